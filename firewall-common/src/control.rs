@@ -1,0 +1,154 @@
+//! What user space tells the kernel, outside of the policy image.
+//!
+//! [`Control`] is one cell, written field by field with atomic stores through its mapping. A packet reads
+//! [`Control::selector`] once and stays with that image, counters and configuration to its end. [`Config`] is
+//! kept twice: the agent writes the idle copy, then switches the selector.
+
+/// Slots for images (with their counters) and for configurations: one in force, one to prepare.
+pub const SLOTS: u32 = 2;
+
+/// The only element of the map `CONTROL` (mmap-able array).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Control {
+    /// A [`Selector`]. Zero (never written): no policy, every packet but the failsafe drops.
+    pub selector: u64,
+    /// Generation of the policy in each image slot.
+    pub generation: [u64; SLOTS as usize],
+    /// Keys the hash of peers in [`crate::gate`]; random, never changed while flows may be remembered.
+    pub seed: u64,
+    /// Events are written while this is not zero. Drop reasons only, unless [`EVENTS_PASS`] is set.
+    pub events: u32,
+    /// Events per reason, CPU and second before sampling suppresses the rest.
+    pub events_per_second: u32,
+}
+
+pub const EVENTS_DROP: u32 = 1;
+pub const EVENTS_PASS: u32 = 2;
+
+const _: () = assert!(size_of::<Control>() == 40);
+
+/// Which image slot and which configuration slot are in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Selector {
+    pub image: u32,
+    pub config: u32,
+}
+
+impl Selector {
+    const VALID: u64 = 1 << 63;
+
+    pub const fn pack(self) -> u64 {
+        Self::VALID | (self.image as u64 & 1) | ((self.config as u64 & 1) << 8)
+    }
+
+    /// `None` if nothing was ever selected.
+    #[inline(always)]
+    pub const fn unpack(word: u64) -> Option<Selector> {
+        if word & Self::VALID == 0 {
+            return None;
+        }
+        Some(Selector { image: (word & 1) as u32, config: ((word >> 8) & 1) as u32 })
+    }
+}
+
+/// Node configuration: element of the map `CONFIG` (array of [`SLOTS`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Config {
+    /// Not zero: observe, that is, count what would drop and pass it.
+    pub observe: u32,
+    /// Set of `LINK_*`.
+    pub link_control: u32,
+    /// Bit [`bloom_bit`] is set for each own address; a hit asks the map `LOCAL`.
+    pub own_bloom: [u64; BLOOM_WORDS],
+    /// Bit `dst_port % 64` is set for each failsafe port; a hit reads the list.
+    pub failsafe_bloom: u64,
+    /// Entries of `failsafe` in use.
+    pub failsafe_count: u32,
+    pub pad: u32,
+    pub failsafe: [Failsafe; MAX_FAILSAFE],
+}
+
+pub const BLOOM_WORDS: usize = 64;
+pub const MAX_FAILSAFE: usize = 32;
+pub const LINK_LACP: u32 = 1;
+pub const LINK_LLDP: u32 = 2;
+pub const LINK_EAPOL: u32 = 4;
+pub const LINK_STP: u32 = 8;
+
+/// A (protocol, port, prefix) that no policy can close. TCP, UDP or SCTP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Failsafe {
+    /// Source prefix, big-endian halves of an IPv6 address; IPv4 stands in the low 32 bits of `prefix_low`.
+    pub prefix_high: u64,
+    pub prefix_low: u64,
+    /// Masks of the same shape; bits of the prefix outside of them are zero.
+    pub mask_high: u64,
+    pub mask_low: u64,
+    pub dst_port: u16,
+    pub protocol: u8,
+    /// 4 or 6.
+    pub version: u8,
+    pub pad: u32,
+}
+
+const _: () = assert!(size_of::<Failsafe>() == 40);
+const _: () = assert!(size_of::<Config>() == 8 + BLOOM_WORDS * 8 + 16 + MAX_FAILSAFE * 40);
+
+impl Config {
+    /// Enforcing, no own addresses, no failsafe, LACP, LLDP and EAPOL admitted.
+    pub const DEFAULT: Config = Config {
+        observe: 0,
+        link_control: LINK_LACP | LINK_LLDP | LINK_EAPOL,
+        own_bloom: [0; BLOOM_WORDS],
+        failsafe_bloom: 0,
+        failsafe_count: 0,
+        pad: 0,
+        failsafe: [Failsafe {
+            prefix_high: 0,
+            prefix_low: 0,
+            mask_high: 0,
+            mask_low: 0,
+            dst_port: 0,
+            protocol: 0,
+            version: 0,
+            pad: 0,
+        }; MAX_FAILSAFE],
+    };
+
+    /// Notes an own address (halves as in [`Failsafe`]); the caller also puts it into `LOCAL`.
+    pub fn add_own_address(&mut self, high: u64, low: u64) {
+        let bit = bloom_bit(high, low);
+        self.own_bloom[bit as usize / 64] |= 1 << (bit % 64);
+    }
+
+    /// Adds a failsafe entry.
+    ///
+    /// # Errors
+    /// Gives the entry back when [`MAX_FAILSAFE`] are in use.
+    pub fn add_failsafe(&mut self, entry: Failsafe) -> Result<(), Failsafe> {
+        let Some(cell) = self.failsafe.get_mut(self.failsafe_count as usize) else {
+            return Err(entry);
+        };
+        *cell = entry;
+        self.failsafe_count += 1;
+        self.failsafe_bloom |= 1 << (entry.dst_port % 64);
+        Ok(())
+    }
+}
+
+/// Key of the hash map `LOCAL` (value `u32`, unused): one own address, halves as in [`Failsafe`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct AddressKey {
+    pub high: u64,
+    pub low: u64,
+}
+
+/// Bit of an address in [`Config::own_bloom`]: 0..4096.
+#[inline(always)]
+pub const fn bloom_bit(high: u64, low: u64) -> u32 {
+    ((low ^ high.rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52) as u32
+}

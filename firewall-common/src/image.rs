@@ -1,0 +1,389 @@
+//! The policy image: the compiled policy as pages, and the lookups that read it.
+//!
+//! An image is one immutable run of little-endian words, cut into [`PAGE_SIZE`] pages. Offsets are in bytes from
+//! the start of the image; no record straddles a page, tables of words may. Page 0 begins with the [`Header`].
+//!
+//! * **ports**: a directory of [`DIRECTORY_LEN`] block numbers (`u16`, in page 0), then blocks of 256 service ids
+//!   (`u16`). Block 0 is all [`NO_SERVICE`]. A [`PortKey`] names the slot.
+//! * **classes**: per family a root table of `2^root_bits` entries indexed by the top bits of the source address,
+//!   then 8-bit strides. An [`Entry`] is a leaf (the class), a *node*, or, for IPv6, a *skip*.
+//! * **verdicts**: row per service (row 0: no service), column per class, word [`Cell`].
+//!
+//! A node is a run-length encoded table of 256 entries: a bitmap of 256 bits (four `u64`; bit set where a run
+//! starts), four `u8` counts of runs before each word, four `u8` of padding, then one entry (`u32`) per run. A skip stands for a path
+//! without branches: if the next `bits` of the address equal `expected`, go on with `next`, else the leaf `miss`.
+//!
+//! What the words mean is the compiler's business; that reading them never leaves the image is this module's and
+//! that of the [`Pages`] behind it. An entry that points nowhere reads as an unreadable image, which drops.
+
+/// Bytes of a page: value size of the inner maps of `IMAGES`.
+pub const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
+pub const PAGE_SHIFT: u32 = 16;
+
+/// First word of an image.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"RAVELIN1");
+
+/// Read access to the pages of one image.
+pub trait Pages {
+    type Page: Page;
+    /// Page `index`, or `None` past the end of the image.
+    fn page(&self, index: u32) -> Option<Self::Page>;
+}
+
+/// One page. Offsets are taken modulo the page and rounded down to the width, so a read never fails.
+pub trait Page: Copy {
+    fn u8(self, at: u32) -> u8;
+    fn u16(self, at: u32) -> u16;
+    fn u32(self, at: u32) -> u32;
+    fn u64(self, at: u32) -> u64;
+}
+
+/// Byte offsets of the header's fields.
+pub mod field {
+    /// `u64`, [`super::MAGIC`].
+    pub const MAGIC: u32 = 0;
+    /// `u32`, [`crate::LAYOUT_VERSION`].
+    pub const LAYOUT: u32 = 8;
+    /// `u32`, set of [`super::FLAG_DEFAULT_ALLOW`].
+    pub const FLAGS: u32 = 12;
+    /// `u64`, bytes of the whole image before padding to pages.
+    pub const LENGTH: u32 = 16;
+    /// `u32`, rows of the verdict table, the row of no service included.
+    pub const SERVICES: u32 = 24;
+    /// `u32`, columns of the verdict table.
+    pub const CLASSES: u32 = 28;
+    /// `u32`, endings of this image (see [`crate::counter`]).
+    pub const ENDINGS: u32 = 32;
+    /// `u32`, [`crate::counter::stride`] of the endings.
+    pub const STRIDE: u32 = 36;
+    /// `u64`, offset of the verdict table.
+    pub const VERDICTS: u32 = 40;
+    /// `u64`, offset of the port blocks.
+    pub const BLOCKS: u32 = 48;
+    /// `u32` and `u64`, bits and offset of the root table of IPv4.
+    pub const V4_ROOT_BITS: u32 = 56;
+    pub const V4_ROOT: u32 = 64;
+    /// `u32` and `u64`, the same of IPv6.
+    pub const V6_ROOT_BITS: u32 = 60;
+    pub const V6_ROOT: u32 = 72;
+    /// [`super::DIRECTORY_LEN`] `u16`: the port directory.
+    pub const DIRECTORY: u32 = 128;
+}
+
+/// The default verdict is to allow.
+pub const FLAG_DEFAULT_ALLOW: u32 = 1;
+
+/// Directory entries: 256 each for TCP, UDP and SCTP, one each for ICMP types, ICMPv6 types and protocols.
+pub const DIRECTORY_LEN: u32 = 3 * 256 + 3;
+/// Service id of what no service names.
+pub const NO_SERVICE: u16 = 0;
+
+/// What a service can own: a port of a transport, an ICMP type, an IP protocol. 0..`DIRECTORY_LEN * 256`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortKey(pub u32);
+
+impl PortKey {
+    pub const fn tcp(port: u16) -> PortKey {
+        PortKey(port as u32)
+    }
+    pub const fn udp(port: u16) -> PortKey {
+        PortKey(0x1_0000 + port as u32)
+    }
+    pub const fn sctp(port: u16) -> PortKey {
+        PortKey(0x2_0000 + port as u32)
+    }
+    pub const fn icmp(icmp_type: u8) -> PortKey {
+        PortKey(0x3_0000 + icmp_type as u32)
+    }
+    pub const fn icmpv6(icmp_type: u8) -> PortKey {
+        PortKey(0x3_0100 + icmp_type as u32)
+    }
+    pub const fn protocol(number: u8) -> PortKey {
+        PortKey(0x3_0200 + number as u32)
+    }
+}
+
+/// A word of the class tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry(pub u32);
+
+/// What an [`Entry`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryKind {
+    /// The class of every address below.
+    Leaf(u32),
+    /// Offset of a node.
+    Node(u64),
+    /// Offset of a skip.
+    Skip(u64),
+}
+
+impl Entry {
+    const POINTER: u32 = (1 << 30) - 1;
+
+    pub const fn leaf(class: u32) -> Entry {
+        Entry(class & Self::POINTER)
+    }
+    /// `offset` is a multiple of 8 below 2^33.
+    pub const fn node(offset: u64) -> Entry {
+        Entry(1 << 30 | (offset / 8) as u32 & Self::POINTER)
+    }
+    /// `offset` is a multiple of 8 below 2^33.
+    pub const fn skip(offset: u64) -> Entry {
+        Entry(2 << 30 | (offset / 8) as u32 & Self::POINTER)
+    }
+    #[inline(always)]
+    pub const fn kind(self) -> EntryKind {
+        let pointer = (self.0 & Self::POINTER) as u64 * 8;
+        match self.0 >> 30 {
+            0 => EntryKind::Leaf(self.0),
+            1 => EntryKind::Node(pointer),
+            _ => EntryKind::Skip(pointer),
+        }
+    }
+}
+
+/// Bytes of a node before its entries: bitmap, counts, padding.
+pub const NODE_HEADER: usize = 40;
+/// Bytes of a skip: `expected` (`u64`, the next bits, top aligned), `bits` (`u32`, 8..=64 in steps of 8), `miss` (`u32`,
+/// a leaf), `next` (`u32`), padding.
+pub const SKIP_SIZE: usize = 24;
+
+/// A word of the verdict table: 0 is no match, else the reason and the ending of the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cell(pub u32);
+
+impl Cell {
+    pub const NO_MATCH: Cell = Cell(0);
+
+    /// `ending` is below 2^24.
+    pub const fn new(reason: u8, ending: u32) -> Cell {
+        Cell((reason as u32) << 24 | ending & 0x00ff_ffff)
+    }
+    #[inline(always)]
+    pub const fn reason(self) -> u8 {
+        (self.0 >> 24) as u8
+    }
+    #[inline(always)]
+    pub const fn ending(self) -> u32 {
+        self.0 & 0x00ff_ffff
+    }
+}
+
+/// The header fields that a decision needs, and the pages behind them.
+pub struct Image<'a, P: Pages> {
+    pages: &'a P,
+    first: P::Page,
+}
+
+impl<'a, P: Pages> Image<'a, P> {
+    /// `None` if there is no first page or it is not an image of this layout.
+    #[inline(always)]
+    pub fn open(pages: &'a P) -> Option<Self> {
+        let first = pages.page(0)?;
+        if first.u64(field::MAGIC) != MAGIC || first.u32(field::LAYOUT) != crate::LAYOUT_VERSION {
+            return None;
+        }
+        Some(Image { pages, first })
+    }
+
+    #[inline(always)]
+    pub fn default_allows(&self) -> bool {
+        self.first.u32(field::FLAGS) & FLAG_DEFAULT_ALLOW != 0
+    }
+
+    /// [`crate::counter::stride`] of this image.
+    #[inline(always)]
+    pub fn stride(&self) -> u32 {
+        self.first.u32(field::STRIDE)
+    }
+
+    /// The page that holds `offset`; page 0 is at hand already.
+    #[inline(always)]
+    fn page_of(&self, offset: u64) -> Option<P::Page> {
+        match (offset >> PAGE_SHIFT) as u32 {
+            0 => Some(self.first),
+            index => self.pages.page(index),
+        }
+    }
+
+    /// The service that owns a port, [`NO_SERVICE`] if none does.
+    #[inline(always)]
+    pub fn service(&self, key: PortKey) -> Option<u16> {
+        let block = self.first.u16(field::DIRECTORY + (key.0 >> 8) * 2) as u64;
+        if block == 0 {
+            return Some(NO_SERVICE);
+        }
+        let offset = self.first.u64(field::BLOCKS) + block * 512 + (key.0 & 0xff) as u64 * 2;
+        Some(self.page_of(offset)?.u16(offset as u32))
+    }
+
+    /// The class of an IPv4 source (host byte order).
+    #[inline(always)]
+    pub fn class_v4(&self, address: u32) -> Option<u32> {
+        let bits = self.first.u32(field::V4_ROOT_BITS) & 31;
+        let offset = self.first.u64(field::V4_ROOT) + ((address as u64) >> (32 - bits)) * 4;
+        let mut entry = Entry(self.page_of(offset)?.u32(offset as u32));
+        let mut rest = address << bits;
+        // The root takes at least 8 bits, each node 8 more.
+        for _ in 0..3 {
+            let EntryKind::Node(node) = entry.kind() else { break };
+            entry = self.node(node, rest >> 24)?;
+            rest <<= 8;
+        }
+        match entry.kind() {
+            EntryKind::Leaf(class) => Some(class),
+            EntryKind::Node(_) | EntryKind::Skip(_) => None,
+        }
+    }
+
+    /// The class of an IPv6 source (halves, host byte order).
+    #[inline(always)]
+    pub fn class_v6(&self, high: u64, low: u64) -> Option<u32> {
+        let bits = self.first.u32(field::V6_ROOT_BITS) & 31;
+        let offset = self.first.u64(field::V6_ROOT) + (high >> 32 >> (32 - bits)) * 4;
+        let mut entry = Entry(self.page_of(offset)?.u32(offset as u32));
+        let (mut high, mut low) = shift(high, low, bits);
+        // The root takes at least 8 bits, each step 8 or more.
+        for _ in 0..15 {
+            let taken = match entry.kind() {
+                EntryKind::Leaf(class) => return Some(class),
+                EntryKind::Node(node) => {
+                    entry = self.node(node, (high >> 56) as u32)?;
+                    8
+                }
+                EntryKind::Skip(skip) => {
+                    let (page, at) = (self.page_of(skip)?, skip as u32);
+                    let taken = page.u32(at + 8) & 127;
+                    let differs = high ^ page.u64(at);
+                    // `taken` is 8..=64: shift by less than 64 only.
+                    if differs >> (64 - taken & 63) != 0 {
+                        return match Entry(page.u32(at + 12)).kind() {
+                            EntryKind::Leaf(class) => Some(class),
+                            EntryKind::Node(_) | EntryKind::Skip(_) => None,
+                        };
+                    }
+                    entry = Entry(page.u32(at + 16));
+                    taken
+                }
+            };
+            (high, low) = shift(high, low, taken);
+        }
+        match entry.kind() {
+            EntryKind::Leaf(class) => Some(class),
+            EntryKind::Node(_) | EntryKind::Skip(_) => None,
+        }
+    }
+
+    /// Entry `index` (0..=255) of the node at `offset`.
+    #[inline(always)]
+    fn node(&self, offset: u64, index: u32) -> Option<Entry> {
+        let (page, at) = (self.page_of(offset)?, offset as u32);
+        let word = index >> 6;
+        let upto = page.u64(at + word * 8) & (u64::MAX >> (63 - (index & 63)));
+        let rank = (page.u8(at + 32 + word) as u32 + ones(upto)).wrapping_sub(1);
+        Some(Entry(page.u32(at + NODE_HEADER as u32 + rank * 4)))
+    }
+
+    /// What the policy says of a class at a service.
+    #[inline(always)]
+    pub fn verdict(&self, service: u16, class: u32) -> Option<Cell> {
+        let classes = self.first.u32(field::CLASSES);
+        if class >= classes || service as u32 >= self.first.u32(field::SERVICES) {
+            return None;
+        }
+        let offset = self.first.u64(field::VERDICTS) + (service as u64 * classes as u64 + class as u64) * 4;
+        Some(Cell(self.page_of(offset)?.u32(offset as u32)))
+    }
+}
+
+/// The address without its top `bits` (0..=64).
+#[inline(always)]
+const fn shift(high: u64, low: u64, bits: u32) -> (u64, u64) {
+    if bits >= 64 {
+        return (low, 0);
+    }
+    // In two steps, for `bits` may be 0.
+    (high << bits | low >> 1 >> (63 - bits), low << bits)
+}
+
+/// Population count in arithmetic: BPF has no instruction for it.
+#[inline(always)]
+const fn ones(mut word: u64) -> u32 {
+    word -= word >> 1 & 0x5555_5555_5555_5555;
+    word = (word & 0x3333_3333_3333_3333) + (word >> 2 & 0x3333_3333_3333_3333);
+    word = (word + (word >> 4)) & 0x0f0f_0f0f_0f0f_0f0f;
+    (word.wrapping_mul(0x0101_0101_0101_0101) >> 56) as u32
+}
+
+/// Pages in a byte slice; the host's side of [`Pages`].
+#[derive(Clone, Copy)]
+pub struct SlicePages<'a>(pub &'a [u8]);
+
+/// One page of [`SlicePages`].
+#[derive(Clone, Copy)]
+pub struct SlicePage<'a>(&'a [u8; PAGE_SIZE]);
+
+impl<'a> Pages for SlicePages<'a> {
+    type Page = SlicePage<'a>;
+
+    fn page(&self, index: u32) -> Option<SlicePage<'a>> {
+        let start = (index as usize).checked_mul(PAGE_SIZE)?;
+        let page = self.0.get(start..start.checked_add(PAGE_SIZE)?)?;
+        page.try_into().ok().map(SlicePage)
+    }
+}
+
+impl SlicePage<'_> {
+    fn bytes<const N: usize>(self, at: u32) -> [u8; N] {
+        let at = at as usize & (PAGE_SIZE - N);
+        let mut out = [0; N];
+        out.copy_from_slice(&self.0[at..at + N]);
+        out
+    }
+}
+
+impl Page for SlicePage<'_> {
+    fn u8(self, at: u32) -> u8 {
+        self.bytes::<1>(at)[0]
+    }
+    fn u16(self, at: u32) -> u16 {
+        u16::from_le_bytes(self.bytes(at))
+    }
+    fn u32(self, at: u32) -> u32 {
+        u32::from_le_bytes(self.bytes(at))
+    }
+    fn u64(self, at: u32) -> u64 {
+        u64::from_le_bytes(self.bytes(at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ones_counts_bits() {
+        for word in [0, 1, u64::MAX, 0x8000_0000_0000_0001, 0x5555_aaaa_1234_fedc] {
+            assert_eq!(ones(word), word.count_ones());
+        }
+    }
+
+    #[test]
+    fn shift_takes_bits_off_the_top_of_both_halves() {
+        let address = 0x0123_4567_89ab_cdef_fedc_ba98_7654_3210_u128;
+        for bits in 0..=64 {
+            let (high, low) = shift((address >> 64) as u64, address as u64, bits);
+            assert_eq!((high as u128) << 64 | low as u128, address << bits, "{bits}");
+        }
+    }
+
+    #[test]
+    fn entries_and_cells_give_back_what_was_put_in() {
+        assert_eq!(Entry::leaf(77).kind(), EntryKind::Leaf(77));
+        assert_eq!(Entry::node((1 << 33) - 8).kind(), EntryKind::Node((1 << 33) - 8));
+        assert_eq!(Entry::skip(4096).kind(), EntryKind::Skip(4096));
+        let cell = Cell::new(16, 0x00ab_cdef);
+        assert_eq!((cell.reason(), cell.ending()), (16, 0x00ab_cdef));
+    }
+}

@@ -1,0 +1,3 @@
+//! The local socket between the command line and the agent: HTTP + JSON.
+
+pub mod types;

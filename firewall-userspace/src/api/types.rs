@@ -1,0 +1,227 @@
+//! Requests and answers of the local socket: JSON over HTTP, version 1. The command line prints these same
+//! records with `-o json`, so field names are an interface: add, never rename.
+
+use crate::policy::model::Place;
+use serde::{Deserialize, Serialize};
+
+/// `GET /v1/status?wait_ms=N&generation=G` (waits until a policy is in force and attached).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub instance: String,
+    pub pid: u32,
+    pub kernel: String,
+    /// `enforce` or `observe`.
+    pub mode: String,
+    pub uptime_seconds: u64,
+    pub policy: PolicyStatus,
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Patterns asked for that no interface matches.
+    pub unmatched: Vec<String>,
+    pub failsafe: Vec<String>,
+    /// What this kernel lacks and what that means, a sentence each.
+    pub degraded: Vec<String>,
+    /// True when a policy is in force on every interface asked for.
+    pub ready: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    pub path: String,
+    /// 0: none in force.
+    pub generation: u64,
+    /// Hex BLAKE3 of the image.
+    pub digest: String,
+    /// Unix seconds of the last successful application.
+    pub applied_at: u64,
+    /// `file`, or `last-good` when the file is gone or bad.
+    pub origin: String,
+    /// Of the last reload, if it failed: the whole text with the pointer into the line.
+    pub last_error: Option<String>,
+    pub warnings: Vec<String>,
+    pub stats: crate::policy::compile::Stats,
+    /// Temporary entries and when they end.
+    pub temporary: Vec<Temporary>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Temporary {
+    /// `allow payments-api 198.51.100.7` or `deny 203.0.113.0/24`.
+    pub entry: String,
+    pub seconds_left: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    pub name: String,
+    pub ifindex: u32,
+    /// `native`, `generic` or `none`.
+    pub xdp: String,
+    /// `tcx`, `clsact` or `none`.
+    pub egress: String,
+    /// Multi-buffer frames are handled.
+    pub frags: bool,
+    /// Why not native, or why nothing is attached: a sentence.
+    pub detail: Option<String>,
+    pub passed: Count,
+    pub dropped: Count,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// `POST /v1/reload` and every request that changes the policy: what came of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Applied {
+    pub generation: u64,
+    pub digest: String,
+    /// False when the policy in force was this one already (or for a dry run).
+    pub changed: bool,
+    pub warnings: Vec<String>,
+    /// Who gained and lost which port.
+    pub diff: Vec<DiffLine>,
+}
+
+/// `GET /v1/services`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServiceRow {
+    pub name: String,
+    pub ports: Vec<String>,
+    pub allow: Vec<String>,
+    pub deny: Vec<String>,
+    pub place: Place,
+    pub passed: Count,
+    pub dropped: Count,
+}
+
+/// `GET /v1/rules`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RuleRow {
+    /// Empty: the policy's own deny list.
+    pub service: String,
+    /// `allow` or `deny`.
+    pub action: String,
+    pub source: String,
+    pub prefixes: usize,
+    pub place: Place,
+    pub count: Count,
+}
+
+/// `GET /v1/counters`: a row per (service, verdict, reason) that has counted.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CounterRow {
+    /// Empty: no service.
+    pub service: String,
+    /// `pass`, `drop` or `would-drop`.
+    pub verdict: String,
+    pub reason: String,
+    pub count: Count,
+}
+
+/// One line of a policy diff: `gains` or `loses`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DiffLine {
+    /// `gains`, `loses`, `opens`, `closes` or `default`.
+    pub change: String,
+    /// `198.51.100.0/24`, `@web`, `anyone`.
+    pub who: String,
+    pub service: String,
+    pub ports: Vec<String>,
+}
+
+/// `POST /v1/apply`: replaces the policy file by this text, after checking it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ApplyRequest {
+    pub text: String,
+    /// Where the text came from, for messages.
+    pub path: String,
+    pub dry_run: bool,
+}
+
+/// `POST /v1/edit`: one change to the policy file that keeps comments and order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Edit {
+    Allow { service: String, source: String, for_seconds: Option<u64> },
+    Revoke { service: String, source: String },
+    Deny { source: String, for_seconds: Option<u64> },
+    Undeny { source: String },
+    ServiceAdd { name: String, ports: Vec<String>, allow: Vec<String>, deny: Vec<String> },
+    /// `None` leaves a list as it is.
+    ServiceSet { name: String, ports: Option<Vec<String>>, allow: Option<Vec<String>>, deny: Option<Vec<String>> },
+    ServiceRemove { name: String },
+}
+
+/// `POST /v1/mode`: `enforce` or `observe`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModeRequest {
+    pub mode: String,
+}
+
+/// `POST /v1/explain`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ExplainRequest {
+    /// As typed: `tcp 10.20.3.4 -> 8443`.
+    pub packet: String,
+}
+
+/// What would happen to a packet, and every step on the way.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    pub packet: String,
+    /// `pass` or `drop`.
+    pub verdict: String,
+    pub reason: String,
+    pub service: Option<String>,
+    /// `allow @web`.
+    pub rule: Option<String>,
+    /// The place of the rule, or of the service when no rule matched.
+    pub place: Option<Place>,
+    /// The source line at `place`.
+    pub line: Option<String>,
+    pub generation: u64,
+    pub steps: Vec<ExplainStep>,
+    /// What to do about it, when it was dropped.
+    pub hint: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ExplainStep {
+    /// `packet`, `essential`, `failsafe`, `port`, `source`, `rule`, `reply`, `default`.
+    pub step: String,
+    pub finding: String,
+}
+
+/// `GET /v1/monitor?passes=bool`: a stream of these, one JSON object a line.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EventRecord {
+    /// RFC 3339 with milliseconds, UTC.
+    pub time: String,
+    pub interface: String,
+    pub verdict: String,
+    pub reason: String,
+    pub service: String,
+    pub rule: String,
+    /// `tcp`, `udp`, `icmp`, ... or the protocol's number.
+    pub protocol: String,
+    pub src: String,
+    pub src_port: u16,
+    pub dst: String,
+    pub dst_port: u16,
+    pub length: u32,
+    pub tcp_flags: String,
+    pub vlan: Vec<u16>,
+    pub ethertype: u16,
+    pub generation: u64,
+    /// Events suppressed since the record before, all reasons.
+    pub suppressed: u64,
+}
+
+/// Body of every answer that is not 2xx.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ApiError {
+    pub error: String,
+}

@@ -1,0 +1,1 @@
+//! (skeleton) The decision on the host: explain and tests.
