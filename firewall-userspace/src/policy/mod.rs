@@ -3,6 +3,7 @@
 pub mod claims;
 pub mod compile;
 pub mod diagnostic;
+pub mod edit;
 pub mod file;
 pub mod groups;
 pub mod icmp;
