@@ -2,6 +2,7 @@
 
 pub mod claims;
 pub mod compile;
+pub mod cover;
 pub mod diagnostic;
 pub mod edit;
 pub mod file;
