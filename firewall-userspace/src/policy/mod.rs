@@ -14,6 +14,7 @@ pub mod model;
 pub mod ports;
 pub mod prefix;
 pub mod rules;
+pub mod schema;
 pub mod set;
 pub mod source;
 pub mod until;
