@@ -29,7 +29,7 @@ pub use wire::NetlinkError;
 
 use crate::policy::compile::Compiled;
 use attach::Attacher;
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use firewall_common::{
     control::{AddressKey, Config, Control, Failsafe, MAX_FAILSAFE, SLOTS, Selector},
     counter::{InterfaceCounter, interface_cell},
