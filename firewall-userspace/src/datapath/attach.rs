@@ -220,7 +220,10 @@ impl Attacher<'_> {
     fn judge_refusal(&self, interface: &Interface, error: io::Error) -> Result<String, AttachError> {
         match error.raw_os_error() {
             _ if is_occupied(&error) => Err(occupied(interface)),
-            Some(libc::ENODEV) => Err(AttachError::Gone { interface: interface.name.clone() }),
+            // The kernel has no errno of its own for an interface that is not there.
+            _ if netlink::xdp_programs(interface.index)?.is_none() => {
+                Err(AttachError::Gone { interface: interface.name.clone() })
+            }
             Some(libc::EOPNOTSUPP) => Ok("the driver has no native XDP".into()),
             errno => {
                 let words = driver_words(interface.index, self.programs.ingress.fd.as_fd());

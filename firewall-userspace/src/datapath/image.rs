@@ -46,7 +46,7 @@ pub(super) struct Slots {
     counters: OwnedFd,
     control: Mapping,
     grace: Grace,
-    /// That of the selector; `None` before the first policy.
+    /// That of the selector; `None` if it is empty.
     in_force: Option<Slot>,
 }
 
@@ -65,23 +65,21 @@ impl Slots {
             grace,
             in_force: None,
         };
-        if let Some(selector) = slots.selector() {
-            slots.in_force = slots.take_over(selector.image);
-            // An agent that died just after its switch did not wait.
-            slots.grace()?;
-        }
+        slots.in_force = slots.take_over(slots.selector().image());
+        // An agent that died just after its switch did not wait.
+        slots.grace()?;
         slots.empty(slots.idle())?;
         Ok(slots)
     }
 
-    pub fn selector(&self) -> Option<Selector> {
-        Selector::unpack(self.control.load_u64(offset_of!(Control, selector)))
+    pub fn selector(&self) -> Selector {
+        Selector(self.control.load_u64(offset_of!(Control, selector)))
     }
 
     /// Switches what packets read first. Follow it by [`Self::grace`] before touching what it left.
     pub fn select(&self, selector: Selector) {
         // Release: whoever sees the selector sees what was written for it before.
-        self.control.u64(offset_of!(Control, selector)).store(selector.pack(), Ordering::Release);
+        self.control.u64(offset_of!(Control, selector)).store(selector.0, Ordering::Release);
     }
 
     /// Returns when no packet is under way that began before.
@@ -95,18 +93,18 @@ impl Slots {
 
     /// The image slot that no packet reads.
     fn idle(&self) -> u32 {
-        self.selector().map_or(0, |selector| (selector.image + 1) % SLOTS)
+        (self.selector().image() + 1) % SLOTS
     }
 
     pub fn in_force(&self) -> Option<InForce> {
         let slot = self.in_force.as_ref()?;
-        let generation = self.generation(self.selector()?.image);
+        let generation = self.generation(self.selector().image());
         Some(InForce { generation, digest: digest(&slot.image) })
     }
 
     pub fn counters(&self) -> Option<EndingCounters> {
         let slot = self.in_force.as_ref()?;
-        Some(self.read(slot, self.selector()?.image))
+        Some(self.read(slot, self.selector().image()))
     }
 
     /// Uploads a policy into the idle slot and switches to it.
@@ -123,10 +121,9 @@ impl Slots {
             // Nothing selects it yet. What cannot be removed now is removed before the next upload.
             let _ = self.empty(new);
         })?;
-        self.select(Selector { image: new, config: old.map_or(0, |selector| selector.config) });
+        self.select(Selector::new(new, old.config()));
         self.grace()?;
-        let retired = self.in_force.replace(slot);
-        let retired = retired.zip(old).map(|(slot, old)| self.read(&slot, old.image));
+        let retired = self.in_force.replace(slot).map(|slot| self.read(&slot, old.image()));
         self.empty(self.idle())?;
         Ok(retired)
     }
@@ -138,7 +135,7 @@ impl Slots {
         let stride = counter::stride(compiled.endings.len() as u32);
         let cells = u64::from(super::counters::cpus()?) * u64::from(BANKS) * u64::from(stride);
         let cells = u32::try_from(cells).map_err(|_| DatapathError::TooManyCounters { cells })?;
-        let counters = sys::inner_array(&format!("counters-{slot}"), size_of::<Counter>() as u32, cells)
+        let counters = sys::inner_array(&format!("counters_{slot}"), size_of::<Counter>() as u32, cells)
             .map_err(DatapathError::system("creating the counters of a policy"))?;
         let counters_mapped = Mapping::new(counters.as_fd(), cells as usize * size_of::<Counter>(), false)
             .map_err(DatapathError::system("mapping the counters of a policy"))?;
@@ -241,7 +238,7 @@ fn check(compiled: &Compiled) -> Result<(), DatapathError> {
 /// An inner map that holds the image and that user space cannot write to any more.
 fn upload_image(slot: u32, image: &[u8]) -> std::io::Result<(OwnedFd, Mapping)> {
     let pages = u32::try_from(image.len() / PAGE_SIZE).map_err(|_| std::io::ErrorKind::FileTooLarge)?;
-    let map = sys::inner_array(&format!("image-{slot}"), PAGE_SIZE as u32, pages)?;
+    let map = sys::inner_array(&format!("image_{slot}"), PAGE_SIZE as u32, pages)?;
     // A mapping of its own: while a writable one exists the map cannot be frozen.
     Mapping::new(map.as_fd(), image.len(), true)?.write(image);
     sys::map_freeze(map.as_fd())?;

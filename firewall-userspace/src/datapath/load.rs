@@ -148,6 +148,10 @@ fn check_shape(directory: &Path, shape: &Shape) -> Result<(), DatapathError> {
 /// Makes `<pins>/v<LAYOUT_VERSION>` on a BPF file system and returns it.
 pub(super) fn prepare_pins(pins: &Path) -> Result<PathBuf, DatapathError> {
     mount_bpf_fs(pins)?;
+    // The kernel keeps names with dots for itself and answers "not permitted".
+    if pins.to_string_lossy().contains('.') {
+        return Err(DatapathError::DotInPins { path: pins.to_owned() });
+    }
     let directory = pins.join(format!("v{LAYOUT_VERSION}"));
     fs::DirBuilder::new()
         .recursive(true)

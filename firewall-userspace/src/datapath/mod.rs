@@ -71,6 +71,8 @@ pub enum DatapathError {
     Privileges { missing: String },
     #[error("{} is not on a BPF file system (`mount -t bpf bpf DIRECTORY` makes one)", .path.display())]
     NotBpfFs { path: PathBuf },
+    #[error("{}: a BPF file system takes no names with dots; name the instance without", .path.display())]
+    DotInPins { path: PathBuf },
     #[error("loading the kernel programs")]
     Object { source: Box<aya::EbpfError> },
     #[error("the kernel refuses the program `{name}`")]
@@ -277,23 +279,13 @@ impl Datapath {
         for key in own.difference(&known) {
             self.local.insert(key, 0, 0).map_err(local("LOCAL"))?;
         }
-        match self.slots.selector() {
-            None => {
-                // Without a policy packets read the first configuration; a policy starts with it, too.
-                for slot in 0..SLOTS {
-                    self.config.set(slot, bytes, 0).map_err(DatapathError::map("CONFIG"))?;
-                }
-            }
-            Some(selector) => {
-                let current =
-                    self.config.get(&selector.config, 0).map_err(DatapathError::map("CONFIG"))?;
-                if current != bytes {
-                    let idle = (selector.config + 1) % SLOTS;
-                    self.config.set(idle, bytes, 0).map_err(DatapathError::map("CONFIG"))?;
-                    self.slots.select(Selector { config: idle, ..selector });
-                    self.slots.grace()?;
-                }
-            }
+        let selector = self.slots.selector();
+        let current = self.config.get(&selector.config(), 0).map_err(DatapathError::map("CONFIG"))?;
+        if current != bytes {
+            let idle = (selector.config() + 1) % SLOTS;
+            self.config.set(idle, bytes, 0).map_err(DatapathError::map("CONFIG"))?;
+            self.slots.select(Selector::new(selector.image(), idle));
+            self.slots.grace()?;
         }
         self.forget(known.difference(&own))
     }
