@@ -27,11 +27,11 @@ pub struct Groups<'a> {
     /// List files in the order they were read.
     pub files: Vec<PathBuf>,
     by_file: HashMap<PathBuf, Option<u32>>,
-    read: &'a mut ReadList,
+    read: &'a mut ReadList<'a>,
 }
 
 /// Reads a list file.
-pub type ReadList = dyn FnMut(&Path) -> std::io::Result<Vec<u8>>;
+pub type ReadList<'a> = dyn FnMut(&Path) -> std::io::Result<Vec<u8>> + 'a;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
@@ -45,7 +45,7 @@ impl<'a> Groups<'a> {
     pub fn resolve(
         written: &'a [written::Group],
         folder: &Path,
-        read: &'a mut ReadList,
+        read: &'a mut ReadList<'a>,
         findings: &mut Findings<'_>,
     ) -> Groups<'a> {
         let mut groups = Groups {
