@@ -2,7 +2,10 @@
 
 pub mod claims;
 pub mod compile;
+pub mod cover;
 pub mod diagnostic;
+pub mod diff;
+pub mod edit;
 pub mod file;
 pub mod groups;
 pub mod icmp;
@@ -11,6 +14,7 @@ pub mod model;
 pub mod ports;
 pub mod prefix;
 pub mod rules;
+pub mod set;
 pub mod source;
 pub mod until;
 pub mod written;
