@@ -25,14 +25,13 @@ use crate::api::server;
 use crate::datapath::Datapath;
 use crate::metrics;
 use crate::monitor::{self, Hub, record::Directory};
-use ::log::{error, info, warn};
+use ::log::{info, warn};
 use anyhow::{Context as _, anyhow};
 use clock::SystemClock;
 use config::Config;
 use handle::{Command, Handle, Readiness};
 use owner::{Outlets, Owner};
 use sd_notify::NotifyState;
-use std::process::ExitCode;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -45,7 +44,7 @@ const LAST_ANSWERS: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// If it cannot start: then nothing was changed, and what was in force still is.
-pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
+pub async fn run(config: Config) -> anyhow::Result<()> {
     log::init(config.log_format, &config.log_level);
     info!("ravelin {} starts, instance {}", env!("CARGO_PKG_VERSION"), config.instance);
     for rule in config.failsafe.iter().filter(|rule| rule.admits_anyone()) {
@@ -127,14 +126,7 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     tasks.abort_all();
     let _ = close.send(());
     let _ = tokio::time::timeout(LAST_ANSWERS, serving).await;
-    match result {
-        Ok(Ok(())) => Ok(ExitCode::SUCCESS),
-        Ok(Err(error)) => Err(error),
-        Err(_) => {
-            error!("the agent failed in an unexpected way; what was in force stays in force");
-            Ok(ExitCode::FAILURE)
-        }
-    }
+    result.unwrap_or_else(|_| Err(anyhow!("the agent failed in an unexpected way; what was in force stays in force")))
 }
 
 /// The whole life of the owner, on its own thread.
@@ -149,8 +141,10 @@ fn own(
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async move {
+        // Pins that are there may be somebody's: not even looked at without the lock. If not, they are made first.
+        let early = config.pins.exists().then(|| lock::pins(&config.pins)).transpose()?;
         let mut datapath = Datapath::open(&config.pins).context("cannot set up the data path")?;
-        let _pins_lock = lock::pins(&config.pins)?;
+        let _pins_lock = early.map_or_else(|| lock::pins(&config.pins), Ok)?;
         let events = datapath.events().context("cannot read events")?;
         let mut owner = Owner::new(config, datapath, Arc::new(SystemClock), &clock::boot_id(), outlets)?;
         let watch = owner.start().await?;

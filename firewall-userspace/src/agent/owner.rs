@@ -205,6 +205,7 @@ impl Owner {
         self.sweep();
         let since = Instant::now();
         self.carry_out(todo, since);
+        self.detach_strays();
         self.publish();
         Ok(watch)
     }
@@ -625,6 +626,25 @@ impl Owner {
                 let text = chain(&error);
                 let wait = self.links.refused(index, text.clone(), Instant::now());
                 log::warn!("interface {} ({index}) is not filtered, trying again in {wait:?}: {text}", interface.name);
+            }
+        }
+    }
+
+    /// What an earlier agent attached to and this one is not asked to.
+    fn detach_strays(&mut self) {
+        let attached = match self.datapath.as_ref().map(Datapath::attached) {
+            Some(Ok(attached)) => attached,
+            Some(Err(error)) => return log::warn!("cannot tell what an earlier agent attached to: {}", chain(&error)),
+            None => return,
+        };
+        for index in attached {
+            match self.links.get(index).cloned() {
+                Some(interface) if self.links.wanted(&interface) => {}
+                Some(interface) => {
+                    log::warn!("interface {} ({index}) is not among those asked for: not filtered from now on", interface.name);
+                    self.detach_one(index, &interface.name);
+                }
+                None => self.detach_one(index, "that is gone"),
             }
         }
     }

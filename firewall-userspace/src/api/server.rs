@@ -20,7 +20,7 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use axum::serve::IncomingStream;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use std::fs::Permissions;
 use std::future::Future;
 use std::io;
@@ -137,15 +137,10 @@ async fn mode(_: Writer, State(shared): State<Shared>, JsonBody(request): JsonBo
     Ok(Json(shared.agent.ask(Command::Status).await?).into_response())
 }
 
-/// `POST /v1/detach`: what was removed, a sentence each. The agent stops after it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Detached {
-    pub removed: Vec<String>,
-}
-
+/// Answers what was removed, a sentence each; the agent stops after it.
 async fn detach(_: Writer, State(shared): State<Shared>) -> Result<Response, Failure> {
     let removed = shared.agent.ask(Command::Detach).await??;
-    Ok(Json(Detached { removed }).into_response())
+    Ok(Json(removed).into_response())
 }
 
 fn applied(outcome: Outcome) -> Result<Response, Failure> {
