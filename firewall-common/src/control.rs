@@ -15,6 +15,8 @@ pub struct Control {
     pub selector: u64,
     /// Generation of the policy in each image slot.
     pub generation: [u64; SLOTS as usize],
+    /// [`crate::counter::stride`] of the image in each slot, so that counting never waits for the image.
+    pub stride: [u32; SLOTS as usize],
     /// Keys the hash of peers in [`crate::gate`]; random, never changed while flows may be remembered.
     pub seed: u64,
     /// Events are written while this is not zero. Drop reasons only, unless [`EVENTS_PASS`] is set.
@@ -26,7 +28,7 @@ pub struct Control {
 pub const EVENTS_DROP: u32 = 1;
 pub const EVENTS_PASS: u32 = 2;
 
-const _: () = assert!(size_of::<Control>() == 40);
+const _: () = assert!(size_of::<Control>() == 48);
 
 /// Which image slot and which configuration slot are in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

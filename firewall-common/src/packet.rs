@@ -1,1 +1,445 @@
-//! (skeleton)
+//! From a frame to a [`Packet`]: Ethernet, VLAN, IPv4, IPv6 with extension headers, transport.
+//!
+//! Reads as far as the host would and no further; the first thing wrong ends it with its [`Reason`]. Every length is
+//! checked against the IP header's claim, not the frame's end, so Ethernet padding never counts as a header.
+//! What the packet may do is [`crate::decide`]'s business.
+
+use crate::verdict::Reason;
+
+/// A frame's bytes. Reads past the end are `None`.
+pub trait Frame {
+    type Window<const N: usize>: Window;
+
+    /// Bytes of the whole frame from the Ethernet header on.
+    fn len(&self) -> u32;
+
+    /// `N` bytes at `at`, or `None` if the frame ends before (or they lie past [`MAX_OFFSET`]).
+    fn window<const N: usize>(&self, at: u32) -> Option<Self::Window<N>>;
+}
+
+/// A checked stretch of a frame. Offsets are constants below the window's size; multi-byte reads are big-endian.
+pub trait Window {
+    fn u8(&self, at: usize) -> u8;
+    fn u16(&self, at: usize) -> u16;
+    fn u32(&self, at: usize) -> u32;
+    fn u64(&self, at: usize) -> u64;
+}
+
+/// Headers are looked for below this offset: more than eight extension headers of common size need.
+pub const MAX_OFFSET: u32 = 4095;
+/// IPv6 extension headers that are walked (RFC 8504 lets a host bound them).
+pub const MAX_EXTENSIONS: u32 = 8;
+/// No VLAN tag.
+pub const NO_VLAN: u16 = 0xffff;
+
+/// EtherTypes (IEEE 802 numbers) that are told apart.
+pub mod ethertype {
+    pub const IPV4: u16 = 0x0800;
+    pub const ARP: u16 = 0x0806;
+    pub const VLAN: u16 = 0x8100;
+    pub const IPV6: u16 = 0x86dd;
+    pub const LACP: u16 = 0x8809;
+    pub const EAPOL: u16 = 0x888e;
+    pub const QINQ: u16 = 0x88a8;
+    pub const LLDP: u16 = 0x88cc;
+    /// Below this the field is an 802.3 length.
+    pub const FIRST: u16 = 0x0600;
+}
+
+/// IP protocol numbers that are told apart.
+pub mod protocol {
+    pub const HOP_BY_HOP: u8 = 0;
+    pub const ICMP: u8 = 1;
+    pub const TCP: u8 = 6;
+    pub const UDP: u8 = 17;
+    pub const ROUTING: u8 = 43;
+    pub const FRAGMENT: u8 = 44;
+    pub const AH: u8 = 51;
+    pub const ICMPV6: u8 = 58;
+    pub const DESTINATION: u8 = 60;
+    pub const SCTP: u8 = 132;
+}
+
+/// TCP flag bits (RFC 9293).
+pub mod tcp {
+    pub const FIN: u8 = 1;
+    pub const SYN: u8 = 2;
+    pub const RST: u8 = 4;
+    pub const PSH: u8 = 8;
+    pub const ACK: u8 = 16;
+    pub const URG: u8 = 32;
+}
+
+/// What a frame was read as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Arp,
+    /// To a link-local group address (01:80:c2:00:00:0x): a `LINK_*` bit of [`crate::control`].
+    LinkControl(u32),
+    /// IPv4 or IPv6: addresses, protocol and ports are set.
+    Ip,
+    /// 802.3 with LLC or SNAP.
+    Llc,
+    /// Any other ethertype.
+    Other,
+}
+
+/// What was read of a frame so far; fields not reached keep their start values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    pub ethertype: u16,
+    /// Tag control information, outer first, [`NO_VLAN`] for none.
+    pub vlan: [u16; 2],
+    /// 4, 6, or 0 before an IP header.
+    pub version: u8,
+    /// After extension headers.
+    pub protocol: u8,
+    /// TTL or hop limit.
+    pub hop_limit: u8,
+    pub tcp_flags: u8,
+    /// First fragment of several.
+    pub fragmented: bool,
+    /// Halves in host byte order; IPv4 stands in the low 32 bits of the low half.
+    pub src: Address,
+    pub dst: Address,
+    pub src_port: u16,
+    pub dst_port: u16,
+    pub icmp_type: u8,
+    pub icmp_code: u8,
+    /// Identifier of an ICMP echo.
+    pub echo_id: u16,
+}
+
+/// An address as two halves, see [`Packet::src`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Address {
+    pub high: u64,
+    pub low: u64,
+}
+
+impl Packet {
+    pub const EMPTY: Packet = Packet {
+        ethertype: 0,
+        vlan: [NO_VLAN; 2],
+        version: 0,
+        protocol: 0,
+        hop_limit: 0,
+        tcp_flags: 0,
+        fragmented: false,
+        src: Address { high: 0, low: 0 },
+        dst: Address { high: 0, low: 0 },
+        src_port: 0,
+        dst_port: 0,
+        icmp_type: 0,
+        icmp_code: 0,
+        echo_id: 0,
+    };
+
+    /// TCP that opens a connection: SYN without ACK.
+    #[inline(always)]
+    pub const fn opens_tcp(&self) -> bool {
+        self.protocol == protocol::TCP && self.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+    }
+
+    /// ICMP in IPv4 or ICMPv6 in IPv6; the other two ways round are protocols like any other.
+    #[inline(always)]
+    pub const fn is_icmp(&self) -> bool {
+        (self.version == 4 && self.protocol == protocol::ICMP)
+            || (self.version == 6 && self.protocol == protocol::ICMPV6)
+    }
+
+    /// An ICMP message about another packet (RFC 792, RFC 4443).
+    #[inline(always)]
+    pub const fn is_icmp_error(&self) -> bool {
+        match self.version {
+            4 => self.is_icmp() && matches!(self.icmp_type, 3 | 4 | 5 | 11 | 12),
+            _ => self.is_icmp() && self.icmp_type < 128,
+        }
+    }
+}
+
+/// Reads `frame` into `packet`.
+///
+/// # Errors
+/// The reason why the frame must drop: malformed, or a fragment that cannot be judged.
+#[inline(always)]
+pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Result<Kind, Reason> {
+    let ethernet = frame.window::<14>(0).ok_or(Reason::EthernetShort)?;
+    let mut kind = ethernet.u16(12);
+    let mut at = 14;
+    if is_vlan(kind) {
+        let tag = frame.window::<4>(at).ok_or(Reason::EthernetShort)?;
+        packet.vlan[0] = tag.u16(0);
+        kind = tag.u16(2);
+        at += 4;
+        if is_vlan(kind) {
+            let tag = frame.window::<4>(at).ok_or(Reason::EthernetShort)?;
+            packet.vlan[1] = tag.u16(0);
+            kind = tag.u16(2);
+            at += 4;
+            if is_vlan(kind) {
+                return Err(Reason::VlanDepth);
+            }
+        }
+    }
+    packet.ethertype = kind;
+    match kind {
+        ethertype::IPV4 => ipv4(frame, at, packet),
+        ethertype::IPV6 => ipv6(frame, at, packet),
+        ethertype::ARP => match frame.window::<28>(at) {
+            Some(_) => Ok(Kind::Arp),
+            None => Err(Reason::ArpShort),
+        },
+        _ => {
+            // IEEE 802.1Q table 8-1: groups that bridges never forward.
+            let to_link = ethernet.u32(0) == 0x0180_c200 && ethernet.u16(4) < 0x10;
+            Ok(match kind {
+                ethertype::LACP if to_link => Kind::LinkControl(crate::control::LINK_LACP),
+                ethertype::LLDP if to_link => Kind::LinkControl(crate::control::LINK_LLDP),
+                ethertype::EAPOL if to_link => Kind::LinkControl(crate::control::LINK_EAPOL),
+                length if length < ethertype::FIRST => Kind::Llc,
+                _ => Kind::Other,
+            })
+        }
+    }
+}
+
+#[inline(always)]
+const fn is_vlan(kind: u16) -> bool {
+    kind == ethertype::VLAN || kind == ethertype::QINQ
+}
+
+#[inline(always)]
+fn ipv4<F: Frame>(frame: &F, at: u32, packet: &mut Packet) -> Result<Kind, Reason> {
+    let header = frame.window::<20>(at).ok_or(Reason::IpShort)?;
+    let first = header.u8(0);
+    let header_len = (first & 15) as u32 * 4;
+    if first >> 4 != 4 || header_len < 20 {
+        return Err(Reason::Ipv4Header);
+    }
+    packet.version = 4;
+    packet.src.low = header.u32(12) as u64;
+    packet.dst.low = header.u32(16) as u64;
+    packet.protocol = header.u8(9);
+    packet.hop_limit = header.u8(8);
+    let carried = frame.len().saturating_sub(at);
+    let mut total = header.u16(2) as u32;
+    if total == 0 && carried > u16::MAX as u32 {
+        // BIG TCP (kernel commit b1a78b9b9886): a super-packet too long for the field.
+        total = carried;
+    }
+    if total < header_len {
+        return Err(Reason::Ipv4Header);
+    }
+    if total > carried {
+        return Err(Reason::IpShort);
+    }
+    let fragment = header.u16(6);
+    if fragment & 0x8000 != 0 {
+        return Err(Reason::Ipv4Header);
+    }
+    if fragment & 0x1fff != 0 {
+        return Err(Reason::Fragment);
+    }
+    packet.fragmented = fragment & 0x2000 != 0;
+    transport(frame, at + header_len, total - header_len, packet)
+}
+
+#[inline(always)]
+fn ipv6<F: Frame>(frame: &F, at: u32, packet: &mut Packet) -> Result<Kind, Reason> {
+    let header = frame.window::<40>(at).ok_or(Reason::IpShort)?;
+    if header.u8(0) >> 4 != 6 {
+        return Err(Reason::Ipv6Header);
+    }
+    packet.version = 6;
+    packet.src = Address { high: header.u64(8), low: header.u64(16) };
+    packet.dst = Address { high: header.u64(24), low: header.u64(32) };
+    packet.hop_limit = header.u8(7);
+    let carried = frame.len().saturating_sub(at + 40);
+    let mut payload = header.u16(4) as u32;
+    if payload == 0 && carried > u16::MAX as u32 {
+        // BIG TCP and RFC 2675: the length is in a hop-by-hop option.
+        payload = carried;
+    }
+    if payload > carried {
+        return Err(Reason::IpShort);
+    }
+
+    let mut next = header.u8(6);
+    let mut at = at + 40;
+    // Hop-by-hop is legal in the first place only (RFC 8200 section 4.1), and Linux reads it there only.
+    for count in 0..=MAX_EXTENSIONS {
+        packet.protocol = next;
+        let walked = matches!(
+            next,
+            protocol::HOP_BY_HOP
+                | protocol::ROUTING
+                | protocol::FRAGMENT
+                | protocol::AH
+                | protocol::DESTINATION
+        );
+        if !walked {
+            return transport(frame, at, payload, packet);
+        }
+        if count == MAX_EXTENSIONS {
+            break;
+        }
+        let short = if packet.fragmented { Reason::FragmentShort } else { Reason::ExtensionHeader };
+        if payload < 8 {
+            return Err(short);
+        }
+        let extension = frame.window::<8>(at).ok_or(short)?;
+        let mut len = (extension.u8(1) as u32 + 1) * 8;
+        match next {
+            protocol::HOP_BY_HOP if count > 0 => return Err(Reason::ExtensionHeader),
+            protocol::ROUTING if extension.u8(3) != 0 => return Err(Reason::RoutingHeader),
+            protocol::AH => len = (extension.u8(1) as u32 + 2) * 4,
+            protocol::FRAGMENT => {
+                len = 8;
+                let offset = extension.u16(2);
+                if offset & 0xfff8 != 0 {
+                    return Err(Reason::Fragment);
+                }
+                if packet.fragmented {
+                    return Err(Reason::ExtensionHeader);
+                }
+                packet.fragmented = offset & 1 != 0;
+            }
+            _ => {}
+        }
+        if len > payload {
+            return Err(short);
+        }
+        next = extension.u8(0);
+        payload -= len;
+        at += len;
+    }
+    Err(Reason::ExtensionDepth)
+}
+
+/// Reads ports, flags and ICMP types at `at`, where the IP header leaves `payload` bytes.
+#[inline(always)]
+fn transport<F: Frame>(frame: &F, at: u32, payload: u32, packet: &mut Packet) -> Result<Kind, Reason> {
+    let short = if packet.fragmented { Reason::FragmentShort } else { Reason::TransportShort };
+    match packet.protocol {
+        protocol::TCP => {
+            let header = checked::<F, 20>(frame, at, payload).ok_or(short)?;
+            let ports = header.u32(0);
+            packet.src_port = (ports >> 16) as u16;
+            packet.dst_port = ports as u16;
+            packet.tcp_flags = header.u8(13);
+            let header_len = (header.u8(12) >> 4) as u32 * 4;
+            if header_len < 20 {
+                return Err(Reason::TcpHeader);
+            }
+            if header_len > payload {
+                return Err(if packet.fragmented { Reason::FragmentShort } else { Reason::TcpHeader });
+            }
+            if VALID_TCP_FLAGS >> (packet.tcp_flags & 63) & 1 == 0 {
+                return Err(Reason::TcpFlags);
+            }
+        }
+        protocol::UDP => {
+            let header = checked::<F, 8>(frame, at, payload).ok_or(short)?;
+            let ports = header.u32(0);
+            packet.src_port = (ports >> 16) as u16;
+            packet.dst_port = ports as u16;
+            let length = header.u16(4) as u32;
+            if length < 8 || (length > payload && !packet.fragmented) {
+                // A super-packet of segmentation offload is longer than its field can say.
+                if payload <= u16::MAX as u32 {
+                    return Err(Reason::UdpHeader);
+                }
+            }
+        }
+        protocol::SCTP => {
+            let header = checked::<F, 12>(frame, at, payload).ok_or(short)?;
+            let ports = header.u32(0);
+            packet.src_port = (ports >> 16) as u16;
+            packet.dst_port = ports as u16;
+        }
+        protocol::ICMP | protocol::ICMPV6 if packet.is_icmp() => {
+            let header = checked::<F, 8>(frame, at, payload).ok_or(short)?;
+            packet.icmp_type = header.u8(0);
+            packet.icmp_code = header.u8(1);
+            packet.echo_id = header.u16(4);
+        }
+        _ => {}
+    }
+    Ok(Kind::Ip)
+}
+
+#[inline(always)]
+fn checked<F: Frame, const N: usize>(frame: &F, at: u32, payload: u32) -> Option<F::Window<N>> {
+    if payload < N as u32 { None } else { frame.window::<N>(at) }
+}
+
+/// Bit `n` is set if flags `n` (six low bits) may stand together: the table of Linux conntrack
+/// (`tcp_valid_flags`, net/netfilter/nf_conntrack_proto_tcp.c), push ignored.
+const VALID_TCP_FLAGS: u64 = {
+    use tcp::*;
+    let valid = [
+        SYN,
+        SYN | URG,
+        SYN | ACK,
+        RST,
+        RST | ACK,
+        FIN | ACK,
+        FIN | ACK | URG,
+        ACK,
+        ACK | URG,
+    ];
+    let mut bits = 0;
+    let mut i = 0;
+    while i < valid.len() {
+        bits |= 1 << valid[i] | 1 << (valid[i] | PSH);
+        i += 1;
+    }
+    bits
+};
+
+/// A frame in a byte slice: the host's side of [`Frame`].
+#[derive(Clone, Copy)]
+pub struct SliceFrame<'a>(pub &'a [u8]);
+
+/// A window of [`SliceFrame`].
+pub struct SliceWindow<const N: usize>([u8; N]);
+
+impl Frame for SliceFrame<'_> {
+    type Window<const N: usize> = SliceWindow<N>;
+
+    fn len(&self) -> u32 {
+        self.0.len() as u32
+    }
+
+    fn window<const N: usize>(&self, at: u32) -> Option<SliceWindow<N>> {
+        if at > MAX_OFFSET {
+            return None;
+        }
+        let bytes = self.0.get(at as usize..at as usize + N)?;
+        bytes.try_into().ok().map(SliceWindow)
+    }
+}
+
+impl<const N: usize> SliceWindow<N> {
+    fn bytes<const M: usize>(&self, at: usize) -> [u8; M] {
+        let mut out = [0; M];
+        out.copy_from_slice(&self.0[at..at + M]);
+        out
+    }
+}
+
+impl<const N: usize> Window for SliceWindow<N> {
+    fn u8(&self, at: usize) -> u8 {
+        self.0[at]
+    }
+    fn u16(&self, at: usize) -> u16 {
+        u16::from_be_bytes(self.bytes(at))
+    }
+    fn u32(&self, at: usize) -> u32 {
+        u32::from_be_bytes(self.bytes(at))
+    }
+    fn u64(&self, at: usize) -> u64 {
+        u64::from_be_bytes(self.bytes(at))
+    }
+}

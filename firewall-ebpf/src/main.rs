@@ -1,3 +1,21 @@
+//! The kernel programs: `ingress` at XDP, `egress` at TC.
+//!
+//! Thin: they put a frame and the kernel's tables behind the traits of `firewall_common`, run the decision there,
+//! count it and turn its verdict into an action. Built for other targets this is an empty program, so that host
+//! tools can read the crate.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(not(target_arch = "bpf"), allow(unused))]
+
+#[cfg(target_arch = "bpf")]
+mod account;
+#[cfg(target_arch = "bpf")]
+mod frame;
+#[cfg(target_arch = "bpf")]
+mod kernel;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod programs;
+
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -1,1 +1,4 @@
 //! (skeleton)
+
+pub mod object;
+pub use object::OBJECT;

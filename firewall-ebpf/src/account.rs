@@ -1,0 +1,99 @@
+//! The last step of every packet: counters, the event, and what observe mode makes of the verdict.
+
+use crate::frame::XdpFrame;
+use crate::kernel::Node;
+use crate::maps::{COUNTERS, EVENTS, IFACES, SAMPLER};
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
+use aya_ebpf::programs::XdpContext;
+use firewall_common::control::{EVENTS_DROP, EVENTS_PASS};
+use firewall_common::counter::{self, interface_cell};
+use firewall_common::decide::{Kernel as _, Outcome};
+use firewall_common::event::Event;
+use firewall_common::packet::{Frame as _, Packet};
+use firewall_common::verdict::Verdict;
+
+/// Counts the packet, reports it to whoever listens, and returns what happens to it.
+#[inline(always)]
+pub fn account(ctx: &XdpContext, frame: &XdpFrame, node: &Node, packet: &Packet, outcome: Outcome) -> Verdict {
+    let judged = outcome.reason.verdict();
+    let observed = judged == Verdict::Drop && node.config().is_some_and(|config| config.observe != 0);
+    let verdict = if observed { Verdict::Pass } else { judged };
+
+    count(frame, node, outcome, observed);
+    let ifindex = ctx.ingress_ifindex() as u32;
+    if let Some(cell) = IFACES.get_ptr_mut(interface_cell(ifindex)) {
+        // SAFETY: this CPU's own cell; XDP programs do not interrupt each other.
+        let cell = unsafe { &mut *cell };
+        let side = if verdict == Verdict::Pass { &mut cell.passed } else { &mut cell.dropped };
+        side.packets += 1;
+        side.bytes += frame.len() as u64;
+    }
+
+    let Some(control) = node.control else { return verdict };
+    let wanted = if judged == Verdict::Drop { EVENTS_DROP } else { EVENTS_PASS };
+    if control.events & wanted != 0 {
+        report(frame, node, packet, outcome, ifindex, observed);
+    }
+    verdict
+}
+
+#[inline(always)]
+fn count(frame: &XdpFrame, node: &Node, outcome: Outcome, observed: bool) {
+    let (Some(selector), Some(control)) = (node.selector, node.control) else { return };
+    let Some(counters) = COUNTERS.get(selector.image) else { return };
+    let Some(stride) = control.stride.get(selector.image as usize) else { return };
+    // SAFETY: the helper takes no arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() } as u32;
+    let index = counter::index(*stride, cpu, observed, outcome.ending);
+    if let Some(counter) = counters.get_ptr_mut(index) {
+        // SAFETY: elements of this CPU's stretch are written by this CPU only.
+        let counter = unsafe { &mut *counter };
+        counter.packets += 1;
+        counter.bytes += frame.len() as u64;
+    }
+}
+
+/// Out of line: the hot path pays one test when nobody listens.
+#[inline(always)]
+fn report(frame: &XdpFrame, node: &Node, packet: &Packet, outcome: Outcome, ifindex: u32, observed: bool) {
+    let (Some(selector), Some(control)) = (node.selector, node.control) else { return };
+    let Some(sampler) = SAMPLER.get_ptr_mut(outcome.reason.number() as u32) else { return };
+    // SAFETY: this CPU's own cell.
+    let sampler = unsafe { &mut *sampler };
+    // SAFETY: the helper takes no arguments.
+    let time_ns = unsafe { bpf_ktime_get_ns() };
+    if !sampler.admit(time_ns, control.events_per_second) {
+        return;
+    }
+    let icmp = packet.is_icmp();
+    let event = Event {
+        time_ns,
+        generation: control.generation.get(selector.image as usize).copied().unwrap_or(0),
+        src_high: packet.src.high,
+        src_low: packet.src.low,
+        dst_high: packet.dst.high,
+        dst_low: packet.dst.low,
+        ifindex,
+        length: frame.len(),
+        ending: outcome.ending,
+        service: outcome.service,
+        ethertype: packet.ethertype,
+        src_port: packet.src_port,
+        dst_port: if icmp {
+            (packet.icmp_type as u16) << 8 | packet.icmp_code as u16
+        } else {
+            packet.dst_port
+        },
+        vlan_outer: packet.vlan[0],
+        vlan_inner: packet.vlan[1],
+        version: packet.version,
+        protocol: packet.protocol,
+        reason: outcome.reason.number(),
+        tcp_flags: packet.tcp_flags,
+        observed: observed as u8,
+        pad: [0; 7],
+    };
+    if EVENTS.output(event, 0).is_err() {
+        sampler.suppressed += 1;
+    }
+}

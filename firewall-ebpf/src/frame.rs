@@ -1,0 +1,104 @@
+//! Bounds-checked reads of a frame: the only arithmetic on packet pointers.
+
+use aya_ebpf::helpers::generated::bpf_xdp_get_buff_len;
+use aya_ebpf::programs::{TcContext, XdpContext};
+use firewall_common::packet::{Frame, MAX_OFFSET, Window};
+
+/// The linear part of a frame at XDP. Headers past it (no driver splits them so deep) read as absent, hence drop.
+pub struct XdpFrame {
+    data: usize,
+    data_end: usize,
+    len: u32,
+}
+
+impl XdpFrame {
+    #[inline(always)]
+    pub fn linear(ctx: &XdpContext) -> XdpFrame {
+        let (data, data_end) = (ctx.data(), ctx.data_end());
+        XdpFrame { data, data_end, len: (data_end - data) as u32 }
+    }
+
+    #[inline(always)]
+    pub fn multi_buffer(ctx: &XdpContext) -> XdpFrame {
+        // SAFETY: the helper takes the context that the program was called with.
+        let len = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as u32;
+        XdpFrame { len, ..XdpFrame::linear(ctx) }
+    }
+}
+
+/// The linear part of a frame at TC.
+pub struct SkbFrame {
+    data: usize,
+    data_end: usize,
+    len: u32,
+}
+
+impl SkbFrame {
+    /// Headers that the egress program reads: Ethernet, two tags, IP and transport with common options.
+    const HEADERS: u32 = 128;
+
+    #[inline(always)]
+    pub fn new(ctx: &TcContext) -> SkbFrame {
+        let len = ctx.len();
+        if ctx.data() + (Self::HEADERS as usize) > ctx.data_end() && len > (ctx.data_end() - ctx.data()) as u32 {
+            // Forwarded frames may keep headers outside of the linear part; a failure leaves them unread.
+            let _ = ctx.pull_data(if len < Self::HEADERS { len } else { Self::HEADERS });
+        }
+        SkbFrame { data: ctx.data(), data_end: ctx.data_end(), len }
+    }
+}
+
+macro_rules! frame {
+    ($frame:ty) => {
+        impl Frame for $frame {
+            type Window<const N: usize> = PacketWindow<N>;
+
+            #[inline(always)]
+            fn len(&self) -> u32 {
+                self.len
+            }
+
+            #[inline(always)]
+            fn window<const N: usize>(&self, at: u32) -> Option<PacketWindow<N>> {
+                // The verifier wants the offset bounded before it is added to a packet pointer.
+                if at > MAX_OFFSET {
+                    return None;
+                }
+                let start = self.data + at as usize;
+                if start + N > self.data_end {
+                    return None;
+                }
+                Some(PacketWindow(start as *const u8))
+            }
+        }
+    };
+}
+
+frame!(XdpFrame);
+frame!(SkbFrame);
+
+/// `N` bytes of a frame that were checked against its end.
+pub struct PacketWindow<const N: usize>(*const u8);
+
+impl<const N: usize> Window for PacketWindow<N> {
+    #[inline(always)]
+    fn u8(&self, at: usize) -> u8 {
+        // SAFETY: `window` checked N bytes, and callers read below N (the verifier proves it again).
+        unsafe { self.0.add(at).read() }
+    }
+    #[inline(always)]
+    fn u16(&self, at: usize) -> u16 {
+        // SAFETY: as in `u8`.
+        u16::from_be(unsafe { self.0.add(at).cast::<u16>().read_unaligned() })
+    }
+    #[inline(always)]
+    fn u32(&self, at: usize) -> u32 {
+        // SAFETY: as in `u8`.
+        u32::from_be(unsafe { self.0.add(at).cast::<u32>().read_unaligned() })
+    }
+    #[inline(always)]
+    fn u64(&self, at: usize) -> u64 {
+        // SAFETY: as in `u8`.
+        u64::from_be(unsafe { self.0.add(at).cast::<u64>().read_unaligned() })
+    }
+}

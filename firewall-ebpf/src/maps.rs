@@ -1,0 +1,48 @@
+//! The maps, by the names under which they are pinned. Layouts: `firewall_common`.
+
+use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::macros::btf_map;
+use firewall_common::control::{AddressKey, Config, Control, SLOTS};
+use firewall_common::counter::{Counter, INTERFACE_CELLS, InterfaceCounter};
+use firewall_common::event::{Event, Sampler};
+use firewall_common::image::PAGE_SIZE;
+use firewall_common::verdict::Reason;
+
+/// A page of an image, aligned for words.
+#[repr(C, align(8))]
+pub struct PageBytes(pub [u64; PAGE_SIZE / 8]);
+
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+/// Inner arrays may differ in size (kernel commit 4a8f87e60f6d).
+const INNER: usize = MMAPABLE | BPF_F_INNER_MAP as usize;
+
+pub type ImageMap = Array<PageBytes, 1, INNER>;
+pub type CounterMap = Array<Counter, 1, INNER>;
+
+#[btf_map]
+pub static IMAGES: ArrayOfMaps<ImageMap, { SLOTS as usize }> = ArrayOfMaps::new();
+
+#[btf_map]
+pub static COUNTERS: ArrayOfMaps<CounterMap, { SLOTS as usize }> = ArrayOfMaps::new();
+
+#[btf_map]
+pub static CONTROL: Array<Control, 1, MMAPABLE> = Array::new();
+
+#[btf_map]
+pub static CONFIG: Array<Config, { SLOTS as usize }> = Array::new();
+
+#[btf_map]
+pub static IFACES: PerCpuArray<InterfaceCounter, { INTERFACE_CELLS as usize }> = PerCpuArray::new();
+
+#[btf_map]
+pub static GATE: Array<u64, { firewall_common::gate::CELLS as usize }, MMAPABLE> = Array::new();
+
+#[btf_map]
+pub static LOCAL: HashMap<AddressKey, u32, 4096> = HashMap::new();
+
+#[btf_map]
+pub static EVENTS: RingBuf<Event, { 1 << 20 }> = RingBuf::new();
+
+#[btf_map]
+pub static SAMPLER: PerCpuArray<Sampler, { Reason::COUNT }> = PerCpuArray::new();
