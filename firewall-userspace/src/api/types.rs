@@ -149,6 +149,8 @@ pub enum Edit {
     Revoke { service: String, source: String },
     Deny { source: String, for_seconds: Option<u64> },
     Undeny { source: String },
+    /// Takes a source off the deny list of a service: how a temporary entry there ends.
+    ServiceUndeny { service: String, source: String },
     ServiceAdd { name: String, ports: Vec<String>, allow: Vec<String>, deny: Vec<String> },
     /// `None` leaves a list as it is.
     ServiceSet { name: String, ports: Option<Vec<String>>, allow: Option<Vec<String>>, deny: Option<Vec<String>> },

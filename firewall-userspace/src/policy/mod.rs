@@ -1,4 +1,16 @@
 //! A policy: as written ([`file`]), as meant ([`model`]), as compiled ([`compile`]). All pure.
 
+pub mod claims;
 pub mod compile;
+pub mod diagnostic;
+pub mod file;
+pub mod groups;
+pub mod icmp;
+pub mod lists;
 pub mod model;
+pub mod ports;
+pub mod prefix;
+pub mod rules;
+pub mod source;
+pub mod until;
+pub mod written;
