@@ -16,7 +16,6 @@ mod monitor;
 mod reload;
 mod revoke;
 mod rules;
-mod schema;
 mod service;
 mod services;
 mod source;
@@ -36,7 +35,7 @@ use std::process::ExitCode;
 /// A host firewall: XDP filters what comes in, a policy file says who may reach which service.
 ///
 /// One agent per host (`ravelin agent`) keeps the policy in force; every other command talks to it over a local
-/// socket, except check, schema and `explain --file`, which need no agent.
+/// socket, except check and `explain --file`, which need no agent.
 ///
 /// The policy is one TOML file, /etc/ravelin/policy.toml. Edit it by hand, or with allow, revoke, deny, undeny and
 /// service, which keep its comments. A mistake in it changes nothing: what was in force stays in force.
@@ -93,7 +92,6 @@ enum Command {
     Service(service::Args),
     Observe(mode::ObserveArgs),
     Enforce(mode::EnforceArgs),
-    Schema(schema::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -128,7 +126,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Answer> {
     let context = Context {
         socket: cli.socket.unwrap_or_else(|| format!("/run/ravelin/{instance}.sock").into()),
         json: cli.output == Format::Json,
-        style: Style::of_stdout(),
+        style: Style::of(&std::io::stdout()),
         instance,
     };
     match cli.command {
@@ -147,7 +145,6 @@ pub fn run(cli: Cli) -> anyhow::Result<Answer> {
         Command::Service(args) => service::run(args, &context),
         Command::Observe(args) => mode::observe(&args, &context),
         Command::Enforce(args) => mode::enforce(&args, &context),
-        Command::Schema(args) => schema::run(&args, &context),
         Command::Completions(args) => completions::run(&args, &context),
         Command::Man(args) => man::run(&args, &context),
     }
@@ -174,11 +171,12 @@ pub fn exit_code(outcome: anyhow::Result<Answer>) -> ExitCode {
     ExitCode::from(1)
 }
 
-/// A message on standard error; coloured if that is a terminal.
+/// A message on standard error.
 fn message(kind: &str, text: &str) {
-    let mut stderr = anstream::stderr().lock();
-    let colour = if kind == "error" { "\x1b[1;31m" } else { "\x1b[1;33m" };
-    let _ = writeln!(stderr, "{colour}{kind}\x1b[0m: {text}");
+    let style = Style::of(&std::io::stderr());
+    let kind = if kind == "error" { style.bad(kind) } else { style.warn(kind) };
+    // Nobody is left to tell if standard error is closed.
+    let _ = writeln!(std::io::stderr(), "{kind}: {text}");
 }
 
 /// What is wrong with the command line where clap cannot know it.

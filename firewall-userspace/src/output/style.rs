@@ -14,10 +14,10 @@ impl Style {
     /// No colour, no wrapping: what a pipe gets.
     pub const PLAIN: Style = Style { colour: false, width: None };
 
-    /// As standard output allows: colours on a terminal unless `NO_COLOR` (<https://no-color.org>) or `TERM=dumb`
+    /// As an output stream allows: colours on a terminal unless `NO_COLOR` (<https://no-color.org>) or `TERM=dumb`
     /// says otherwise.
-    pub fn of_stdout() -> Style {
-        if !std::io::stdout().is_terminal() {
+    pub fn of(stream: &impl IsTerminal) -> Style {
+        if !stream.is_terminal() {
             return Style::PLAIN;
         }
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())

@@ -3,6 +3,7 @@
 pub mod claims;
 pub mod compile;
 pub mod diagnostic;
+pub mod explain;
 pub mod file;
 pub mod groups;
 pub mod icmp;

@@ -1,0 +1,2 @@
+//! What would happen to a packet.
+pub mod packet;
