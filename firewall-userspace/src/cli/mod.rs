@@ -10,6 +10,7 @@ mod completions;
 mod counters;
 mod deny;
 mod duration;
+mod explain;
 mod man;
 mod mode;
 mod monitor;
@@ -82,6 +83,7 @@ enum Command {
     Rules(rules::Args),
     Counters(counters::Args),
     Monitor(monitor::Args),
+    Explain(explain::Args),
     Check(check::Args),
     Apply(apply::Args),
     Reload(reload::Args),
@@ -135,6 +137,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Answer> {
         Command::Rules(args) => rules::run(&args, &context),
         Command::Counters(args) => counters::run(&args, &context),
         Command::Monitor(args) => monitor::run(&args, &context),
+        Command::Explain(args) => explain::run(&args, &context),
         Command::Check(args) => check::run(&args, &context),
         Command::Apply(args) => apply::run(&args, &context),
         Command::Reload(args) => reload::run(&args, &context),
