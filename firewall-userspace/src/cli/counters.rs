@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// How packets have ended, by service, verdict and reason
 ///
-/// Counts are exact and begin with the agent's state directory; a change of policy does not reset them.
+/// Counts are exact. Neither a change of policy nor a restart of the agent resets them.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   ravelin counters

@@ -14,8 +14,9 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// Would this packet pass? The verdict, the rule, its place in the policy file, and every step on the way
+/// Would this packet pass, which rule says so, and where it is written
 ///
+/// Prints the verdict, the rule, its place in the policy file, every step on the way, and what to do about a drop.
 /// The packet is judged by the very code that the kernel runs, on the policy in force, or on a file with --file, which
 /// needs no agent. Exits 0 if it would pass, 1 if it would drop. Live connections are not looked at: a packet
 /// stands for itself.

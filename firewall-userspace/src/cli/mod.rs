@@ -52,27 +52,29 @@ use std::process::ExitCode;
   ravelin apply -f policy.toml --dry-run            who would gain and lose which port
   ravelin monitor                                   drops as they happen
 
+Environment: RAVELIN_SOCKET and RAVELIN_INSTANCE stand for the options, NO_COLOR turns colours off.
 Exit status: 0 yes or done, 1 no or failed, 2 the command line is wrong."
 )]
 pub struct Cli {
     /// Socket of the agent [default: /run/ravelin/<instance>.sock]
-    #[arg(long, global = true, value_name = "PATH", env = "RAVELIN_SOCKET")]
+    #[arg(long, global = true, value_name = "PATH", env = "RAVELIN_SOCKET", hide_env = true, help_heading = GLOBAL)]
     socket: Option<PathBuf>,
     /// Instance of the agent, when a host runs several [default: default]
-    #[arg(long, global = true, value_name = "NAME", env = "RAVELIN_INSTANCE")]
+    #[arg(long, global = true, value_name = "NAME", env = "RAVELIN_INSTANCE", hide_env = true, help_heading = GLOBAL)]
     instance: Option<String>,
-    /// Form of the output
-    #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table")]
+    /// Form of the output: for people, or the records as they are, whose fields are never renamed
+    #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table", help_heading = GLOBAL)]
     output: Format,
     #[command(subcommand)]
     command: Command,
 }
 
+/// Where `--help` lists the options that every command has.
+const GLOBAL: &str = "Global options";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// For people
     Table,
-    /// For programs: the agent's records; fields are added, never renamed
     Json,
 }
 
