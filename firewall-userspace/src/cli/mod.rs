@@ -9,6 +9,7 @@ mod check;
 mod completions;
 mod counters;
 mod deny;
+mod detach;
 mod duration;
 mod explain;
 mod man;
@@ -23,6 +24,7 @@ mod source;
 mod status;
 mod undeny;
 
+use crate::agent::config::{self, Instance};
 use crate::api::client::Client;
 use crate::api::types::{Applied, Edit};
 use crate::output::{self, Style};
@@ -61,7 +63,7 @@ pub struct Cli {
     socket: Option<PathBuf>,
     /// Instance of the agent, when a host runs several [default: default]
     #[arg(long, global = true, value_name = "NAME", env = "RAVELIN_INSTANCE", hide_env = true, help_heading = GLOBAL)]
-    instance: Option<String>,
+    instance: Option<Instance>,
     /// Form of the output: for people, or the records as they are, whose fields are never renamed
     #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table", help_heading = GLOBAL)]
     output: Format,
@@ -96,6 +98,7 @@ enum Command {
     Service(service::Args),
     Observe(mode::ObserveArgs),
     Enforce(mode::EnforceArgs),
+    Detach(detach::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -126,9 +129,9 @@ fn arguments(raw: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsStri
 /// # Errors
 /// Whatever kept it from an answer; [`exit_code`] says what the process makes of it.
 pub fn run(cli: Cli) -> anyhow::Result<Answer> {
-    let instance = cli.instance.unwrap_or_else(|| "default".to_owned());
+    let instance = cli.instance.map_or_else(|| config::DEFAULT_INSTANCE.to_owned(), |instance| instance.0);
     let context = Context {
-        socket: cli.socket.unwrap_or_else(|| format!("/run/ravelin/{instance}.sock").into()),
+        socket: cli.socket.unwrap_or_else(|| config::default_socket(&instance)),
         json: cli.output == Format::Json,
         style: Style::of(&std::io::stdout()),
         instance,
@@ -150,6 +153,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Answer> {
         Command::Service(args) => service::run(args, &context),
         Command::Observe(args) => mode::observe(&args, &context),
         Command::Enforce(args) => mode::enforce(&args, &context),
+        Command::Detach(args) => detach::run(&args, &context),
         Command::Completions(args) => completions::run(&args, &context),
         Command::Man(args) => man::run(&args, &context),
     }
@@ -276,7 +280,7 @@ mod tests {
     #[test]
     fn global_flags_stand_anywhere() {
         let cli = parsed("ravelin status --instance edge -o json").unwrap();
-        assert_eq!((cli.instance.as_deref(), cli.output), (Some("edge"), Format::Json));
+        assert_eq!((cli.instance.as_ref().map(|instance| instance.0.as_str()), cli.output), (Some("edge"), Format::Json));
         assert!(parsed("ravelin -o json status").is_ok());
         assert!(parsed("ravelin status -o yaml").is_err());
     }

@@ -1,6 +1,7 @@
 //! Numbers, sizes, times as people read them.
 
-use std::time::Duration;
+use crate::monitor::time::rfc3339;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// `1,234,567`.
 pub fn number(value: u64) -> String {
@@ -47,31 +48,12 @@ pub fn duration(value: Duration) -> String {
     }
 }
 
-/// `2026-11-22T01:03:16.250Z`.
-pub fn rfc3339(since_epoch: Duration) -> String {
-    let seconds = since_epoch.as_secs();
-    let (year, month, day) = civil(seconds / 86_400);
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    let millis = since_epoch.subsec_millis();
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
-}
-
 /// `2026-11-22 01:03:16 UTC`, from Unix seconds.
 pub fn utc(unix_seconds: u64) -> String {
-    let text = rfc3339(Duration::from_secs(unix_seconds));
-    format!("{} {} UTC", &text[..text.len() - 14], &text[text.len() - 13..text.len() - 5])
-}
-
-/// Year, month and day of a day since 1970-01-01 (Howard Hinnant's `civil_from_days`).
-fn civil(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
+    let text = rfc3339(UNIX_EPOCH + Duration::from_secs(unix_seconds));
+    // To the second: without `.000Z`.
+    let seconds = text.split('.').next().unwrap_or_default();
+    format!("{} UTC", seconds.replace('T', " "))
 }
 
 #[cfg(test)]
@@ -114,10 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_utc_also_on_leap_days() {
-        assert_eq!(rfc3339(Duration::ZERO), "1970-01-01T00:00:00.000Z");
-        assert_eq!(rfc3339(Duration::from_millis(951_782_400_250)), "2000-02-29T00:00:00.250Z");
-        assert_eq!(rfc3339(Duration::from_secs(1_709_251_199)), "2024-02-29T23:59:59.000Z");
+    fn times_are_utc() {
         assert_eq!(utc(1_795_309_396), "2026-11-22 01:03:16 UTC");
     }
 }

@@ -19,7 +19,7 @@ pub use counters::{Rates, counters};
 pub use diff::{applied, diff};
 pub use events::{event, event_header};
 pub use explain::explanation;
-pub use human::{bytes, duration, number, rfc3339, utc};
+pub use human::{bytes, duration, number, utc};
 pub use services::{rules, services};
 pub use status::status;
 pub use style::Style;
