@@ -183,7 +183,7 @@ PASS tcp 10.20.3.4:49152 -> 192.0.2.1:8443 flags syn (allowed)
             (&["allow", "web", "10.0.0.1", "--for", "2"], "\"2\" has no unit"),
             (&["allow", "web", "10.1.2.3/16"], "write 10.1.0.0/16 for the network"),
             (&["deny", "0.0.0.0/0"], "any"),
-            (&["service", "set", "web"], "nothing to set"),
+            (&["service", "set", "web"], "Usage: ravelin service set"),
             (&["status", "-o", "yaml"], "[possible values: table, json]"),
         ];
         for (arguments, text) in cases {
@@ -214,7 +214,8 @@ PASS tcp 10.20.3.4:49152 -> 192.0.2.1:8443 flags syn (allowed)
         }
         let page = ravelin(&["man"]);
         assert!(page.code == 0 && page.stdout.contains(".TH ravelin 1"), "{}", page.stdout);
-        assert!(ravelin(&["man", "explain"]).stdout.contains("ravelin\\-explain"));
+        let page = ravelin(&["man", "explain"]).stdout;
+        assert!(page.contains("ravelin\\-explain") && page.contains(".SH EXAMPLES"), "{page}");
         assert_eq!(ravelin(&["man", "exlpain"]).code, 2);
 
         let folder = tempfile::tempdir().expect("a temporary folder");

@@ -49,7 +49,7 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
 
 fn confirmed(instance: &str) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
-        return Err(usage("there is no terminal to ask on: detach with --yes if you mean it"));
+        return Err(usage("detach", "there is no terminal to ask on: detach with --yes if you mean it"));
     }
     let mut stderr = std::io::stderr();
     write!(

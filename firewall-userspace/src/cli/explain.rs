@@ -65,7 +65,7 @@ fn described(args: &Args) -> anyhow::Result<String> {
     let mut packet = args.packet.join(" ");
     if let Some(end) = packet.strip_suffix(" -") {
         let taken = if std::io::stdout().is_terminal() { "" } else { " (and the output went into a file)" };
-        return Err(usage(format!("the shell took '>' as a redirection{taken}: write 'to', or quote the packet: '{end} -> ...'")));
+        return Err(usage("explain", format!("the shell took '>' as a redirection{taken}: write 'to', or quote the packet: '{end} -> ...'")));
     }
     if let Some(flags) = &args.flags {
         packet += &format!(" flags {flags}");
@@ -73,7 +73,7 @@ fn described(args: &Args) -> anyhow::Result<String> {
     if let Some(vlan) = &args.vlan {
         packet += &format!(" vlan {vlan}");
     }
-    packet::parse(&packet).map_err(usage)?;
+    packet::parse(&packet).map_err(|error| usage("explain", error))?;
     Ok(packet)
 }
 

@@ -188,9 +188,16 @@ fn message(kind: &str, text: &str) {
     let _ = writeln!(std::io::stderr(), "{kind}: {text}");
 }
 
-/// What is wrong with the command line where clap cannot know it.
-fn usage(text: impl std::fmt::Display) -> anyhow::Error {
-    Cli::command().error(clap::error::ErrorKind::ValueValidation, text).into()
+/// What is wrong with the command line of `command` (`service set`) where clap cannot know it.
+fn usage(command: &str, text: impl std::fmt::Display) -> anyhow::Error {
+    let mut found = Cli::command();
+    found.build();
+    for name in command.split(' ') {
+        if let Some(next) = found.find_subcommand(name) {
+            found = next.clone();
+        }
+    }
+    found.error(clap::error::ErrorKind::ValueValidation, text).into()
 }
 
 /// What every command is given.

@@ -73,7 +73,7 @@ pub(super) fn run(args: Args, context: &Context) -> anyhow::Result<Answer> {
             let (allow, deny) = (list(sources.allow, no_allow), list(sources.deny, no_deny));
             let ports = list(ports, false);
             if ports.is_none() && allow.is_none() && deny.is_none() {
-                return Err(usage("nothing to set: give --port, --allow, --deny, --no-allow or --no-deny"));
+                return Err(usage("service set", "nothing to set: give --port, --allow, --deny, --no-allow or --no-deny"));
             }
             Edit::ServiceSet { name, ports, allow, deny }
         }
