@@ -1,6 +1,7 @@
 //! `ravelin counters`
 
-use super::{Answer, Context, duration, print};
+use super::{Answer, Context, duration, message, print};
+use crate::api::client::ClientError;
 use crate::api::types::CounterRow;
 use crate::output::{self, Rates};
 use std::io::IsTerminal;
@@ -34,7 +35,15 @@ async fn watch(interval: Duration, context: &Context) -> anyhow::Result<Answer> 
     let mut before: Option<(Vec<CounterRow>, Instant)> = None;
     loop {
         ticks.tick().await;
-        let rows: Vec<CounterRow> = context.client().get("/v1/counters").await?;
+        let rows: Vec<CounterRow> = match context.client().get("/v1/counters").await {
+            Ok(rows) => rows,
+            // An agent that restarts does not end a watch that has begun.
+            Err(error @ (ClientError::NoAgent { .. } | ClientError::Lost { .. })) if before.is_some() => {
+                message("warning", &error.to_string());
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         let now = Instant::now();
         if context.json {
             print(&(serde_json::to_string(&rows)? + "\n"))?;
