@@ -5,7 +5,7 @@
 //! machine is up, whatever restarts the agent makes. After a reboot the file's word counts again.
 
 use super::clock::Clock;
-use crate::api::types::{Edit, Temporary};
+use crate::api::types::Temporary;
 use crate::policy::file::TemporaryEntry;
 use crate::store::{Durable, read_json, write_json};
 use serde::{Deserialize, Serialize};
@@ -24,8 +24,8 @@ pub struct Deadlines {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Deadline {
-    /// The edit that ends it.
-    edit: Edit,
+    /// For people.
+    entry: String,
     /// Milliseconds of the boot clock.
     at_ms: u64,
 }
@@ -55,7 +55,7 @@ impl Deadlines {
             let key = key(entry);
             let deadline = self.entries.remove(&key).unwrap_or_else(|| {
                 let left = Duration::from_secs(entry.until).saturating_sub(wall);
-                Deadline { edit: entry.edit.clone(), at_ms: millis(boot.saturating_add(left)) }
+                Deadline { entry: entry.entry.clone(), at_ms: millis(boot.saturating_add(left)) }
             });
             if deadline.at_ms <= millis(boot) {
                 ended.push(entry.clone());
@@ -64,6 +64,12 @@ impl Deadlines {
         }
         self.entries = kept;
         ended
+    }
+
+    /// Whether an entry that the policy held has ended since.
+    pub fn any_ended(&self, clock: &dyn Clock) -> bool {
+        let now = millis(clock.boot());
+        self.entries.values().any(|deadline| deadline.at_ms <= now)
     }
 
     /// How long until the next of those that have not ended.
@@ -80,22 +86,12 @@ impl Deadlines {
             .values()
             .filter(|deadline| deadline.at_ms > now)
             .map(|deadline| Temporary {
-                entry: describe(&deadline.edit),
+                entry: deadline.entry.clone(),
                 seconds_left: (deadline.at_ms - now).div_ceil(1000),
             })
             .collect();
         rows.sort_by(|a, b| (a.seconds_left, &a.entry).cmp(&(b.seconds_left, &b.entry)));
         rows
-    }
-}
-
-/// The entry that an edit ends.
-pub fn describe(ending: &Edit) -> String {
-    match ending {
-        Edit::Revoke { service, source } => format!("allow {service} {source}"),
-        Edit::Undeny { source } => format!("deny {source}"),
-        // A policy reports no other edits as the end of an entry.
-        other => serde_json::to_string(other).unwrap_or_default(),
     }
 }
 
@@ -112,6 +108,7 @@ fn millis(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::types::Edit;
     use std::sync::Mutex;
 
     struct Hands(Mutex<(u64, u64)>);
@@ -132,7 +129,7 @@ mod tests {
     }
 
     fn deny(source: &str, until: u64) -> TemporaryEntry {
-        TemporaryEntry { edit: Edit::Undeny { source: source.into() }, until }
+        TemporaryEntry { entry: format!("deny {source}"), edit: Edit::Undeny { source: source.into() }, until }
     }
 
     #[test]

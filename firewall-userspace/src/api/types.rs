@@ -126,9 +126,12 @@ pub struct CounterRow {
 pub struct DiffLine {
     /// `gains`, `loses`, `opens`, `closes` or `default`.
     pub change: String,
-    /// `198.51.100.0/24`, `@web`, `anyone`.
+    /// `198.51.100.0/24`, `@web`, `@web: 1,204 prefixes more`, `anyone`, `anyone else`, `nobody`; of `default`:
+    /// `allow -> deny`.
     pub who: String,
+    /// Empty: the whole policy.
     pub service: String,
+    /// Texts of ports; of the whole policy, words for which: `every port`.
     pub ports: Vec<String>,
 }
 

@@ -3,6 +3,7 @@
 //! Each listener has the same bounded window on the stream; one that reads too slowly loses events and is told how
 //! many. While nobody listens, the kernel writes none.
 
+pub mod pump;
 pub mod record;
 pub mod time;
 
@@ -27,7 +28,8 @@ struct Published {
 
 /// The middle of the fan.
 pub struct Hub {
-    sender: broadcast::Sender<Published>,
+    /// `None` once closed.
+    sender: Mutex<Option<broadcast::Sender<Published>>>,
     listeners: Mutex<Listeners>,
     /// Told which `EVENTS_*` the kernel should write, whenever that changes.
     wanted: Box<dyn Fn(u32) + Send + Sync>,
@@ -52,12 +54,16 @@ impl Listeners {
 impl Hub {
     pub fn new(wanted: impl Fn(u32) + Send + Sync + 'static) -> Arc<Hub> {
         let (sender, _) = broadcast::channel(WINDOW);
-        Arc::new(Hub { sender, listeners: Mutex::default(), wanted: Box::new(wanted) })
+        Arc::new(Hub { sender: Mutex::new(Some(sender)), listeners: Mutex::default(), wanted: Box::new(wanted) })
     }
 
     /// Listens to drops, and to what passes too if `passes`.
     pub fn listen(self: &Arc<Hub>, passes: bool) -> Listener {
-        let receiver = self.sender.subscribe();
+        let receiver = match &*self.sender.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(sender) => sender.subscribe(),
+            // Its sender is dropped at once: it ends at once.
+            None => broadcast::channel(1).1,
+        };
         let suppressed = self.change(|listeners| {
             listeners.drops += 1;
             listeners.passes += usize::from(passes);
@@ -69,8 +75,15 @@ impl Hub {
     /// Hands a record to all listeners. `suppressed`: the total that the kernel has suppressed so far.
     pub fn publish(&self, record: EventRecord, suppressed: u64) {
         self.suppressed(suppressed);
-        // Without listeners it goes nowhere, which is right.
-        let _ = self.sender.send(Published { record: Arc::new(record), suppressed });
+        if let Some(sender) = &*self.sender.lock().unwrap_or_else(PoisonError::into_inner) {
+            // Without listeners it goes nowhere, which is right.
+            let _ = sender.send(Published { record: Arc::new(record), suppressed });
+        }
+    }
+
+    /// Ends all listeners when they have read what is there.
+    pub fn close(&self) {
+        self.sender.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     /// The total that the kernel has suppressed so far: who comes later is not told of it.
@@ -171,7 +184,9 @@ mod tests {
         let (mut drops, mut all) = (hub.listen(false), hub.listen(true));
         hub.publish(record("pass", 1), 0);
         hub.publish(record("drop", 2), 0);
+        hub.close();
         assert_eq!(drops.next().await.expect("one").src_port, 2);
         assert_eq!(all.next().await.expect("one").src_port, 1);
+        assert!(drops.next().await.is_none() && hub.listen(false).next().await.is_none());
     }
 }

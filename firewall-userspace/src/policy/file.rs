@@ -9,7 +9,7 @@ use super::diagnostic::{Findings, Text, did_you_mean};
 use super::groups::{self, Groups};
 use super::model::{Action, Policy, Service, ServiceId};
 use super::rules::{Owner, Rules};
-use super::{claims, ports, written};
+use super::{claims, cover, ports, written};
 use crate::api::types::Edit;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -122,6 +122,7 @@ pub fn parse_with(text: &str, path: &Path, now: u64, read: &mut groups::ReadList
         lists: groups.lists,
     };
     keep_used_lists(&mut policy);
+    cover::warn(&policy, &rules.drafts, &mut findings);
     groups::sort(&mut findings.warnings, &findings.text.path);
     Ok(Loaded {
         policy,

@@ -2,7 +2,10 @@
 
 pub mod claims;
 pub mod compile;
+pub mod cover;
 pub mod diagnostic;
+pub mod diff;
+pub mod edit;
 pub mod explain;
 pub mod file;
 pub mod groups;
@@ -12,6 +15,7 @@ pub mod model;
 pub mod ports;
 pub mod prefix;
 pub mod rules;
+pub mod set;
 pub mod source;
 pub mod until;
 pub mod written;

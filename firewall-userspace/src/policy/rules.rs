@@ -8,6 +8,7 @@ use super::source::Source;
 use super::written::{Entry, Service};
 use crate::api::types::Edit;
 use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
 use std::ops::Range;
 
 /// A rule with what only the checks need to know of it.
@@ -55,6 +56,10 @@ impl Rules {
         let collapse = literals > MAX_LITERAL_RULES;
         let mut together: Option<(usize, PrefixList)> = None;
         for (entry, source) in sources {
+            if let (Action::Allow, Some(kind)) = (owner.action, never_a_source(&source)) {
+                let message = format!("{source} can never match: packets from {kind} drop as martian");
+                findings.warn(&entry.source.span, message, None);
+            }
             let (any, lists) = match &source {
                 Source::Any if owner.service.is_none() => {
                     let message = "a deny of \"any\" for the whole policy closes every port to everybody";
@@ -135,6 +140,27 @@ impl Rules {
             }
         }
         live
+    }
+}
+
+/// Sources that [`firewall_common::decide`] drops before it asks the policy.
+fn never_a_source(source: &Source) -> Option<&'static str> {
+    let Source::Prefix(prefix) = source else {
+        return None;
+    };
+    match prefix.ip() {
+        IpAddr::V4(address) => match address.octets() {
+            [0, ..] if prefix.prefix() >= 8 => Some("0.0.0.0/8"),
+            [127, ..] if prefix.prefix() >= 8 => Some("the loopback network"),
+            [224..=239, ..] if prefix.prefix() >= 4 => Some("multicast addresses"),
+            [255, 255, 255, 255] => Some("the broadcast address"),
+            _ => None,
+        },
+        IpAddr::V6(address) => match address {
+            Ipv6Addr::LOCALHOST | Ipv6Addr::UNSPECIFIED if prefix.prefix() == 128 => Some("this host itself"),
+            address if address.is_multicast() && prefix.prefix() >= 8 => Some("multicast addresses"),
+            _ => None,
+        },
     }
 }
 

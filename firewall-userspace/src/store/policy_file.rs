@@ -1,6 +1,7 @@
 //! The operator's policy file: read with what tells whether it changed, written only over what was read.
 
 use super::{Durable, replace};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -15,22 +16,23 @@ pub fn stamp(path: &Path) -> Stamp {
     Some([device, inode, size, meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()])
 }
 
-/// Tells one content of the policy and its list files from another without reading the lists again.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Signature {
-    text: blake3::Hash,
-    lists: Vec<(PathBuf, Stamp)>,
+/// What was there when the policy was last looked at, whether it was any good or not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// `None`: no file.
+    pub text: Option<blake3::Hash>,
+    /// The list files it asked for, each with its stamp just before it was read.
+    pub lists: BTreeMap<PathBuf, Stamp>,
 }
 
-impl Signature {
-    /// `lists`: each with the stamp it had just before it was read.
-    pub fn new(text: &str, lists: Vec<(PathBuf, Stamp)>) -> Signature {
-        Signature { text: blake3::hash(text.as_bytes()), lists }
+impl Seen {
+    pub fn text(text: Option<&str>) -> Seen {
+        Seen { text: text.map(|text| blake3::hash(text.as_bytes())), lists: BTreeMap::new() }
     }
 
-    /// Whether `text`, with the list files as they are now, is what this was taken of.
-    pub fn still(&self, text: &str) -> bool {
-        self.text == blake3::hash(text.as_bytes()) && self.lists.iter().all(|(path, was)| stamp(path) == *was)
+    /// Whether the policy with this text, and its list files as they are now, would look the same.
+    pub fn still(&self, text: Option<&str>) -> bool {
+        self.text == Seen::text(text).text && self.lists.iter().all(|(path, was)| stamp(path) == *was)
     }
 }
 
@@ -72,15 +74,16 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_sees_changes_of_text_and_lists() {
+    fn changes_of_text_and_lists_are_seen() {
         let dir = tempfile::tempdir().expect("a directory");
         let list = dir.path().join("list.txt");
         std::fs::write(&list, "10.0.0.0/8").expect("written");
-        let signature = Signature::new("text", vec![(list.clone(), stamp(&list))]);
-        assert!(signature.still("text") && !signature.still("other"));
+        let mut seen = Seen::text(Some("text"));
+        seen.lists.insert(list.clone(), stamp(&list));
+        assert!(seen.still(Some("text")) && !seen.still(Some("other")) && !seen.still(None));
         std::fs::write(&list, "10.0.0.0/16").expect("written");
-        assert!(!signature.still("text"));
+        assert!(!seen.still(Some("text")));
         std::fs::remove_file(&list).expect("removed");
-        assert!(!signature.still("text"));
+        assert!(!seen.still(Some("text")));
     }
 }
