@@ -2,6 +2,7 @@
 
 use super::Answer;
 use crate::agent::{self, config};
+use std::process::ExitCode;
 
 /// Run the agent: keep the policy in force on this host, until told to stop
 ///
@@ -23,6 +24,6 @@ pub struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<Answer> {
     let config = config::Config::resolve(args.config)?;
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(agent::run(config))?;
-    Ok(Answer::Yes)
+    let ended = tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(agent::run(config))?;
+    Ok(if ended == ExitCode::SUCCESS { Answer::Yes } else { Answer::No })
 }
