@@ -17,6 +17,7 @@ use std::process::ExitCode;
   ravelin agent --policy policy.toml --interface eth0 --failsafe 'tcp/22 from 203.0.113.9'
   ravelin agent --interface 'eth*' --mode observe
   ravelin agent --config /etc/ravelin/edge.toml --instance edge")]
+#[group(skip)]
 pub struct Args {
     #[command(flatten)]
     config: config::Args,
