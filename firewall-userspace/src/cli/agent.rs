@@ -2,6 +2,7 @@
 
 use super::Answer;
 use crate::agent::{self, config};
+use std::process::ExitCode;
 
 /// Run the agent: keep the policy in force on this host, until told to stop
 ///
@@ -16,6 +17,7 @@ use crate::agent::{self, config};
   ravelin agent --policy policy.toml --interface eth0 --failsafe 'tcp/22 from 203.0.113.9'
   ravelin agent --interface 'eth*' --mode observe
   ravelin agent --config /etc/ravelin/edge.toml --instance edge")]
+#[group(skip)]
 pub struct Args {
     #[command(flatten)]
     config: config::Args,
@@ -23,6 +25,6 @@ pub struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<Answer> {
     let config = config::Config::resolve(args.config)?;
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(agent::run(config))?;
-    Ok(Answer::Yes)
+    let ended = tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(agent::run(config))?;
+    Ok(if ended == ExitCode::SUCCESS { Answer::Yes } else { Answer::No })
 }

@@ -3,6 +3,7 @@
 use super::{Answer, Context, usage};
 use crate::agent::config::default_pins;
 use crate::api::client::ClientError;
+use crate::api::server::Detached;
 use crate::datapath;
 use anyhow::Context as _;
 use std::io::{IsTerminal, Write};
@@ -11,7 +12,8 @@ use std::path::PathBuf;
 /// Take the filter off every interface: everything that listens becomes reachable
 ///
 /// The only way out: killing or stopping the agent leaves the filter in force. Asks first. Works without an agent too,
-/// and then needs root. A running agent stops filtering until it is started again.
+/// and then needs root. A running agent
+/// stops after it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   ravelin detach
@@ -31,18 +33,20 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
         return Ok(Answer::No);
     }
     let nothing = serde_json::json!({});
-    let asked = context.wait(async { Ok(context.client().post::<_, Vec<String>>("/v1/detach", &nothing).await) })?;
+    let asked = context.wait(async { Ok(context.client().post::<_, Detached>("/v1/detach", &nothing).await) })?;
     let done = match asked {
         Ok(done) => done,
         Err(ClientError::NoAgent { .. }) => {
             let pins = args.pins.clone().unwrap_or_else(|| default_pins(&context.instance));
-            datapath::detach_all(&pins).with_context(|| format!("detaching without an agent, by {}", pins.display()))?
+            let removed = datapath::detach_all(&pins)
+                .with_context(|| format!("detaching without an agent, by {}", pins.display()))?;
+            Detached { removed }
         }
         Err(error) => return Err(error.into()),
     };
-    context.show(&done, |lines| match lines.is_empty() {
+    context.show(&done, |done| match done.removed.is_empty() {
         true => format!("nothing to detach: instance {} filters nothing here\n", context.instance),
-        false => lines.iter().map(|line| line.clone() + "\n").collect(),
+        false => done.removed.iter().map(|line| line.clone() + "\n").collect(),
     })?;
     Ok(Answer::Yes)
 }

@@ -3,6 +3,7 @@
 //! Standard output is data, standard error is messages. Exit codes: 0 yes or done; 1 the answer is no, refused,
 //! or failed; 2 the command line itself is wrong. A reader that goes away (`| head`) ends a command quietly.
 
+mod agent;
 mod allow;
 mod apply;
 mod check;
@@ -99,6 +100,7 @@ enum Command {
     Observe(mode::ObserveArgs),
     Enforce(mode::EnforceArgs),
     Detach(detach::Args),
+    Agent(Box<agent::Args>),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -154,6 +156,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Answer> {
         Command::Observe(args) => mode::observe(&args, &context),
         Command::Enforce(args) => mode::enforce(&args, &context),
         Command::Detach(args) => detach::run(&args, &context),
+        Command::Agent(args) => agent::run(*args),
         Command::Completions(args) => completions::run(&args, &context),
         Command::Man(args) => man::run(&args, &context),
     }
@@ -290,6 +293,11 @@ mod tests {
         assert_eq!((cli.instance.as_ref().map(|instance| instance.0.as_str()), cli.output), (Some("edge"), Format::Json));
         assert!(parsed("ravelin -o json status").is_ok());
         assert!(parsed("ravelin status -o yaml").is_err());
+        // The agent has flags of the same names for itself.
+        for line in ["ravelin --instance edge agent --mode observe", "ravelin agent --instance edge --socket /tmp/s"] {
+            let Command::Agent(args) = parsed(line).unwrap().command else { panic!("not the agent: {line}") };
+            assert!(format!("{args:?}").contains("instance: Some(Instance(\"edge\"))"), "{args:?}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `ravelin observe` and `ravelin enforce`
 
 use super::{Answer, Context};
-use crate::api::types::ModeRequest;
+use crate::api::types::{ModeRequest, Status};
 
 /// Let everything pass, and only count what the policy would drop
 ///
@@ -24,7 +24,7 @@ pub(super) fn enforce(_: &EnforceArgs, context: &Context) -> anyhow::Result<Answ
 
 fn set(mode: &str, text: &str, context: &Context) -> anyhow::Result<Answer> {
     let request = ModeRequest { mode: mode.to_owned() };
-    let record: serde_json::Value = context.wait(async { Ok(context.client().post("/v1/mode", &request).await?) })?;
+    let record: Status = context.wait(async { Ok(context.client().post("/v1/mode", &request).await?) })?;
     context.show(&record, |_| text.to_owned())?;
     Ok(Answer::Yes)
 }
