@@ -8,8 +8,9 @@ use crate::wait;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use ravelin::api::types::Status;
+use ravelin::api::types::{CounterRow, Status};
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -263,10 +264,27 @@ impl Agent {
         serde_json::from_str(&text).with_context(|| format!("reading the output of {arguments:?}: {text}"))
     }
 
+    /// The status, ready or not.
+    ///
+    /// # Errors
+    /// The agent does not answer.
+    pub fn status(&self) -> Result<Status> {
+        let output = self.cli(&["status", "-o", "json"])?;
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("reading the status: {}", String::from_utf8_lossy(&output.stderr)))
+    }
+
+    /// Packets by (service, verdict, reason); no service is empty.
+    ///
     /// # Errors
     /// As [`Agent::json`].
-    pub fn status(&self) -> Result<Status> {
-        self.json(&["status"])
+    pub fn counts(&self) -> Result<Counts> {
+        let rows: Vec<CounterRow> = self.json(&["counters"])?;
+        Ok(Counts(
+            rows.into_iter()
+                .map(|row| ((row.service, row.verdict, row.reason), row.count.packets))
+                .collect(),
+        ))
     }
 
     /// Puts a policy in the place of the file, in one step.
@@ -371,6 +389,42 @@ impl Drop for Agent {
             let _ = child.wait();
         }
         let _ = std::fs::remove_dir_all(self.pins());
+    }
+}
+
+/// Packets by (service, verdict, reason).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts(pub BTreeMap<(String, String, String), u64>);
+
+impl Counts {
+    /// Packets that ended like this.
+    pub fn of(&self, service: &str, verdict: &str, reason: &str) -> u64 {
+        let key = (service.to_owned(), verdict.to_owned(), reason.to_owned());
+        self.0.get(&key).copied().unwrap_or(0)
+    }
+
+    /// Packets of a verdict, whatever the service and reason.
+    pub fn verdict(&self, verdict: &str) -> u64 {
+        self.0
+            .iter()
+            .filter(|((_, of, _), _)| of == verdict)
+            .map(|(_, packets)| packets)
+            .sum()
+    }
+
+    /// What was added since `before`, without what was not.
+    #[must_use]
+    pub fn since(&self, before: &Counts) -> Counts {
+        let added = self
+            .0
+            .iter()
+            .map(|(key, packets)| (key, packets - before.0.get(key).copied().unwrap_or(0)));
+        Counts(
+            added
+                .filter(|(_, packets)| *packets > 0)
+                .map(|(key, packets)| (key.clone(), packets))
+                .collect(),
+        )
     }
 }
 

@@ -8,6 +8,7 @@ pub mod bench;
 pub mod frame;
 pub mod lab;
 pub mod netns;
+pub mod session;
 pub mod traffic;
 pub mod wait;
 
