@@ -140,16 +140,11 @@ fn an_interface_that_is_not_there_is_named_and_the_rest_is_filtered() -> Result<
     let mut agent = Agent::prepare(&lab.node, &["eth0", "eth1", "wan9"], POLICY, &[])?;
     agent.launch(&lab.node)?;
     wait_attached(&agent, &lab.node, "eth1")?;
-    wait::until(
-        "wan9 to be named as missing",
-        || match agent.json::<ravelin::api::types::Status>(&["status"]) {
-            Ok(status) if status.unmatched == ["wan9"] => Ok(()),
-            Ok(status) => Err(format!("{:?}", status.unmatched)),
-            // `status` exits 1 while the agent is not ready.
-            Err(error) if format!("{error:#}").contains("wan9") => Ok(()),
-            Err(error) => Err(format!("{error:#}")),
-        },
-    );
+    wait::until("wan9 to be named as missing", || match agent.status() {
+        Ok(status) if status.unmatched == ["wan9"] && !status.ready => Ok(()),
+        Ok(status) => Err(format!("{:?}", status.unmatched)),
+        Err(error) => Err(format!("{error:#}")),
+    });
     assert_eq!(lab.stranger_reaches(8080), NOTHING);
     Ok(())
 }
@@ -162,11 +157,7 @@ fn another_ones_xdp_program_is_left_alone_and_named() -> Result<()> {
     let mut agent = Agent::prepare(&lab.node, &["eth0"], POLICY, &["--metrics", "127.0.0.1:9478"])?;
     agent.launch(&lab.node)?;
     let (detail, _) = wait::until("the agent to say who holds eth0", || {
-        let output = agent
-            .cli(&["status", "-o", "json"])
-            .map_err(|error| format!("{error:#}"))?;
-        let status: ravelin::api::types::Status = serde_json::from_slice(&output.stdout)
-            .map_err(|error| format!("{error}: {}", String::from_utf8_lossy(&output.stderr)))?;
+        let status = agent.status().map_err(|error| format!("{error:#}"))?;
         let interface = status
             .interfaces
             .into_iter()
