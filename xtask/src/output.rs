@@ -23,6 +23,7 @@ pub enum Style {
     Bad,
     Faint,
     Strong,
+    Command,
 }
 
 /// The text in this style, or as it is without a terminal.
@@ -37,6 +38,7 @@ pub fn paint(style: Style, text: impl AsRef<str>) -> String {
         Style::Bad => "31",
         Style::Faint => "2",
         Style::Strong => "1",
+        Style::Command => "33",
     };
     format!("\x1b[{code}m{text}\x1b[0m")
 }
