@@ -17,7 +17,7 @@ use std::fs::File;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 pub const NODE: Ipv4Addr = Ipv4Addr::new(10, 20, 0, 1);
@@ -181,20 +181,15 @@ impl Stage {
         Ok(())
     }
 
-    /// Runs `ravelin` against the demo's agent.
-    pub fn ravelin(&self, arguments: &[&str]) -> Result<Output> {
+    /// `ravelin` with these arguments, against the demo's agent.
+    pub fn ravelin(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         command
             .args(arguments)
             .env("RAVELIN_SOCKET", SOCKET)
             .env("RAVELIN_INSTANCE", "demo")
             .stdin(Stdio::null());
-        if crate::output::colour() {
-            command.env("CLICOLOR_FORCE", "1");
-        }
         command
-            .output()
-            .with_context(|| format!("starting {}", self.binary.display()))
     }
 }
 
