@@ -38,7 +38,15 @@ pub fn explain(
     let mut spec = packet::parse(packet)?;
     spec.dst = Some(spec.destination(node.own.iter().map(|key| address(*key)).filter(reachable)));
     let (outcome, steps) = simulate::decide(node, &frame(&spec));
-    let account = Account { policy, text, compiled, config: node.config, spec: &spec, outcome, steps: &steps };
+    let account = Account {
+        policy,
+        text,
+        compiled,
+        config: node.config,
+        spec: &spec,
+        outcome,
+        steps: &steps,
+    };
     Ok(account.explanation())
 }
 
@@ -57,4 +65,6 @@ fn reachable(address: &IpAddr) -> bool {
     };
     !address.is_loopback() && !address.is_multicast() && !link_local
 }
-fn frame(_: &PacketSpec) -> Vec<u8> { Vec::new() }
+fn frame(_: &PacketSpec) -> Vec<u8> {
+    Vec::new()
+}
