@@ -392,6 +392,7 @@ fn another_xdp_program_on_the_interface_is_named() {
     let error = lab.node(|| {
         let mut other = Datapath::open(&others).unwrap();
         let error = other.attach(&interface).unwrap_err();
+        assert_eq!(other.attached().unwrap(), Vec::<u32>::new(), "nothing is left behind");
         detach_all(&others).unwrap();
         error
     });
