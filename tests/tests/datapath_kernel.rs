@@ -27,7 +27,6 @@ use ravelin_tests::{
     wait,
 };
 use std::{
-    collections::HashSet,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
