@@ -161,6 +161,7 @@ impl Attacher<'_> {
                 hardware: interface.hardware,
             });
         }
+        let before = has_egress(self.pins, interface.index);
         let (egress, egress_detail) = match self.egress(interface) {
             Ok(mode) => (mode, None),
             // Fail closed: filter all the same.
@@ -172,7 +173,13 @@ impl Attacher<'_> {
                 (EgressMode::None, Some(text))
             }
         };
-        let (xdp, xdp_detail) = self.xdp(interface)?;
+        let (xdp, xdp_detail) = self.xdp(interface).inspect_err(|_| {
+            // Egress alone is of no use. What cannot be removed now goes with the next detach.
+            if !before {
+                let _ = remove_link(&egress_pin(self.pins, interface.index));
+                let _ = remove_clsact(self.pins, interface.index);
+            }
+        })?;
         let details: Vec<String> = xdp_detail.into_iter().chain(egress_detail).collect();
         Ok(Attachment {
             xdp,
@@ -370,6 +377,10 @@ fn xdp_pin(pins: &Path, ifindex: u32) -> PathBuf {
 
 fn egress_pin(pins: &Path, ifindex: u32) -> PathBuf {
     pins.join(format!("egress-{ifindex}"))
+}
+
+fn has_egress(pins: &Path, ifindex: u32) -> bool {
+    egress_pin(pins, ifindex).exists() || pins.join(format!("clsact-{ifindex}")).exists()
 }
 
 /// The interface in the name of a link's pin.

@@ -97,22 +97,16 @@ pub(super) fn load(directory: &Path, frags: bool) -> Result<(Programs, Maps), Da
     for shape in &MAPS {
         check_shape(directory, shape)?;
     }
-    let refused = |name| {
-        move |source: ProgramError| DatapathError::Program {
-            name,
-            source: source.into(),
-        }
-    };
     let with_frags = frags.then(|| load_xdp(&mut object, "ingress"));
     let (ingress, frags) = match with_frags {
         Some(Ok(program)) => (program, true),
         without => match (load_xdp(&mut object, "ingress_nofrags"), without) {
             (Ok(program), _) => (program, false),
             // If neither loads, it is not for the frags, and the first says why.
-            (Err(_), Some(Err(error))) | (Err(error), _) => return Err(refused("ingress")(error)),
+            (Err(_), Some(Err(error))) | (Err(error), _) => return Err(refused("ingress", error)),
         },
     };
-    let egress = load_egress(&mut object).map_err(refused("egress"))?;
+    let egress = load_egress(&mut object).map_err(|error| refused("egress", error))?;
     Ok((
         Programs {
             ingress,
@@ -141,6 +135,31 @@ fn load_egress(object: &mut Ebpf) -> Result<Loaded, ProgramError> {
         .try_into()?;
     program.load()?;
     loaded(program.fd()?.as_fd().try_clone_to_owned()?)
+}
+
+/// The end of the verifier's log is where it says what it minds; the rest can be a megabyte.
+fn refused(name: &'static str, error: ProgramError) -> DatapathError {
+    const LINES: usize = 12;
+    match error {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
+            let log = verifier_log.to_string();
+            let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+            let end = lines[lines.len().saturating_sub(LINES)..].join("\n  ");
+            DatapathError::Program {
+                name,
+                log: format!("; its log ends:\n  {end}"),
+                source: io_error.into(),
+            }
+        }
+        other => DatapathError::Program {
+            name,
+            log: String::new(),
+            source: other.into(),
+        },
+    }
 }
 
 fn loaded(fd: OwnedFd) -> Result<Loaded, ProgramError> {

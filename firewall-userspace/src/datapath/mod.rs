@@ -75,10 +75,12 @@ pub enum DatapathError {
     DotInPins { path: PathBuf },
     #[error("loading the kernel programs")]
     Object { source: Box<aya::EbpfError> },
-    #[error("the kernel refuses the program `{name}`")]
+    #[error("the kernel refuses the program `{name}`{log}")]
     Program {
         name: &'static str,
-        source: Box<aya::programs::ProgramError>,
+        /// The end of the verifier's log.
+        log: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     #[error("the kernel programs have no map {name}")]
     NoMap { name: &'static str },
