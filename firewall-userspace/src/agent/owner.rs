@@ -627,7 +627,8 @@ impl Owner {
             });
         }
         let digest = hex(&candidate.compiled.digest);
-        for warning in &candidate.warnings {
+        let known = self.desired.as_ref().map(|desired| desired.warnings.as_slice()).unwrap_or_default();
+        for warning in candidate.warnings.iter().filter(|warning| !known.contains(warning)) {
             log::warn!("{warning}");
         }
         let stats = candidate.compiled.stats;

@@ -260,3 +260,84 @@ impl Family {
         family
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::counters::{EndingName, RuleKey, Totals};
+    use crate::agent::handle::InterfaceScrape;
+    use firewall_common::verdict::Reason;
+    use prometheus::{Registry, TextEncoder};
+    use std::io::Write as _;
+    use std::process::{Command as Process, Stdio};
+
+    struct Fixed;
+
+    impl Source for Fixed {
+        fn scrape(&self) -> Option<Scrape> {
+            let name = |reason: Reason, rule| EndingName {
+                service: "api".into(),
+                reason: Some(reason.word().into()),
+                rule,
+            };
+            let rule = RuleKey { service: "api".into(), action: "allow".into(), source: "@web".into() };
+            let names = [name(Reason::Allowed, Some(rule)), name(Reason::NotAllowed, None)];
+            Some(Scrape {
+                totals: Totals::zero(&names, true),
+                interfaces: vec![InterfaceScrape {
+                    name: "eth0".into(),
+                    xdp: "native".into(),
+                    egress: "tcx".into(),
+                    passed: Count { packets: 7, bytes: 700 },
+                    dropped: Count::default(),
+                }],
+                generation: 3,
+                digest: "abc".into(),
+                suppressed: Reason::ALL.iter().map(|reason| (*reason, 0)).collect(),
+                ..Scrape::default()
+            })
+        }
+    }
+
+    fn text() -> String {
+        let registry = Registry::new();
+        registry.register(Box::new(AgentCollector(Fixed))).expect("registered");
+        TextEncoder::new().encode_to_string(&registry.gather()).expect("encoded")
+    }
+
+    #[test]
+    fn series_are_there_from_the_start() {
+        let text = text();
+        for line in [
+            "ravelin_packets_total{service=\"api\",verdict=\"pass\",reason=\"allowed\"} 0",
+            "ravelin_packets_total{service=\"api\",verdict=\"drop\",reason=\"not-allowed\"} 0",
+            "ravelin_packets_total{service=\"api\",verdict=\"would-drop\",reason=\"not-allowed\"} 0",
+            "ravelin_rule_bytes_total{service=\"api\",action=\"allow\",source=\"@web\"} 0",
+            "ravelin_interface_packets_total{interface=\"eth0\",verdict=\"pass\"} 7",
+            "ravelin_policy_generation 3",
+            "ravelin_policy_info{digest=\"abc\"} 1",
+            "ravelin_policy_last_reload_successful 0",
+            "ravelin_policy_prefixes{family=\"ipv6\"} 0",
+            "ravelin_events_suppressed_total{reason=\"closed\"} 0",
+            "ravelin_enforcing 0",
+        ] {
+            assert!(text.lines().any(|one| one == line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn promtool_finds_nothing_to_say() {
+        let child =
+            Process::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = match child {
+            Ok(child) => child,
+            Err(error) => {
+                eprintln!("skipped: promtool (Debian package prometheus) is not there: {error}");
+                return;
+            }
+        };
+        child.stdin.take().expect("piped").write_all(text().as_bytes()).expect("written");
+        let output = child.wait_with_output().expect("ended");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
