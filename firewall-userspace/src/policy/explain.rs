@@ -10,8 +10,9 @@ mod words;
 use super::compile::Compiled;
 use super::model::Policy;
 use crate::api::types::Explanation;
-use crate::simulate::{self, Node};
+use crate::simulate::{self, FrameBuilder, Node};
 use firewall_common::control::AddressKey;
+use firewall_common::packet::ethertype;
 use packet::{PacketError, PacketSpec};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use words::Account;
@@ -42,6 +43,14 @@ pub fn explain(
     Ok(account.explanation())
 }
 
+fn frame(spec: &PacketSpec) -> Vec<u8> {
+    let mut frame = FrameBuilder::new(spec.src, spec.destination([]), spec.transport);
+    for tag in &spec.vlan {
+        frame = frame.vlan(ethertype::VLAN, *tag);
+    }
+    frame.build()
+}
+
 fn address(key: AddressKey) -> IpAddr {
     match (key.high, u32::try_from(key.low)) {
         (0, Ok(v4)) => IpAddr::V4(Ipv4Addr::from(v4)),
@@ -57,4 +66,3 @@ fn reachable(address: &IpAddr) -> bool {
     };
     !address.is_loopback() && !address.is_multicast() && !link_local
 }
-fn frame(_: &PacketSpec) -> Vec<u8> { Vec::new() }

@@ -1,10 +1,11 @@
 //! The trace of a decision in sentences.
 
-use super::packet::{PacketSpec, Transport};
+use super::packet::PacketSpec;
 use crate::api::types::{ExplainStep, Explanation};
 use crate::policy::compile::{Compiled, Ending};
 use crate::policy::model::{Action, Place, Policy, Rule, Service, ServiceId};
 use crate::policy::{ports, prefix};
+use crate::simulate::Transport;
 use firewall_common::control::{Config, Failsafe};
 use firewall_common::decide::{Outcome, Socket, Step};
 use firewall_common::image::PortKey;
@@ -87,11 +88,11 @@ impl<'a> Account<'a> {
             Transport::Tcp { .. } => format!("TCP, {}", self.spec.flags()),
             Transport::Udp { .. } => "UDP".to_owned(),
             Transport::Sctp { .. } => "SCTP".to_owned(),
-            Transport::Icmp { icmp_type, code } => {
+            Transport::Icmp { icmp_type, code, .. } => {
                 let protocol = if self.spec.src.is_ipv4() { "ICMP" } else { "ICMPv6" };
                 format!("{protocol} {} (type {icmp_type}, code {code})", self.spec.icmp_name())
             }
-            Transport::Other(number) => format!("protocol {number}"),
+            Transport::Raw(number) => format!("protocol {number}"),
         };
         let tags = match self.spec.vlan.len() {
             0 => "",
