@@ -19,6 +19,7 @@ mod monitor;
 mod reload;
 mod revoke;
 mod rules;
+mod schema;
 mod service;
 mod services;
 mod source;
@@ -39,7 +40,7 @@ use std::process::ExitCode;
 /// A host firewall: XDP filters what comes in, a policy file says who may reach which service.
 ///
 /// One agent per host (`ravelin agent`) keeps the policy in force; every other command talks to it over a local
-/// socket, except check and `explain --file`, which need no agent.
+/// socket, except check, schema and `explain --file`, which need no agent.
 ///
 /// The policy is one TOML file, /etc/ravelin/policy.toml. Edit it by hand, or with allow, revoke, deny, undeny and
 /// service, which keep its comments. A mistake in it changes nothing: what was in force stays in force.
@@ -101,6 +102,7 @@ enum Command {
     Enforce(mode::EnforceArgs),
     Detach(detach::Args),
     Agent(Box<agent::Args>),
+    Schema(schema::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -161,6 +163,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Answer> {
         Command::Enforce(args) => mode::enforce(&args, &context),
         Command::Detach(args) => detach::run(&args, &context),
         Command::Agent(args) => agent::run(*args),
+        Command::Schema(args) => schema::run(&args, &context),
         Command::Completions(args) => completions::run(&args, &context),
         Command::Man(args) => man::run(&args, &context),
     }

@@ -31,6 +31,10 @@ pub fn diff(lines: &[DiffLine], style: &Style) -> String {
             format!(" ({})", line.ports.join(", "))
         };
         let text = match line.change.as_str() {
+            // Of the policy's own deny list, which holds on every port.
+            "gains" | "loses" if line.service.is_empty() => {
+                format!("{} {} {}", line.who, line.change, line.ports.join(", "))
+            }
             "gains" | "loses" => format!("{} {} {}{ports}", line.who, line.change, line.service),
             "opens" | "closes" => format!("{} {}{ports}", line.service, line.change),
             _ => [line.change.as_str(), &line.who, &line.service, ports.trim()]
@@ -77,6 +81,7 @@ mod tests {
                     &["tcp/8443", "udp/8443"],
                 ),
                 line("loses", "@web", "ssh", &["tcp/22"]),
+                line("loses", "192.0.2.0/24", "", &["every port"]),
             ],
         };
         assert_eq!(
@@ -84,6 +89,7 @@ mod tests {
             "\
 + 198.51.100.0/24 gains payments-api (tcp/8443, udp/8443)
 - @web loses ssh (tcp/22)
+- 192.0.2.0/24 loses every port
 generation 13 is in force (digest 0123456789ab)
 "
         );
