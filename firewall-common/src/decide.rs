@@ -8,7 +8,7 @@
 use crate::control::{AddressKey, Config, LINK_STP, bloom_bit};
 use crate::gate::{self, Bank};
 use crate::image::{Image, NO_SERVICE, Pages, PortKey};
-use crate::packet::{Address, Frame, Kind, Packet, parse, protocol};
+use crate::packet::{Address, Frame, Kind, Packet, Parsed, parse, protocol};
 use crate::verdict::Reason;
 
 /// What a decision asks of its surroundings. One value serves one packet.
@@ -29,6 +29,10 @@ pub trait Kernel {
     fn now_s(&self) -> u32;
     /// What the socket table knows of a TCP segment or UDP datagram that came in.
     fn socket(&self, packet: &Packet) -> Socket;
+    /// Leaves the value as it is. In the kernel it takes it through memory, where the BPF verifier forgets small
+    /// constants, so that ways which differ only in them are walked once.
+    #[inline(always)]
+    fn settle<T>(&self, _value: &mut T) {}
     /// Notes a step; only `explain` listens.
     #[inline(always)]
     fn step(&self, _step: Step) {}
@@ -88,7 +92,10 @@ pub enum Step {
 /// Judges a frame that came in. `packet` receives what was read of it.
 #[inline(always)]
 pub fn ingress<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &mut Packet) -> Outcome {
-    let kind = match parse(frame, packet) {
+    let mut parsed = Parsed::new(parse(frame, packet));
+    kernel.settle(&mut parsed);
+    kernel.settle(packet);
+    let kind = match parsed.result() {
         Ok(kind) => kind,
         Err(reason) => {
             kernel.step(Step::Malformed(reason));

@@ -39,9 +39,9 @@ pub fn account(ctx: &XdpContext, frame: &XdpFrame, node: &Node, packet: &Packet,
 
 #[inline(always)]
 fn count(frame: &XdpFrame, node: &Node, outcome: Outcome, observed: bool) {
-    let (Some(selector), Some(control)) = (node.selector, node.control) else { return };
-    let Some(counters) = COUNTERS.get(selector.image) else { return };
-    let Some(stride) = control.stride.get(selector.image as usize) else { return };
+    let Some(control) = node.control else { return };
+    let Some(counters) = COUNTERS.get(node.slot) else { return };
+    let Some(stride) = control.stride.get(node.slot as usize) else { return };
     // SAFETY: the helper takes no arguments.
     let cpu = unsafe { bpf_get_smp_processor_id() } as u32;
     let index = counter::index(*stride, cpu, observed, outcome.ending);
@@ -53,10 +53,9 @@ fn count(frame: &XdpFrame, node: &Node, outcome: Outcome, observed: bool) {
     }
 }
 
-/// Out of line: the hot path pays one test when nobody listens.
 #[inline(always)]
 fn report(frame: &XdpFrame, node: &Node, packet: &Packet, outcome: Outcome, ifindex: u32, observed: bool) {
-    let (Some(selector), Some(control)) = (node.selector, node.control) else { return };
+    let Some(control) = node.control else { return };
     let Some(sampler) = SAMPLER.get_ptr_mut(outcome.reason.number() as u32) else { return };
     // SAFETY: this CPU's own cell.
     let sampler = unsafe { &mut *sampler };
@@ -68,7 +67,7 @@ fn report(frame: &XdpFrame, node: &Node, packet: &Packet, outcome: Outcome, ifin
     let icmp = packet.is_icmp();
     let event = Event {
         time_ns,
-        generation: control.generation.get(selector.image as usize).copied().unwrap_or(0),
+        generation: control.generation.get(node.slot as usize).copied().unwrap_or(0),
         src_high: packet.src.high,
         src_low: packet.src.low,
         dst_high: packet.dst.high,

@@ -1,5 +1,7 @@
 //! The decision's surroundings over maps and helpers: configuration, image, gate, sockets, clock.
 
+use core::arch::asm;
+
 use crate::maps::{CONFIG, CONTROL, GATE, IMAGES, ImageMap, LOCAL};
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as TupleV4};
 use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as TupleV6};
@@ -18,8 +20,8 @@ use firewall_common::packet::{Packet, protocol};
 pub struct Node<'a> {
     pub ctx: &'a XdpContext,
     pub control: Option<&'static Control>,
-    /// `None` before the first policy.
-    pub selector: Option<Selector>,
+    /// Image slot in force, for tables that are kept per slot.
+    pub slot: u32,
     config: Option<&'static Config>,
     image: Option<PolicyPages>,
 }
@@ -28,19 +30,26 @@ impl<'a> Node<'a> {
     #[inline(always)]
     pub fn new(ctx: &'a XdpContext) -> Node<'a> {
         let control = control();
-        let selector = control.and_then(|control| {
-            // SAFETY: an aligned word of a map that the agent stores atomically.
-            Selector::unpack(unsafe { (&raw const control.selector).read_volatile() })
-        });
-        let config = CONFIG.get(selector.map_or(0, |selector| selector.config));
-        let image = selector.and_then(|selector| IMAGES.get(selector.image)).map(PolicyPages);
-        Node { ctx, control, selector, config, image }
+        // SAFETY: an aligned word of a map that the agent stores atomically.
+        let selector = Selector(control.map_or(0, |control| unsafe { (&raw const control.selector).read_volatile() }));
+        let slot = selector.image();
+        let config = CONFIG.get(selector.config());
+        // Before the first policy the slots are empty.
+        let image = IMAGES.get(slot).map(|pages| PolicyPages { pages, zero: zero(control) });
+        Node { ctx, control, slot, config, image }
     }
 }
 
 #[inline(always)]
 pub fn control() -> Option<&'static Control> {
     CONTROL.get(0)
+}
+
+/// Zero, but nobody tells the verifier: a word of a map is any number to the verifier.
+#[inline(always)]
+pub fn zero(control: Option<&Control>) -> u64 {
+    // SAFETY: an aligned word of a map that nobody writes; volatile, or it would be read again at every use.
+    control.map_or(0, |control| unsafe { (&raw const control.zero).read_volatile() })
 }
 
 /// Monotonic clock of the last tick, seconds.
@@ -82,6 +91,15 @@ impl Kernel for Node<'_> {
     #[inline(always)]
     fn now_s(&self) -> u32 {
         now_s()
+    }
+
+    #[inline(always)]
+    fn settle<T>(&self, value: &mut T) {
+        let mut pointer: *mut T = value;
+        // SAFETY: a move of a register to itself; what the pointer leads to is not touched, but the compiler has
+        // to take it for written.
+        unsafe { asm!("{0} = {0}", inout(reg) pointer, options(nostack, preserves_flags)) };
+        let _ = pointer;
     }
 
     #[inline(always)]
@@ -174,14 +192,22 @@ fn words(high: u64, low: u64) -> [u32; 4] {
 }
 
 /// The pages of the image that a packet is judged by.
-pub struct PolicyPages(&'static ImageMap);
+pub struct PolicyPages {
+    pages: &'static ImageMap,
+    zero: u64,
+}
 
 impl Pages for PolicyPages {
     type Page = PolicyPage;
 
     #[inline(always)]
     fn page(&self, index: u32) -> Option<PolicyPage> {
-        self.0.get_ptr(index).map(|page| PolicyPage(page.cast()))
+        self.pages.get_ptr(index).map(|page| PolicyPage(page.cast()))
+    }
+
+    #[inline(always)]
+    fn opaque(&self, word: u64) -> u64 {
+        word ^ self.zero
     }
 }
 

@@ -126,9 +126,12 @@ pub struct CounterRow {
 pub struct DiffLine {
     /// `gains`, `loses`, `opens`, `closes` or `default`.
     pub change: String,
-    /// `198.51.100.0/24`, `@web`, `anyone`.
+    /// `198.51.100.0/24`, `@web`, `@web: 1,204 prefixes more`, `anyone`, `anyone else`, `nobody`; of `default`:
+    /// `allow -> deny`.
     pub who: String,
+    /// Empty: the whole policy.
     pub service: String,
+    /// Texts of ports; of the whole policy, words for which: `every port`.
     pub ports: Vec<String>,
 }
 
@@ -149,6 +152,8 @@ pub enum Edit {
     Revoke { service: String, source: String },
     Deny { source: String, for_seconds: Option<u64> },
     Undeny { source: String },
+    /// Takes a source off the deny list of a service: how a temporary entry there ends.
+    ServiceUndeny { service: String, source: String },
     ServiceAdd { name: String, ports: Vec<String>, allow: Vec<String>, deny: Vec<String> },
     /// `None` leaves a list as it is.
     ServiceSet { name: String, ports: Option<Vec<String>>, allow: Option<Vec<String>>, deny: Option<Vec<String>> },

@@ -1,4 +1,23 @@
 //! A policy: as written ([`file`]), as meant ([`model`]), as compiled ([`compile`]). All pure.
 
+pub mod claims;
 pub mod compile;
+pub mod cover;
+pub mod diagnostic;
+pub mod diff;
+pub mod edit;
+pub mod explain;
+pub mod file;
+pub mod groups;
+pub mod icmp;
+pub mod lists;
 pub mod model;
+pub mod ports;
+pub mod prefix;
+pub mod rules;
+pub mod schema;
+pub mod set;
+pub mod source;
+pub mod until;
+pub mod written;
+mod trie;

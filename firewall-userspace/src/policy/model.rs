@@ -50,7 +50,7 @@ pub struct Rule {
     /// `None`: the policy's own deny list, which holds on every port.
     pub service: Option<ServiceId>,
     pub action: Action,
-    /// For people and for metric labels, unique among the rules of one (service, action): `any`, `@web`, `198.51.100.7/32`, `1042 prefixes`.
+    /// For people and for metric labels, unique among the rules of one (service, action): `any`, `@web`, `198.51.100.7`, `10.20.0.0/16`, `1042 prefixes`.
     pub source: String,
     /// Every address.
     pub any: bool,
@@ -81,7 +81,7 @@ impl PrefixList {
     }
 }
 
-/// A place in a policy file, from 1.
+/// A place in a policy file, from 1. Line 0: the file as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Place {
     pub path: String,
@@ -91,6 +91,9 @@ pub struct Place {
 
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}:{}", self.path, self.line, self.column)
+        match self.line {
+            0 => f.write_str(&self.path),
+            line => write!(f, "{}:{line}:{}", self.path, self.column),
+        }
     }
 }

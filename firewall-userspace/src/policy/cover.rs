@@ -1,0 +1,343 @@
+//! Rules that can never match, and entries that change nothing.
+//!
+//! An entry is covered when each of its prefixes lies in one prefix of another entry; two halves that together
+//! make the whole are not looked for. Entries of up to [`SMALL`] prefixes are looked at; larger ones only for
+//! standing on the same lists as another. Of larger lists, just the prefixes that hold one of a small entry are
+//! taken along, found in a pass without sorting: a million prefixes cost some milliseconds, and all of it is
+//! n log n in the prefixes of small entries. Temporary entries cover nothing: they end.
+
+use super::diagnostic::Findings;
+use super::model::{Action, Policy, PrefixList, Rule};
+use super::rules::Draft;
+use std::collections::HashMap;
+use std::ops::Range;
+
+const SMALL: usize = 4096;
+
+/// A prefix of either family: IPv4 stands in the top 32 bits.
+type Prefix = (u128, u8);
+
+/// Warns of what is covered. `drafts` are the rules of the policy with their entries.
+pub fn warn(policy: &Policy, drafts: &[Draft], findings: &mut Findings<'_>) {
+    let checks = Checks::new(policy, drafts);
+    let own = drafts.partition_point(|draft| draft.rule.service.is_none());
+    checks.list(0..own, 0..0, findings);
+    let mut at = own;
+    while at < drafts.len() {
+        let service = drafts[at].rule.service;
+        let end = at + drafts[at..].partition_point(|draft| draft.rule.service == service);
+        checks.list(at..end, 0..own, findings);
+        at = end;
+    }
+}
+
+struct Checks<'a> {
+    policy: &'a Policy,
+    drafts: &'a [Draft],
+    /// Per family and list: all prefixes of a small one, those that matter of another.
+    lists: [Vec<Vec<Prefix>>; 2],
+}
+
+/// What was found of one rule: how many of its prefixes are covered, and by whom first.
+#[derive(Clone, Copy, Default)]
+struct Cover {
+    total: usize,
+    denied: usize,
+    denied_by: Option<usize>,
+    repeated: usize,
+    repeated_by: Option<usize>,
+}
+
+impl<'a> Checks<'a> {
+    fn new(policy: &'a Policy, drafts: &'a [Draft]) -> Checks<'a> {
+        let family = |v4: bool| {
+            let all: Vec<Vec<Prefix>> = policy.lists.iter().map(|list| small(list, v4)).collect();
+            let filter = Filter::new(all.iter().flatten().copied().collect(), v4);
+            let reduce = |(list, small): (&std::sync::Arc<PrefixList>, Vec<Prefix>)| match list.len() > SMALL
+            {
+                true => filter.holders(list, v4),
+                false => small,
+            };
+            policy.lists.iter().zip(all).map(reduce).collect()
+        };
+        Checks {
+            policy,
+            drafts,
+            lists: [family(true), family(false)],
+        }
+    }
+
+    fn rule(&self, at: usize) -> &'a Rule {
+        &self.policy.rules[at]
+    }
+
+    fn is_small(&self, at: usize) -> bool {
+        let lists = &self.rule(at).lists;
+        lists
+            .iter()
+            .map(|&list| self.policy.lists[list as usize].len())
+            .sum::<usize>()
+            <= SMALL
+    }
+
+    /// The rules of one owner, under the denies of the policy.
+    fn list(&self, rules: Range<usize>, above: Range<usize>, findings: &mut Findings<'_>) {
+        if self.any(&rules, findings) {
+            return;
+        }
+        let mut covers: HashMap<usize, Cover> = HashMap::new();
+        for family in 0..2 {
+            self.sweep(family, &rules, &above, &mut covers);
+        }
+        for at in rules.clone() {
+            let cover = match self.is_small(at) {
+                true => covers.get(&at).copied().unwrap_or_default(),
+                false => self.same_lists(at, &rules, &above),
+            };
+            self.report(at, cover, findings);
+        }
+    }
+
+    /// `any` among other entries. True when it leaves nothing else to say.
+    fn any(&self, rules: &Range<usize>, findings: &mut Findings<'_>) -> bool {
+        let find = |action| {
+            let is = |&at: &usize| {
+                self.rule(at).any && self.rule(at).action == action && !self.drafts[at].temporary
+            };
+            rules.clone().find(is)
+        };
+        let count = |action| rules.clone().filter(|&at| self.rule(at).action == action).count();
+        if let Some(at) = find(Action::Deny) {
+            match (count(Action::Deny) - 1, count(Action::Allow)) {
+                (0, 0) => {}
+                (0, _) => {
+                    let message = "\"any\" is denied here: no allow of this service can match";
+                    findings.warn(&self.drafts[at].span, message, Some("deny beats allow".into()));
+                }
+                (_, _) => {
+                    let message = "\"any\" is denied here: the other entries of this service change nothing";
+                    findings.warn(&self.drafts[at].span, message, None);
+                }
+            }
+            return true;
+        }
+        if let Some(at) = find(Action::Allow)
+            && count(Action::Allow) > 1
+        {
+            let message = "\"any\" admits everybody: the other entries of this list change nothing";
+            findings.warn(
+                &self.drafts[at].span,
+                message,
+                Some("take \"any\" out, or the others".into()),
+            );
+            return true;
+        }
+        false
+    }
+
+    /// Walks all prefixes in order of address, the wider first: what is open is what holds the next one.
+    fn sweep(
+        &self,
+        family: usize,
+        rules: &Range<usize>,
+        above: &Range<usize>,
+        covers: &mut HashMap<usize, Cover>,
+    ) {
+        let prefixes = |at: usize| {
+            let lists = self.rule(at).lists.iter();
+            lists
+                .flat_map(|&list| self.lists[family][list as usize].iter())
+                .map(move |&prefix| (prefix, at))
+        };
+        let mut all: Vec<(Prefix, usize)> = rules.clone().flat_map(prefixes).collect();
+        let targets = all.iter().map(|&(prefix, _)| prefix).collect();
+        let filter = Filter::new(targets, family == 0);
+        all.extend(
+            above
+                .clone()
+                .flat_map(prefixes)
+                .filter(|&(prefix, _)| filter.holds(prefix)),
+        );
+        all.sort_unstable();
+        all.dedup();
+        let mut open: Vec<(Prefix, usize)> = Vec::new();
+        for (prefix, at) in all {
+            while open.last().is_some_and(|&(outer, _)| end(outer) < prefix.0) {
+                open.pop();
+            }
+            if rules.contains(&at) {
+                let cover = covers.entry(at).or_default();
+                let rule = self.rule(at);
+                let by = |covers: &dyn Fn(&Rule, usize) -> bool| {
+                    let holder = open.iter().map(|&(_, holder)| holder);
+                    holder
+                        .into_iter()
+                        .find(|&holder| !self.drafts[holder].temporary && covers(self.rule(holder), holder))
+                };
+                let denied = by(&|holder, _| denies(holder, rule));
+                let repeated = by(&|holder, index| index != at && same_list(holder, rule));
+                cover.total += 1;
+                cover.denied += usize::from(denied.is_some());
+                cover.repeated += usize::from(repeated.is_some());
+                cover.denied_by = cover.denied_by.or(denied);
+                cover.repeated_by = cover.repeated_by.or(repeated);
+            }
+            open.push((prefix, at));
+        }
+    }
+
+    /// The cover of a large rule: another that stands on all of its lists.
+    fn same_lists(&self, at: usize, rules: &Range<usize>, above: &Range<usize>) -> Cover {
+        let rule = self.rule(at);
+        let holds = |holder: &usize| {
+            let lists = &self.rule(*holder).lists;
+            !self.drafts[*holder].temporary && rule.lists.iter().all(|list| lists.contains(list))
+        };
+        let mut holders = above.clone().chain(rules.clone()).filter(holds);
+        let denied_by = holders.clone().find(|&holder| denies(self.rule(holder), rule));
+        let repeated_by = holders.find(|&holder| {
+            let wider = self.rule(holder).lists.len() > rule.lists.len();
+            same_list(self.rule(holder), rule) && (wider && holder != at || holder < at)
+        });
+        let count = |by: Option<usize>| usize::from(by.is_some());
+        Cover {
+            total: 1,
+            denied: count(denied_by),
+            denied_by,
+            repeated: count(repeated_by),
+            repeated_by,
+        }
+    }
+
+    fn report(&self, at: usize, cover: Cover, findings: &mut Findings<'_>) {
+        if cover.total == 0 {
+            return;
+        }
+        let (source, span) = (&self.rule(at).source, &self.drafts[at].span);
+        let named = |by: usize| format!("{} (line {})", self.rule(by).source, self.rule(by).place.line);
+        match (cover.denied_by, cover.repeated_by) {
+            (Some(by), _) if cover.denied == cover.total && self.rule(at).action == Action::Allow => {
+                let message = format!("{source} can never match: it is denied by {}", named(by));
+                findings.warn(span, message, Some("deny beats allow".into()));
+            }
+            (Some(by), _) if cover.denied == cover.total => {
+                let message = format!(
+                    "{source} changes nothing: the policy denies {} on every port",
+                    named(by)
+                );
+                findings.warn(span, message, None);
+            }
+            (_, Some(by)) if cover.repeated == cover.total => {
+                let message = format!(
+                    "{source} changes nothing: {} in the same list holds it",
+                    named(by)
+                );
+                findings.warn(span, message, None);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A deny that is judged before the rule.
+fn denies(holder: &Rule, rule: &Rule) -> bool {
+    holder.action == Action::Deny
+        && (rule.action == Action::Allow || holder.service.is_none() && rule.service.is_some())
+}
+
+fn same_list(holder: &Rule, rule: &Rule) -> bool {
+    holder.action == rule.action && holder.service == rule.service
+}
+
+/// The last address of a prefix.
+fn end((start, length): Prefix) -> u128 {
+    start | u128::MAX.checked_shr(length.into()).unwrap_or(0)
+}
+
+fn prefixes(list: &PrefixList, v4: bool) -> Box<dyn Iterator<Item = Prefix> + '_> {
+    match v4 {
+        true => Box::new(
+            list.v4
+                .iter()
+                .map(|&(address, length)| (u128::from(address) << 96, length)),
+        ),
+        false => Box::new(list.v6.iter().copied()),
+    }
+}
+
+/// The prefixes of a list, none if it is not small.
+fn small(list: &PrefixList, v4: bool) -> Vec<Prefix> {
+    if list.len() > SMALL {
+        Vec::new()
+    } else {
+        prefixes(list, v4).collect()
+    }
+}
+
+/// Answers whether a prefix holds one of many others, mostly from one bit.
+struct Filter {
+    targets: Vec<Prefix>,
+    /// A bit for each value of the top bits of a target, hashed.
+    bits: Vec<u64>,
+    /// Top bits of an address that choose its bit.
+    top: u8,
+}
+
+impl Filter {
+    fn new(mut targets: Vec<Prefix>, v4: bool) -> Filter {
+        targets.sort_unstable();
+        targets.dedup();
+        let top = if v4 { 16 } else { 32 };
+        let mut filter = Filter {
+            targets: Vec::new(),
+            bits: vec![0; 1024],
+            top,
+        };
+        for &(start, _) in &targets {
+            let bit = filter.bit(start);
+            filter.bits[bit >> 6] |= 1 << (bit & 63);
+        }
+        filter.targets = targets;
+        filter
+    }
+
+    /// Of 65,536 bits; distinct for all top bits of an IPv4 address.
+    fn bit(&self, start: u128) -> usize {
+        let top = (start >> (128 - u32::from(self.top))) as u32;
+        (top ^ (top >> 16).wrapping_mul(0x9e37)) as usize & 0xffff
+    }
+
+    fn holds(&self, prefix: Prefix) -> bool {
+        let bit = self.bit(prefix.0);
+        if prefix.1 >= self.top && self.bits[bit >> 6] & 1 << (bit & 63) == 0 {
+            return false;
+        }
+        // A target that starts in the prefix and not before it lies in it: prefixes nest or are apart.
+        let next = self.targets.partition_point(|&target| target < prefix);
+        self.targets
+            .get(next)
+            .is_some_and(|&(start, _)| start <= end(prefix))
+    }
+
+    /// The prefixes of a large list that hold a target.
+    fn holders(&self, list: &PrefixList, v4: bool) -> Vec<Prefix> {
+        match v4 {
+            true => {
+                let wide = list
+                    .v4
+                    .iter()
+                    .map(|&(address, length)| (u128::from(address) << 96, length));
+                wide.filter(|&prefix| self.holds(prefix)).collect()
+            }
+            false => list
+                .v6
+                .iter()
+                .copied()
+                .filter(|&prefix| self.holds(prefix))
+                .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

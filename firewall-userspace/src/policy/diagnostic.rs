@@ -1,0 +1,279 @@
+//! What is wrong with a policy, and where: path, line and column, the source line with a pointer into it, and
+//! what would be accepted.
+//!
+//! Every finding about a text is made here, so all look the same. Lines and columns count from 1, columns in
+//! characters. A finding about a whole file has line 0 and no snippet.
+
+use super::model::Place;
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+
+/// One finding. `Display` prints all of it, over several lines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diagnostic {
+    pub message: String,
+    pub place: Place,
+    /// The source line, and under it a line of carets.
+    pub snippet: String,
+    pub hint: Option<String>,
+}
+
+impl Diagnostic {
+    /// About a file as a whole, or one that cannot be read.
+    pub fn whole_file(path: &Path, message: impl Into<String>) -> Diagnostic {
+        let place = Place {
+            path: path.display().to_string(),
+            line: 0,
+            column: 0,
+        };
+        Diagnostic {
+            message: message.into(),
+            place,
+            snippet: String::new(),
+            hint: None,
+        }
+    }
+
+    pub fn hint(mut self, hint: impl Into<String>) -> Diagnostic {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.message)?;
+        if !self.snippet.is_empty() {
+            write!(f, "\n{}", self.snippet)?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "\n  hint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a policy was refused: everything that one pass could find. `Display` prints all of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyError {
+    pub errors: Vec<Diagnostic>,
+}
+
+impl fmt::Display for PolicyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.errors.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n\n")?;
+            }
+            error.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for PolicyError {}
+
+/// A text with its path, to turn byte spans into places.
+pub struct Text<'a> {
+    pub path: String,
+    pub text: &'a str,
+    /// Offset of the start of each line.
+    lines: Vec<usize>,
+}
+
+impl<'a> Text<'a> {
+    pub fn new(path: &Path, text: &'a str) -> Text<'a> {
+        let starts = text
+            .bytes()
+            .enumerate()
+            .filter(|&(_, byte)| byte == b'\n')
+            .map(|(at, _)| at + 1);
+        Text {
+            path: path.display().to_string(),
+            text,
+            lines: std::iter::once(0).chain(starts).collect(),
+        }
+    }
+
+    pub fn place(&self, offset: usize) -> Place {
+        let (line, start) = self.line_of(offset);
+        Place {
+            path: self.path.clone(),
+            line: line as u32 + 1,
+            column: self.text[start..self.boundary(offset)].chars().count() as u32 + 1,
+        }
+    }
+
+    pub fn diagnostic(&self, span: Range<usize>, message: impl Into<String>) -> Diagnostic {
+        let place = self.place(span.start);
+        let (line, start) = self.line_of(span.start);
+        let end = self.lines.get(line + 1).map_or(self.text.len(), |next| next - 1);
+        let source = &self.text[start..end.max(start)];
+        let width = self.text[self.boundary(span.start)..self.boundary(span.end.max(span.start))]
+            .lines()
+            .next()
+            .map_or(0, |text| text.chars().count());
+        let snippet = snippet(place.line, source, place.column as usize - 1, width);
+        Diagnostic {
+            message: message.into(),
+            place,
+            snippet,
+            hint: None,
+        }
+    }
+
+    /// Index of the line that holds `offset`, and where it starts.
+    fn line_of(&self, offset: usize) -> (usize, usize) {
+        let line = self.lines.partition_point(|&start| start <= offset) - 1;
+        (line, self.lines[line])
+    }
+
+    fn boundary(&self, offset: usize) -> usize {
+        let mut offset = offset.min(self.text.len());
+        while !self.text.is_char_boundary(offset) {
+            offset -= 1;
+        }
+        offset
+    }
+}
+
+/// Characters of a source line that are shown; a longer one is cut around the pointer.
+const SHOWN: usize = 100;
+
+/// The source line with its number, and carets under `width` characters from `column` (from 0).
+pub fn snippet(line: u32, source: &str, column: usize, width: usize) -> String {
+    let chars: Vec<char> = source.trim_end().chars().map(printable).collect();
+    let column = column.min(chars.len());
+    let first = if chars.len() <= SHOWN {
+        0
+    } else {
+        column.saturating_sub(SHOWN / 3)
+    };
+    let last = chars.len().min(first + SHOWN);
+    let shown: String = chars[first..last].iter().collect();
+    // Tabs stay tabs, so that the carets stand where the terminal puts the text.
+    let indent: String = chars[first..column]
+        .iter()
+        .map(|&c| if c == '\t' { '\t' } else { ' ' })
+        .collect();
+    let carets = "^".repeat(width.min(last.saturating_sub(column)).max(1));
+    let (before, after) = (
+        if first > 0 { "…" } else { "" },
+        if last < chars.len() { "…" } else { "" },
+    );
+    let pad = if first > 0 { " " } else { "" };
+    format!("{line:>5} | {before}{shown}{after}\n      | {pad}{indent}{carets}")
+}
+
+/// What could drive a terminal is shown as a replacement character.
+fn printable(c: char) -> char {
+    match c {
+        '\t' => '\t',
+        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => char::REPLACEMENT_CHARACTER,
+        c if c.is_control() => char::REPLACEMENT_CHARACTER,
+        c => c,
+    }
+}
+
+/// Collects what is found in one text.
+pub struct Findings<'a> {
+    pub text: Text<'a>,
+    pub errors: Vec<Diagnostic>,
+    pub warnings: Vec<Diagnostic>,
+}
+
+impl<'a> Findings<'a> {
+    pub fn new(text: Text<'a>) -> Findings<'a> {
+        Findings {
+            text,
+            errors: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    pub fn error(&mut self, span: &Range<usize>, message: impl Into<String>, hint: Option<String>) {
+        let found = self.text.diagnostic(span.clone(), message);
+        self.errors.push(Diagnostic { hint, ..found });
+    }
+
+    pub fn warn(&mut self, span: &Range<usize>, message: impl Into<String>, hint: Option<String>) {
+        let found = self.text.diagnostic(span.clone(), message);
+        self.warnings.push(Diagnostic { hint, ..found });
+    }
+}
+
+/// The candidate that `word` most likely stands for.
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let allowed = (word.chars().count() / 3).max(1);
+    let near = candidates
+        .into_iter()
+        .map(|candidate| (distance(word, candidate), candidate));
+    near.filter(|&(edits, _)| edits <= allowed)
+        .min_by_key(|&(edits, _)| edits)
+        .map(|(_, candidate)| candidate)
+}
+
+/// `did you mean "candidate"?`, if one is near. `sigil` stands before the name.
+pub fn did_you_mean<'a>(
+    word: &str,
+    sigil: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<String> {
+    nearest(word, candidates).map(|candidate| format!("did you mean \"{sigil}{candidate}\"?"))
+}
+
+/// Insertions, deletions, replacements and swaps of neighbours between two words.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (
+        a.to_lowercase().chars().collect(),
+        b.to_lowercase().chars().collect(),
+    );
+    let mut before: Vec<usize> = Vec::new();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for i in 1..=a.len() {
+        let mut next = vec![i];
+        for j in 1..=b.len() {
+            let same = usize::from(a[i - 1] != b[j - 1]);
+            let mut best = (row[j - 1] + same).min(row[j] + 1).min(next[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(before[j - 2] + 1);
+            }
+            next.push(best);
+        }
+        before = std::mem::replace(&mut row, next);
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_into_the_line_by_characters() {
+        let text = Text::new(Path::new("p.toml"), "# ümlaut\nname = \"ü\" # x\r\nlast");
+        let found = text.diagnostic(17..21, "odd name").hint("write u");
+        let expected = "p.toml:2:8: odd name\n    2 | name = \"ü\" # x\n      |        ^^^\n  hint: write u";
+        assert_eq!(found.to_string(), expected);
+        assert_eq!(text.place(1000).line, 3);
+    }
+
+    #[test]
+    fn cuts_long_lines_around_the_pointer_and_hides_control_characters() {
+        let line = format!("{}\u{1b}[31m{}", "x".repeat(200), "y".repeat(200));
+        let shown = snippet(1, &line, 200, 1);
+        let (source, carets) = shown.split_once('\n').unwrap();
+        assert!(source.contains('\u{fffd}') && !source.contains('\u{1b}'));
+        assert!(source.chars().count() < 115);
+        let column = carets.chars().position(|c| c == '^').unwrap();
+        assert_eq!(source.chars().nth(column), Some('\u{fffd}'));
+    }
+
+    #[test]
+    fn suggests_only_what_is_near() {
+        assert_eq!(nearest("servce", ["version", "service"]), Some("service"));
+        assert_eq!(nearest("wbe", ["web", "office"]), Some("web"));
+        assert_eq!(nearest("xyz", ["web", "office"]), None);
+    }
+}

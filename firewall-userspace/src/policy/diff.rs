@@ -1,0 +1,329 @@
+//! What changes between two policies, in terms of who gains and loses which port.
+//!
+//! Effective access is compared, not text: an entry that moves into a group with the same prefixes is no change.
+//! For each port the service that has it before and after is found, and for each such pair the sets of addresses
+//! that get in. What differs is named by the entry that makes the difference, or by its prefixes.
+
+mod side;
+
+use super::model::{Action, Policy, Rule};
+use super::ports;
+use super::set::AddressSet;
+use crate::api::types::DiffLine;
+use firewall_common::image::PortKey;
+use side::Side;
+use std::collections::BTreeMap;
+
+/// Prefixes that are named one by one; more are counted.
+const SHOWN: usize = 20;
+
+/// A line per (change, who, service), first those of the whole policy, then in the order of the services.
+pub fn diff(old: &Policy, new: &Policy) -> Vec<DiffLine> {
+    let (old, new) = side::pair(old, new);
+    let mut lines = Vec::new();
+    if old.policy.default_allow != new.policy.default_allow {
+        let word = |side: &Side<'_>| {
+            if side.policy.default_allow {
+                "allow"
+            } else {
+                "deny"
+            }
+        };
+        lines.push(DiffLine {
+            change: "default".into(),
+            who: format!("{} -> {}", word(&old), word(&new)),
+            service: String::new(),
+            ports: vec!["ports that no service names".into()],
+        });
+    }
+    policy_denies(&old, &new, &mut lines);
+    for ((_, after, before), ranges) in port_owners(old.policy, new.policy) {
+        service(&old, &new, before, after, &ranges, &mut lines);
+    }
+    lines
+}
+
+/// Before and after, for the ports that both hold: sorted by the new service, those that are gone last.
+type Owners = BTreeMap<(bool, Option<usize>, Option<usize>), Vec<(PortKey, PortKey)>>;
+
+fn port_owners(old: &Policy, new: &Policy) -> Owners {
+    // Each range opens at its first port and closes behind its last.
+    let mut events: Vec<(u32, bool, Option<usize>)> = Vec::new();
+    for (is_new, policy) in [(false, old), (true, new)] {
+        for (index, service) in policy.services.iter().enumerate() {
+            for &(first, last) in &service.ports {
+                events.push((first.0, is_new, Some(index)));
+                events.push((last.0 + 1, is_new, None));
+            }
+        }
+    }
+    // Of one side, closing comes before opening at the same port.
+    events.sort_unstable();
+    let mut owners = Owners::new();
+    let (mut before, mut after, mut from) = (None, None, 0);
+    for (at, is_new, owner) in events {
+        if at > from && (before.is_some() || after.is_some()) {
+            let ranges = owners.entry((after.is_none(), after, before)).or_default();
+            join(ranges, (PortKey(from), PortKey(at - 1)));
+        }
+        from = at;
+        *(if is_new { &mut after } else { &mut before }) = owner;
+    }
+    owners
+}
+
+/// Adds a range behind the others; ranges of one protocol that touch become one.
+fn join(ranges: &mut Vec<(PortKey, PortKey)>, range: (PortKey, PortKey)) {
+    match ranges.last_mut() {
+        Some(last) if last.1.0 + 1 == range.0.0 && range.0.0 & 0xffff != 0 => last.1 = range.1,
+        _ => ranges.push(range),
+    }
+}
+
+/// Entries of the policy's own deny list that came, went or changed what they hold.
+fn policy_denies(old: &Side<'_>, new: &Side<'_>, lines: &mut Vec<DiffLine>) {
+    if old.lists_of(None, Action::Deny) == new.lists_of(None, Action::Deny) {
+        return;
+    }
+    let (before, after) = (old.set_of(None, Action::Deny), new.set_of(None, Action::Deny));
+    let mut say = |change: &str, who: Vec<String>, ports: &str| {
+        for who in who {
+            lines.push(DiffLine {
+                change: change.into(),
+                who,
+                service: String::new(),
+                ports: vec![ports.into()],
+            });
+        }
+    };
+    let whole = |rule: &Rule, side: &Side<'_>| side.set(rule);
+    let mut lost = Who::new(after.difference(&before));
+    lost.take(new, old, Action::Deny, None, None, "more", &whole);
+    say("loses", lost.names("more"), "every port");
+    let mut gained = Who::new(before.difference(&after));
+    gained.take(old, new, Action::Deny, None, None, "fewer", &whole);
+    say("gains", gained.names("fewer"), "every port that allows it");
+}
+
+/// Who gains and loses the ports that service `before` had and `after` has.
+fn service(
+    old: &Side<'_>,
+    new: &Side<'_>,
+    before: Option<usize>,
+    after: Option<usize>,
+    ranges: &[(PortKey, PortKey)],
+    lines: &mut Vec<DiffLine>,
+) {
+    if let (Some(before), Some(after)) = (before, after)
+        && [Action::Allow, Action::Deny]
+            .iter()
+            .all(|&action| old.lists_of(Some(before), action) == new.lists_of(Some(after), action))
+    {
+        return;
+    }
+    let (was, is) = (old.access(before), new.access(after));
+    let denied = |side: &Side<'_>| side.set_of(None, Action::Deny);
+    let mut gained = Who::new(is.difference(&was));
+    let mut lost = Who::new(was.difference(&is));
+    if !gained.rest.is_empty() {
+        gained.rest = gained.rest.difference(&denied(new));
+    }
+    if !lost.rest.is_empty() {
+        lost.rest = lost.rest.difference(&denied(old));
+    }
+    // All that an entry lets in, when denies have taken their part.
+    let effective = |service: Option<usize>| {
+        move |rule: &Rule, side: &Side<'_>| {
+            let denied = side
+                .set_of(service, Action::Deny)
+                .union(&side.set_of(None, Action::Deny));
+            side.set(rule).difference(&denied)
+        }
+    };
+    let whole = |rule: &Rule, side: &Side<'_>| side.set(rule);
+    let nobody_left = is.is_empty();
+    if let Some(after) = after {
+        gained.take(
+            new,
+            old,
+            Action::Allow,
+            Some(after),
+            before,
+            "more",
+            &effective(Some(after)),
+        );
+        lost.take(new, old, Action::Deny, Some(after), before, "more", &whole);
+    }
+    if let Some(before) = before {
+        gained.take(old, new, Action::Deny, Some(before), after, "fewer", &whole);
+        lost.take(
+            old,
+            new,
+            Action::Allow,
+            Some(before),
+            after,
+            "fewer",
+            &effective(Some(before)),
+        );
+    }
+    // What the default let in, or lets in now.
+    if before.is_none() && old.policy.default_allow {
+        lost.default(nobody_left);
+    }
+    if after.is_none() && new.policy.default_allow {
+        gained.default(was.is_empty());
+    }
+    let opens = before.is_none() && !old.policy.default_allow;
+    let closes = after.is_none() && !new.policy.default_allow;
+    let (gains, loses) = (
+        if opens { "opens" } else { "gains" },
+        if closes { "closes" } else { "loses" },
+    );
+    let (mut come, mut gone) = (gained.names("more"), lost.names("fewer"));
+    if opens && come.is_empty() && gone.is_empty() {
+        come.push("nobody".into());
+    }
+    if closes && gone.is_empty() && come.is_empty() {
+        gone.push("nobody".into());
+    }
+    for name in &mut gone {
+        if name == "anyone" && !nobody_left {
+            *name = "anyone else".into();
+        }
+    }
+    let named = after
+        .map(|at| &new.policy.services[at])
+        .or(before.map(|at| &old.policy.services[at]));
+    let Some(named) = named else { return };
+    let mut all = Vec::new();
+    named.ports.iter().for_each(|&range| join(&mut all, range));
+    let ports = if all == ranges {
+        named.ports_text.clone()
+    } else {
+        ports::show(ranges)
+    };
+    let changes = gone
+        .into_iter()
+        .map(|who| (loses, who))
+        .chain(come.into_iter().map(|who| (gains, who)));
+    for (change, who) in changes {
+        let (change, service) = (change.to_string(), named.name.clone());
+        lines.push(DiffLine {
+            change,
+            who,
+            service,
+            ports: ports.clone(),
+        });
+    }
+}
+
+/// Addresses whose access changes, and the names found for them so far.
+struct Who {
+    rest: AddressSet,
+    names: Vec<String>,
+}
+
+impl Who {
+    fn new(rest: AddressSet) -> Who {
+        Who {
+            rest,
+            names: Vec::new(),
+        }
+    }
+
+    /// Takes out what the entries of one list of `side` account for: those that `other` does not have, then
+    /// those that changed. `whole` is all that an entry stands for.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "two lists, each by side and service, and how to speak of them"
+    )]
+    fn take(
+        &mut self,
+        side: &Side<'_>,
+        other: &Side<'_>,
+        action: Action,
+        service: Option<usize>,
+        other_service: Option<usize>,
+        word: &str,
+        whole: &dyn Fn(&Rule, &Side<'_>) -> AddressSet,
+    ) {
+        let theirs: Vec<&Rule> = match (service, other_service) {
+            (Some(_), None) => Vec::new(),
+            _ => other.rules_of(other_service, action).collect(),
+        };
+        let mut known = Vec::new();
+        for rule in side.rules_of(service, action) {
+            if self.rest.is_empty() {
+                return;
+            }
+            match theirs.iter().find(|their| their.source == rule.source) {
+                Some(their) => known.push((rule, *their)),
+                None => self.name(rule, side, word, Some(&whole(rule, side))),
+            }
+        }
+        for (rule, their) in known {
+            if !self.rest.is_empty() && side.lists(rule) != other.lists(their) {
+                self.name(rule, side, word, None);
+            }
+        }
+    }
+
+    /// Names what `rule` accounts for: by the rule if that is all of `whole`, else by prefixes.
+    fn name(&mut self, rule: &Rule, side: &Side<'_>, word: &str, whole: Option<&AddressSet>) {
+        let part = self.rest.intersection(&side.set(rule));
+        if part.is_empty() {
+            return;
+        }
+        self.rest = self.rest.difference(&part);
+        match whole {
+            Some(_) if rule.any => self.names.push("anyone".into()),
+            Some(whole) if *whole == part => self.names.push(rule.source.clone()),
+            _ => self.prefixes(
+                &part,
+                &format!("{}: ", if rule.any { "anyone" } else { &rule.source }),
+                word,
+            ),
+        }
+    }
+
+    fn default(&mut self, everybody: bool) {
+        if !self.rest.is_empty() {
+            self.rest = AddressSet::empty();
+            self.names
+                .push(if everybody { "anyone" } else { "anyone else" }.into());
+        }
+    }
+
+    fn prefixes(&mut self, part: &AddressSet, of: &str, word: &str) {
+        let first: Vec<String> = part.show().take(SHOWN + 1).collect();
+        if first.len() <= SHOWN {
+            self.names.extend(first);
+        } else {
+            self.names
+                .push(format!("{of}{} prefixes {word}", thousands(part.count())));
+        }
+    }
+
+    /// All names, those of the rest by prefixes.
+    fn names(mut self, word: &str) -> Vec<String> {
+        let rest = std::mem::replace(&mut self.rest, AddressSet::empty());
+        self.prefixes(&rest, "", word);
+        self.names
+    }
+}
+
+/// `1,204`
+fn thousands(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,145 @@
+//! One of the two policies of a diff, with its sets of addresses computed when they are asked for.
+
+use super::super::model::{Action, Policy, PrefixList, Rule, ServiceId};
+use super::super::set::AddressSet;
+use std::cell::RefCell;
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeSet, HashMap};
+use std::hash::{Hash, Hasher};
+use std::rc::Rc;
+use std::sync::Arc;
+
+pub struct Side<'a> {
+    pub policy: &'a Policy,
+    /// Number of each list of the policy; lists with the same content have one number on both sides.
+    numbers: Vec<usize>,
+    /// By the number of a list.
+    sets: RefCell<HashMap<usize, Rc<AddressSet>>>,
+    /// By service and action.
+    unions: RefCell<HashMap<(Option<usize>, bool), Rc<AddressSet>>>,
+}
+
+pub fn pair<'a>(old: &'a Policy, new: &'a Policy) -> (Side<'a>, Side<'a>) {
+    let mut known: HashMap<u64, Vec<(Arc<PrefixList>, usize)>> = HashMap::new();
+    let mut next = 0;
+    let mut side = |policy: &'a Policy| {
+        let mut number = |list: &Arc<PrefixList>| {
+            let mut hasher = DefaultHasher::new();
+            (&list.v4, &list.v6).hash(&mut hasher);
+            let same = known.entry(hasher.finish()).or_default();
+            if let Some((_, number)) = same
+                .iter()
+                .find(|(other, _)| Arc::ptr_eq(other, list) || other == list)
+            {
+                return *number;
+            }
+            next += 1;
+            same.push((Arc::clone(list), next));
+            next
+        };
+        let numbers = policy.lists.iter().map(&mut number).collect();
+        Side {
+            policy,
+            numbers,
+            sets: RefCell::default(),
+            unions: RefCell::default(),
+        }
+    };
+    let old = side(old);
+    (old, side(new))
+}
+
+impl<'a> Side<'a> {
+    /// The rules of one list; no service: the policy's own.
+    pub fn rules_of(
+        &self,
+        service: Option<usize>,
+        action: Action,
+    ) -> impl Iterator<Item = &'a Rule> + use<'a> {
+        let service = service.map(|index| ServiceId(index as u16));
+        // Rules stand in the order of their services.
+        let first = self.policy.rules.partition_point(|rule| rule.service < service);
+        let rules = self.policy.rules[first..]
+            .iter()
+            .take_while(move |rule| rule.service == service);
+        rules.filter(move |rule| rule.action == action)
+    }
+
+    /// The content of a rule, for comparing: whether it is everybody, and its lists by number.
+    pub fn lists(&self, rule: &Rule) -> (bool, BTreeSet<usize>) {
+        (
+            rule.any,
+            rule.lists
+                .iter()
+                .map(|&list| self.numbers[list as usize])
+                .collect(),
+        )
+    }
+
+    /// The content of all rules of one list.
+    pub fn lists_of(&self, service: Option<usize>, action: Action) -> (bool, BTreeSet<usize>) {
+        let mut all = (false, BTreeSet::new());
+        for rule in self.rules_of(service, action) {
+            let (any, lists) = self.lists(rule);
+            all.0 |= any;
+            all.1.extend(lists);
+        }
+        all
+    }
+
+    pub fn set(&self, rule: &Rule) -> AddressSet {
+        if rule.any {
+            return AddressSet::all();
+        }
+        let sets: Vec<Rc<AddressSet>> = rule.lists.iter().map(|&list| self.list(list)).collect();
+        union(sets.iter().map(Rc::as_ref))
+    }
+
+    fn list(&self, index: u32) -> Rc<AddressSet> {
+        let number = self.numbers[index as usize];
+        let mut sets = self.sets.borrow_mut();
+        let set = sets
+            .entry(number)
+            .or_insert_with(|| Rc::new(AddressSet::of(&self.policy.lists[index as usize])));
+        Rc::clone(set)
+    }
+
+    /// All addresses that one list names.
+    pub fn set_of(&self, service: Option<usize>, action: Action) -> Rc<AddressSet> {
+        let key = (service, action == Action::Deny);
+        if let Some(set) = self.unions.borrow().get(&key) {
+            return Rc::clone(set);
+        }
+        let sets: Vec<AddressSet> = self
+            .rules_of(service, action)
+            .map(|rule| self.set(rule))
+            .collect();
+        let set = Rc::new(union(sets.iter()));
+        self.unions.borrow_mut().insert(key, Rc::clone(&set));
+        set
+    }
+
+    /// Who gets in at a service, the policy's own denies aside; no service: by default.
+    pub fn access(&self, service: Option<usize>) -> AddressSet {
+        match service {
+            None if self.policy.default_allow => AddressSet::all(),
+            None => AddressSet::empty(),
+            Some(_) => self
+                .set_of(service, Action::Allow)
+                .difference(&self.set_of(service, Action::Deny)),
+        }
+    }
+}
+
+/// By halves, so that many sets cost n log n.
+fn union<'s>(sets: impl Iterator<Item = &'s AddressSet>) -> AddressSet {
+    let mut sets: Vec<AddressSet> = sets.cloned().collect();
+    while sets.len() > 1 {
+        let halves = sets.chunks(2).map(|pair| match pair {
+            [one, other] => one.union(other),
+            _ => pair[0].clone(),
+        });
+        sets = halves.collect();
+    }
+    sets.pop().unwrap_or_else(AddressSet::empty)
+}

@@ -1,0 +1,404 @@
+use super::super::file::parse;
+use super::*;
+use std::path::Path;
+
+const BASE: &str = r#"
+deny = ["@blocked"]
+[groups]
+blocked = ["192.0.2.0/24"]
+web = ["10.20.0.0/16", "2001:db8:10::/48"]
+[[service]]
+name = "api"
+ports = ["tcp/8443", "udp/8443"]
+allow = ["@web", "198.51.100.7"]
+deny = ["10.20.66.0/24"]
+"#;
+
+fn policy(text: &str) -> Policy {
+    parse(&format!("version = 1\n{text}"), Path::new("p"), 0)
+        .unwrap_or_else(|error| panic!("{error}"))
+        .policy
+}
+
+fn changes(old: &str, new: &str) -> Vec<String> {
+    let lines = diff(&policy(old), &policy(new));
+    lines
+        .iter()
+        .map(|line| {
+            format!(
+                "{} {} {} {}",
+                line.who,
+                line.change,
+                line.service,
+                line.ports.join(",")
+            )
+        })
+        .collect()
+}
+
+/// The base with one text replaced.
+fn replaced(from: &str, to: &str) -> Vec<String> {
+    assert!(BASE.contains(from));
+    changes(BASE, &BASE.replace(from, to))
+}
+
+const NOTHING: [&str; 0] = [];
+
+#[test]
+fn the_same_access_is_no_change() {
+    assert_eq!(changes(BASE, BASE), NOTHING);
+    assert_eq!(
+        replaced("\"198.51.100.7\"", "\"198.51.100.6\", \"198.51.100.7\""),
+        ["198.51.100.6 gains api tcp/8443,udp/8443"]
+    );
+    // Into a group, the order of entries, another way to write the same.
+    assert_eq!(
+        replaced(
+            "\"@web\", \"198.51.100.7\"",
+            "\"198.51.100.7\", \"10.20.0.0/16\", \"2001:db8:10::/48\""
+        ),
+        NOTHING
+    );
+    assert_eq!(
+        replaced("\"10.20.0.0/16\"", "\"10.20.0.0/17\", \"10.20.128.0/17\""),
+        NOTHING
+    );
+    assert_eq!(
+        replaced("\"tcp/8443\", \"udp/8443\"", "\"udp/8443\", \"tcp/8443\""),
+        NOTHING
+    );
+    assert_eq!(
+        replaced("deny = [\"@blocked\"]", "deny = [\"192.0.2.0/24\"]"),
+        NOTHING
+    );
+    // What is denied was not there to lose.
+    assert_eq!(
+        replaced(
+            "\"198.51.100.7\"",
+            "\"198.51.100.7\", \"10.20.66.1\", \"192.0.2.9\""
+        ),
+        NOTHING
+    );
+}
+
+#[test]
+fn entries_that_come_and_go_are_named() {
+    let ports = "api tcp/8443,udp/8443";
+    assert_eq!(replaced("\"@web\", ", ""), [format!("@web loses {ports}")]);
+    assert_eq!(
+        replaced("\"@web\", ", "\"any\", "),
+        [format!("anyone gains {ports}")]
+    );
+    assert_eq!(
+        changes(&BASE.replace("\"@web\", ", "\"any\", "), BASE),
+        [format!("anyone else loses {ports}")]
+    );
+    let open = BASE
+        .replace("\"@web\", ", "\"any\", ")
+        .replace(", \"198.51.100.7\"", "");
+    assert_eq!(
+        changes(&open, &open.replace("\"any\"", "")),
+        [format!("anyone loses {ports}")]
+    );
+    assert_eq!(
+        replaced("\"10.20.66.0/24\"", ""),
+        [format!("10.20.66.0/24 gains {ports}")]
+    );
+    assert_eq!(
+        replaced("\"10.20.66.0/24\"", "\"10.20.66.0/24\", \"10.20.67.0/24\""),
+        [format!("10.20.67.0/24 loses {ports}")]
+    );
+    assert_eq!(
+        replaced("\"10.20.66.0/24\"", "\"10.20.64.0/22\""),
+        [
+            format!("10.20.64.0/23 loses {ports}"),
+            format!("10.20.67.0/24 loses {ports}"),
+        ]
+    );
+}
+
+#[test]
+fn a_group_that_changes_is_shown_by_prefixes() {
+    let ports = "api tcp/8443,udp/8443";
+    assert_eq!(
+        replaced(
+            "web = [\"10.20.0.0/16\"",
+            "web = [\"10.20.0.0/17\", \"10.21.0.0/24\""
+        ),
+        [
+            format!("10.20.128.0/17 loses {ports}"),
+            format!("10.21.0.0/24 gains {ports}"),
+        ]
+    );
+    let many: Vec<String> = (0..1204)
+        .map(|n| format!("\"203.{}.{}.1\"", n / 256, n % 256))
+        .collect();
+    let more = format!("blocked = [{}, \"192.0.2.0/24\"]", many.join(", "));
+    let new = BASE.replace("blocked = [\"192.0.2.0/24\"]", &more);
+    assert_eq!(
+        changes(BASE, &new),
+        ["@blocked: 1,204 prefixes more loses  every port"]
+    );
+    assert_eq!(
+        changes(&new, BASE),
+        ["@blocked: 1,204 prefixes fewer gains  every port that allows it"]
+    );
+}
+
+#[test]
+fn denies_of_the_policy_hold_on_every_port() {
+    assert_eq!(
+        replaced(
+            "deny = [\"@blocked\"]",
+            "deny = [\"@blocked\", \"203.0.113.0/24\"]"
+        ),
+        ["203.0.113.0/24 loses  every port"]
+    );
+    assert_eq!(
+        replaced("deny = [\"@blocked\"]", "deny = []"),
+        ["@blocked gains  every port that allows it"]
+    );
+}
+
+#[test]
+fn services_open_and_close() {
+    let added = format!(
+        "{BASE}[[service]]\nname = \"dns\"\nports = [\"udp/53\", \"icmp/echo\"]\nallow = [\"any\"]\n"
+    );
+    assert_eq!(changes(BASE, &added), ["anyone opens dns udp/53,icmp/echo"]);
+    assert_eq!(changes(&added, BASE), ["anyone closes dns udp/53,icmp/echo"]);
+    let idle = format!("{BASE}[[service]]\nname = \"idle\"\nports = [\"tcp/1\"]\n");
+    assert_eq!(changes(BASE, &idle), ["nobody opens idle tcp/1"]);
+    assert_eq!(changes(&idle, BASE), ["nobody closes idle tcp/1"]);
+    assert_eq!(
+        changes("", BASE),
+        [
+            "@blocked loses  every port",
+            "@web opens api tcp/8443,udp/8443",
+            "198.51.100.7 opens api tcp/8443,udp/8443",
+        ]
+    );
+    assert_eq!(
+        replaced("\"tcp/8443\"", "\"tcp/8443-8445\""),
+        [
+            "@web opens api tcp/8444-8445",
+            "198.51.100.7 opens api tcp/8444-8445"
+        ]
+    );
+    // Another name for the same access changes nothing for anyone.
+    assert_eq!(replaced("name = \"api\"", "name = \"web-api\""), NOTHING);
+}
+
+#[test]
+fn ports_that_move_between_services_are_compared() {
+    let two = |first: &str, second: &str| {
+        format!(
+            "[[service]]\nname = \"a\"\nports = [{first}]\nallow = [\"10.0.0.1\"]\n\
+             [[service]]\nname = \"b\"\nports = [{second}]\nallow = [\"10.0.0.1\", \"10.0.0.9\"]\n"
+        )
+    };
+    assert_eq!(
+        changes(
+            &two("\"tcp/1-9\"", "\"tcp/11\""),
+            &two("\"tcp/1-4\", \"tcp/6-9\"", "\"tcp/5\", \"tcp/11\"")
+        ),
+        ["10.0.0.9 gains b tcp/5"]
+    );
+}
+
+#[test]
+fn the_default_changes_who_gets_in_elsewhere() {
+    let open = format!(
+        "[defaults]\ningress = \"allow\"\n{}",
+        "[[service]]\nname = \"a\"\nports = [\"tcp/1\"]\nallow = [\"10.0.0.1\"]\n"
+    );
+    let closed = open.replace("\"allow\"", "\"deny\"");
+    assert_eq!(
+        changes(&open, &closed),
+        ["allow -> deny default  ports that no service names"]
+    );
+    let bare = "[defaults]\ningress = \"allow\"\n";
+    assert_eq!(changes(bare, &open), ["anyone else loses a tcp/1"]);
+    assert_eq!(changes(&open, bare), ["anyone else gains a tcp/1"]);
+    assert_eq!(
+        changes(bare, &open.replace("\"10.0.0.1\"", "")),
+        ["anyone loses a tcp/1"]
+    );
+    assert_eq!(changes(bare, &open.replace("\"10.0.0.1\"", "\"any\"")), NOTHING);
+    assert_eq!(
+        changes(
+            bare,
+            &open.replace("\"10.0.0.1\"]", "\"any\"]\ndeny = [\"10.0.0.1\"]")
+        ),
+        ["10.0.0.1 loses a tcp/1"]
+    );
+}
+
+#[test]
+fn neighbours_in_number_stay_apart() {
+    let service = |port: &str| format!("[[service]]\nname = \"a\"\nports = [{port}]\nallow = [\"any\"]\n");
+    assert_eq!(
+        changes("", &service("\"tcp/65535\", \"sctp/1\", \"icmp/3\", \"icmp/4\"")),
+        ["anyone opens a tcp/65535,sctp/1,icmp/3,icmp/4"]
+    );
+    let lines = changes(
+        &service("\"tcp/1\""),
+        &service("\"tcp/1\", \"tcp/65535\", \"udp/1-5\", \"icmp/3\", \"icmp/4\""),
+    );
+    assert_eq!(
+        lines,
+        ["anyone opens a tcp/65535,udp/1-5,icmpv4/dest-unreachable,icmpv4/4"]
+    );
+}
+
+#[test]
+fn numbers_have_commas() {
+    assert_eq!(
+        [0, 999, 1204, 1_000_000].map(thousands),
+        ["0", "999", "1,204", "1,000,000"]
+    );
+}
+
+mod properties {
+    use super::*;
+    use ipnetwork::IpNetwork;
+    use proptest::prelude::*;
+    use std::net::Ipv4Addr;
+
+    /// A service: first port and last, allow and deny lists as sets of three bits and lengths.
+    #[derive(Clone, Debug)]
+    struct Sketch {
+        ports: [bool; 4],
+        allow: Vec<(u8, u8)>,
+        deny: Vec<(u8, u8)>,
+        any: bool,
+    }
+
+    fn sketch() -> impl Strategy<Value = Sketch> {
+        let list = || proptest::collection::vec((0u8..8, 29u8..=32), 0..3);
+        let open = proptest::bool::weighted(0.2);
+        (any::<[bool; 4]>(), list(), list(), open).prop_map(|(ports, allow, deny, any)| Sketch {
+            ports,
+            allow,
+            deny,
+            any,
+        })
+    }
+
+    fn write(sketches: &[Sketch], default_allow: bool) -> String {
+        let entry = |&(address, length): &(u8, u8)| {
+            let address = u32::from(Ipv4Addr::new(10, 0, 0, address)) & (u32::MAX << (32 - length));
+            format!("\"{}/{length}\"", Ipv4Addr::from(address))
+        };
+        let list = |entries: &[(u8, u8)], any: bool| {
+            let any = any.then(|| "\"any\"".to_string());
+            entries
+                .iter()
+                .map(entry)
+                .chain(any)
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        let mut text = format!(
+            "deny = [\"10.0.0.6\"]\n[defaults]\ningress = \"{}\"\n",
+            if default_allow { "allow" } else { "deny" }
+        );
+        let mut taken = [false; 4];
+        for (name, sketch) in ["a", "b"].iter().zip(sketches) {
+            let own: Vec<usize> = (0..4)
+                .filter(|&port| sketch.ports[port] && !taken[port])
+                .collect();
+            own.iter().for_each(|&port| taken[port] = true);
+            let ports: Vec<String> = own.iter().map(|port| format!("\"tcp/{}\"", port + 1)).collect();
+            if !ports.is_empty() {
+                let (allow, deny) = (list(&sketch.allow, sketch.any), list(&sketch.deny, false));
+                text += &format!(
+                    "[[service]]\nname = \"{name}\"\nports = [{}]\nallow = [{allow}]\ndeny = [{deny}]\n",
+                    ports.join(", ")
+                );
+            }
+        }
+        text
+    }
+
+    /// Scans all rules.
+    fn admits(policy: &Policy, address: Ipv4Addr, port: u16) -> bool {
+        let matches = |rule: &Rule| {
+            let inside =
+                |&(start, length): &(u32, u8)| u32::from(address) & (u32::MAX << (32 - length)) == start;
+            rule.any
+                || rule
+                    .lists
+                    .iter()
+                    .any(|&list| policy.lists[list as usize].v4.iter().any(inside))
+        };
+        let key = PortKey::tcp(port);
+        let service = policy
+            .services
+            .iter()
+            .position(|service| service.ports.iter().any(|range| range.0 <= key && key <= range.1));
+        let rules = |action| {
+            let of = move |rule: &&Rule| {
+                rule.service.map(|id| usize::from(id.0)) == service || rule.service.is_none()
+            };
+            policy
+                .rules
+                .iter()
+                .filter(of)
+                .filter(move |rule| rule.action == action)
+        };
+        if rules(Action::Deny).any(matches) {
+            return false;
+        }
+        if service.is_none() {
+            policy.default_allow
+        } else {
+            rules(Action::Allow).any(matches)
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn says_what_a_scan_of_all_rules_finds(
+            old in proptest::collection::vec(sketch(), 2),
+            new in proptest::collection::vec(sketch(), 2),
+            default_old: bool,
+            default_new: bool,
+        ) {
+            let (old, new) = (policy(&write(&old, default_old)), policy(&write(&new, default_new)));
+            let lines = diff(&old, &new);
+            let named = |policy: &Policy, port| {
+                policy.services.iter().any(|service| service.ports.iter().any(|range| range.0 <= port && port <= range.1))
+            };
+            let addresses = (0..8).map(|last| Ipv4Addr::new(10, 0, 0, last)).chain([Ipv4Addr::new(192, 0, 2, 1)]);
+            let probes = addresses.flat_map(|address| (1..=4).map(move |port| (address, port)));
+            let mut changed = false;
+            for (address, port) in probes {
+                let key = PortKey::tcp(port);
+                let (was, is) = (admits(&old, address, port), admits(&new, address, port));
+                if !named(&old, key) && !named(&new, key) {
+                    continue;
+                }
+                changed |= was != is;
+                let port = |line: &DiffLine| {
+                    line.ports.iter().any(|text| ports::parse(text).is_ok_and(|ports| ports.ranges.iter().any(|range| range.0 <= key && key <= range.1)))
+                };
+                let who = |line: &DiffLine| line.who.parse::<IpNetwork>().ok().map(|prefix| prefix.contains(address.into()));
+                let comes = |line: &DiffLine| matches!(line.change.as_str(), "gains" | "opens");
+                let goes = |line: &DiffLine| matches!(line.change.as_str(), "loses" | "closes");
+                let at_port: Vec<&DiffLine> = lines.iter().filter(|line| port(line)).collect();
+                if was != is {
+                    let said = at_port.iter().filter(|line| if is { comes(line) } else { goes(line) });
+                    let named = |line: &&&DiffLine| who(line) != Some(false) && line.who != "nobody";
+                    prop_assert!(said.filter(named).count() > 0, "{address} {lines:?}");
+                } else if is {
+                    // An entry may be named whole though denies take part of it; but not for who had it and has it.
+                    prop_assert!(at_port.iter().all(|line| who(line) != Some(true)), "{address} {lines:?}");
+                }
+            }
+            if !changed {
+                prop_assert!(lines.iter().all(|line| line.change == "default" || line.who == "nobody"), "{lines:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The policy file: from its text to the model, or to all that is wrong with it.
+//!
+//! A policy is taken whole or refused. Errors are what has no meaning or two of them; warnings are what is
+//! legal but surely a mistake. TOML is read by the `toml` crate into a tree with spans ([`super::written`]);
+//! groups ([`super::groups`]), lists ([`super::rules`]) and ports ([`super::ports`]) give it its meaning.
+
+pub use super::diagnostic::{Diagnostic, PolicyError};
+use super::diagnostic::{Findings, Text, did_you_mean};
+use super::groups::{self, Groups};
+use super::model::{Action, Policy, Service, ServiceId};
+use super::rules::{Owner, Rules};
+use super::{claims, cover, ports, written};
+use crate::api::types::Edit;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use toml::de::DeTable;
+
+/// A policy that was read, and what there is to say about it.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub policy: Policy,
+    pub warnings: Vec<Diagnostic>,
+    pub text: String,
+    /// List files that were read, to be watched.
+    pub files: Vec<PathBuf>,
+    /// Entries that end by themselves, in force until then.
+    pub temporary: Vec<TemporaryEntry>,
+    /// Temporary entries that have ended: not in the policy, to be taken out of the file.
+    pub expired: Vec<TemporaryEntry>,
+}
+
+/// An entry of the form `{ source = "...", until = ... }`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TemporaryEntry {
+    /// For people: `allow payments-api 198.51.100.7`, `deny 203.0.113.0/24`, `deny payments-api @lab`.
+    pub entry: String,
+    /// The edit that takes it out of the file.
+    pub edit: Edit,
+    /// Unix seconds.
+    pub until: u64,
+}
+
+/// Errors that one report shows.
+const MAX_ERRORS: usize = 50;
+
+/// Reads and parses a policy file. `now` is in unix seconds; entries whose `until` is not after it are left out.
+///
+/// # Errors
+/// All findings of one pass; a file that cannot be read is one.
+pub fn load(path: &Path, now: u64) -> Result<Loaded, PolicyError> {
+    let refuse = |message: String| PolicyError {
+        errors: vec![Diagnostic::whole_file(path, message)],
+    };
+    let bytes = std::fs::read(path).map_err(|error| refuse(format!("cannot read the policy: {error}")))?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
+            .iter()
+            .filter(|&&b| b == b'\n')
+            .count()
+            + 1;
+        refuse(format!("line {line} is not UTF-8"))
+    })?;
+    parse(&text, path, now)
+}
+
+/// Parses the text of a policy. `path` is for messages; list files are relative to its folder.
+///
+/// # Errors
+/// All findings of one pass.
+pub fn parse(text: &str, path: &Path, now: u64) -> Result<Loaded, PolicyError> {
+    parse_with(text, path, now, &mut groups::read)
+}
+
+/// [`parse`] with list files read by `read`: for a policy that is kept elsewhere together with its lists.
+///
+/// # Errors
+/// All findings of one pass.
+pub fn parse_with(text: &str, path: &Path, now: u64, read: &mut groups::ReadList<'_>) -> Result<Loaded, PolicyError> {
+    let mut findings = Findings::new(Text::new(path, text));
+    let (root, syntax) = DeTable::parse_recoverable(text);
+    if !syntax.is_empty() {
+        for error in syntax {
+            let span = error.span().unwrap_or(text.len()..text.len());
+            findings.error(&span, error.message(), None);
+        }
+        return Err(refused(findings));
+    }
+    let written = written::read(&root, &mut findings);
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let mut groups = Groups::resolve(&written.groups, folder, read, &mut findings);
+    let mut rules = Rules::default();
+    let owner = Owner {
+        service: None,
+        action: Action::Deny,
+    };
+    rules.list(owner, &written.deny, now, &mut groups, &mut findings);
+    for (index, service) in written.services.iter().enumerate() {
+        // More than 65,535 services are refused below.
+        let id = Some((ServiceId(index as u16), service));
+        let deny = Owner {
+            service: id,
+            action: Action::Deny,
+        };
+        rules.list(deny, &service.deny, now, &mut groups, &mut findings);
+        let allow = Owner {
+            service: id,
+            action: Action::Allow,
+        };
+        rules.list(allow, &service.allow, now, &mut groups, &mut findings);
+    }
+    let services = services(&written.services, &mut findings);
+    if !findings.errors.is_empty() {
+        return Err(refused(findings));
+    }
+    groups.warn(&mut findings);
+    let files = std::mem::take(&mut groups.files);
+    let mut policy = Policy {
+        default_allow: written.default_allow,
+        services,
+        rules: rules.drafts.iter().map(|draft| draft.rule.clone()).collect(),
+        lists: groups.lists,
+    };
+    keep_used_lists(&mut policy);
+    cover::warn(&policy, &rules.drafts, &mut findings);
+    groups::sort(&mut findings.warnings, &findings.text.path);
+    Ok(Loaded {
+        policy,
+        warnings: findings.warnings,
+        text: text.to_string(),
+        files,
+        temporary: rules.temporary,
+        expired: rules.expired,
+    })
+}
+
+fn refused(findings: Findings<'_>) -> PolicyError {
+    let Findings { text, mut errors, .. } = findings;
+    groups::sort(&mut errors, &text.path);
+    if errors.len() > MAX_ERRORS {
+        let more = errors.len() - MAX_ERRORS;
+        errors.truncate(MAX_ERRORS);
+        errors.push(Diagnostic::whole_file(
+            Path::new(&text.path),
+            format!("{more} more errors are not shown"),
+        ));
+    }
+    PolicyError { errors }
+}
+
+fn services(written: &[written::Service], findings: &mut Findings<'_>) -> Vec<Service> {
+    let mut names: HashMap<&str, u32> = HashMap::new();
+    let mut services = Vec::new();
+    let mut all = Vec::new();
+    for (index, service) in written.iter().enumerate() {
+        let name = &service.name;
+        let place = findings.text.place(name.span.start);
+        if let Some(first) = names
+            .insert(&name.text, place.line)
+            .filter(|_| !name.text.is_empty())
+        {
+            let message = format!("service \"{}\" is defined already (line {first})", name.text);
+            findings.error(
+                &name.span,
+                message,
+                Some("give it another name, or join the two".into()),
+            );
+        }
+        for word in &service.ports {
+            match ports::parse(&word.text) {
+                Ok(ports) => {
+                    if let Some(note) = ports.note {
+                        findings.warn(&word.span, note, None);
+                    }
+                    all.extend(ports.ranges.into_iter().map(|range| claims::Claim {
+                        range,
+                        service: index,
+                        word,
+                    }));
+                }
+                Err(error) => {
+                    let span = inside(word, &error.at, findings);
+                    findings.error(
+                        &span,
+                        format!("service \"{}\": {}", name.text, error.message),
+                        error.hint,
+                    );
+                }
+            }
+        }
+        let ports_text = service.ports.iter().map(|word| word.text.clone()).collect();
+        services.push(Service {
+            name: name.text.clone(),
+            ports_text,
+            ports: Vec::new(),
+            place,
+        });
+    }
+    if let Some(service) = written.get(usize::from(u16::MAX)) {
+        findings.error(
+            &service.name.span,
+            "more than 65,535 services",
+            Some("an image numbers them in 16 bits".into()),
+        );
+    }
+    claims::check(&mut all, written, findings);
+    for (index, ranges) in claims::merge(&all, written.len()).into_iter().enumerate() {
+        services[index].ports = ranges;
+    }
+    services
+}
+
+/// The span of part of a word; of the whole word if it is written with escapes.
+fn inside(
+    word: &written::Word,
+    at: &std::ops::Range<usize>,
+    findings: &Findings<'_>,
+) -> std::ops::Range<usize> {
+    let raw = &findings.text.text[word.span.clone()];
+    let start = word.span.start + (raw.len() - word.text.len().min(raw.len())) / 2;
+    match findings.text.text.get(start..start + word.text.len()) {
+        Some(text) if text == word.text && !at.is_empty() => start + at.start..start + at.end,
+        _ => word.span.clone(),
+    }
+}
+
+/// Leaves out lists that no rule refers to.
+fn keep_used_lists(policy: &mut Policy) {
+    let mut new_index: HashMap<u32, u32> = HashMap::new();
+    let mut kept = Vec::new();
+    for list in policy.rules.iter_mut().flat_map(|rule| &mut rule.lists) {
+        *list = *new_index.entry(*list).or_insert_with(|| {
+            kept.push(Arc::clone(&policy.lists[*list as usize]));
+            kept.len() as u32 - 1
+        });
+    }
+    policy.lists = kept;
+}
+
+/// `did you mean "payments-api"?` for a service that the policy does not have, or the names that it has.
+pub fn suggest_service<'a>(name: &str, services: impl Iterator<Item = &'a str> + Clone) -> Option<String> {
+    did_you_mean(name, "", services.clone()).or_else(|| {
+        let names: Vec<&str> = services.take(13).collect();
+        match names.len() {
+            0 => Some("the policy has no services".into()),
+            1..=12 => Some(format!("the policy has {}", names.join(", "))),
+            _ => Some(format!("the policy has {}, and more", names[..12].join(", "))),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests;

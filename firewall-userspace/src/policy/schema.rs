@@ -1,0 +1,142 @@
+//! The JSON schema of a policy file, for editors.
+//!
+//! Written by hand: the file is read from a tree with spans, not by `serde`, so there is nothing to derive from.
+//! A schema checks shapes; that groups exist, ports have one owner and prefixes make sense only `ravelin check` knows.
+
+use super::icmp;
+use super::source::NAME_PATTERN;
+use serde_json::{Value, json};
+
+/// JSON Schema, draft 2020-12.
+pub fn json_schema() -> Value {
+    let names: Vec<&str> = icmp::TYPES.iter().map(|row| row.0).collect();
+    let port = format!(
+        "^((tcp|udp|sctp)/[1-9][0-9]{{0,4}}(-[1-9][0-9]{{0,4}})?|icmp(v4|v6)?/([0-9]{{1,3}}|{})|proto/[1-9][0-9]{{0,2}})$",
+        names.join("|")
+    );
+    let prefix = r"[0-9]{1,3}(\.[0-9]{1,3}){3}(/([1-9]|[12][0-9]|3[0-2]))?|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*(/[1-9][0-9]{0,2})?";
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "ravelin policy",
+        "description": "Which services of a node are open, and to whom. What no service names follows the default.",
+        "type": "object",
+        "additionalProperties": false,
+        "required": ["version"],
+        "properties": {
+            "version": { "const": 1, "description": "Version of the policy language." },
+            "deny": {
+                "description": "Sources that are denied on every port; beats every allow.",
+                "type": "array",
+                "items": { "$ref": "#/$defs/entry", "not": { "const": "any" } }
+            },
+            "defaults": {
+                "type": "object",
+                "additionalProperties": false,
+                "properties": {
+                    "ingress": {
+                        "description": "What happens to packets that no service names.",
+                        "enum": ["deny", "allow"],
+                        "default": "deny"
+                    }
+                }
+            },
+            "groups": {
+                "description": "Named sets of prefixes, written @name in lists. Groups nest.",
+                "type": "object",
+                "propertyNames": { "pattern": format!("^{NAME_PATTERN}$") },
+                "additionalProperties": { "$ref": "#/$defs/group" }
+            },
+            "service": {
+                "description": "Services, each beginning with [[service]].",
+                "type": "array",
+                "items": { "$ref": "#/$defs/service" }
+            }
+        },
+        "$defs": {
+            "group": {
+                "oneOf": [
+                    {
+                        "description": "Prefixes and other groups.",
+                        "type": "array",
+                        "items": { "type": "string", "pattern": format!("^(@{NAME_PATTERN}|{prefix})$") }
+                    },
+                    {
+                        "description": "A list file: one prefix a line, # begins a comment.",
+                        "type": "object",
+                        "additionalProperties": false,
+                        "required": ["file"],
+                        "properties": {
+                            "file": {
+                                "description": "Relative to the folder of the policy file.",
+                                "type": "string",
+                                "minLength": 1
+                            }
+                        }
+                    }
+                ]
+            },
+            "service": {
+                "type": "object",
+                "additionalProperties": false,
+                "required": ["name", "ports"],
+                "properties": {
+                    "name": {
+                        "description": "Unique in the policy; a label of metrics.",
+                        "type": "string",
+                        "pattern": format!("^{NAME_PATTERN}$")
+                    },
+                    "ports": {
+                        "description": "Each port belongs to one service only.",
+                        "type": "array",
+                        "minItems": 1,
+                        "items": { "$ref": "#/$defs/port" }
+                    },
+                    "allow": {
+                        "description": "Who may use the service. Missing or empty: nobody. Everybody is \"any\".",
+                        "type": "array",
+                        "items": { "$ref": "#/$defs/entry" }
+                    },
+                    "deny": {
+                        "description": "Who may not, whatever allow says.",
+                        "type": "array",
+                        "items": { "$ref": "#/$defs/entry" }
+                    }
+                }
+            },
+            "port": {
+                "description": "tcp, udp or sctp with a port or a range; icmp with a name (both families) or a number (ICMPv4), icmpv4 and icmpv6 for one family; proto with the number of an IP protocol.",
+                "type": "string",
+                "pattern": port,
+                "examples": ["tcp/8443", "udp/30000-30010", "icmp/echo", "icmpv6/128", "proto/47"]
+            },
+            "source": {
+                "description": "any, @group, an address or a prefix.",
+                "type": "string",
+                "pattern": format!("^(any|@{NAME_PATTERN}|{prefix})$"),
+                "examples": ["any", "@office", "198.51.100.7", "2001:db8:10::/48"]
+            },
+            "entry": {
+                "anyOf": [
+                    { "$ref": "#/$defs/source" },
+                    {
+                        "description": "A temporary entry: it ends by itself.",
+                        "type": "object",
+                        "additionalProperties": false,
+                        "required": ["source", "until"],
+                        "properties": {
+                            "source": { "$ref": "#/$defs/source" },
+                            "until": {
+                                "description": "Date, time and offset: 2026-11-22T05:00:00Z.",
+                                "type": "string",
+                                "format": "date-time"
+                            }
+                        }
+                    }
+                ]
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,147 @@
+use super::*;
+use crate::policy::{file, ports, source};
+use std::path::Path;
+
+const EXAMPLE: &str = include_str!("../../../../docs/examples/policy.toml");
+
+/// The keywords that the schema uses, and no others; patterns are tried apart.
+fn valid(schema: &Value, root: &Value, value: &Value) -> Result<(), String> {
+    let object = schema.as_object().ok_or("a schema is not an object")?;
+    let fail = |why: &str| Err(format!("{why}: {value}"));
+    for (keyword, argument) in object {
+        match keyword.as_str() {
+            "$schema" | "title" | "description" | "$defs" | "default" | "examples" | "format" | "pattern" | "propertyNames" => {}
+            "$ref" => {
+                let pointer = argument.as_str().and_then(|text| text.strip_prefix('#')).ok_or("bad $ref")?;
+                valid(root.pointer(pointer).ok_or(format!("dangling {pointer}"))?, root, value)?;
+            }
+            "type" => {
+                let matches = match argument.as_str() {
+                    Some("object") => value.is_object(),
+                    Some("array") => value.is_array(),
+                    Some("string") => value.is_string(),
+                    _ => return Err(format!("unknown type {argument}")),
+                };
+                if !matches {
+                    return fail("wrong type");
+                }
+            }
+            "const" if value != argument => return fail("not the constant"),
+            "const" => {}
+            "enum" if !argument.as_array().is_some_and(|all| all.contains(value)) => return fail("not in the enum"),
+            "enum" => {}
+            "not" if valid(argument, root, value).is_ok() => return fail("forbidden"),
+            "not" => {}
+            "required" => {
+                for key in argument.as_array().into_iter().flatten() {
+                    if value.get(key.as_str().unwrap_or_default()).is_none() {
+                        return fail(&format!("{key} is missing"));
+                    }
+                }
+            }
+            "properties" | "additionalProperties" => {
+                for (key, member) in value.as_object().into_iter().flatten() {
+                    match (object.get("properties").and_then(|all| all.get(key)), object.get("additionalProperties")) {
+                        (Some(schema), _) => valid(schema, root, member)?,
+                        (None, Some(Value::Bool(false))) => return fail(&format!("unknown key {key}")),
+                        (None, Some(schema)) => valid(schema, root, member)?,
+                        (None, None) => {}
+                    }
+                }
+            }
+            "items" => value.as_array().into_iter().flatten().try_for_each(|item| valid(argument, root, item))?,
+            "minItems" if value.as_array().is_some_and(Vec::is_empty) => return fail("too few"),
+            "minItems" => {}
+            "minLength" if value.as_str() == Some("") => return fail("too short"),
+            "minLength" => {}
+            "anyOf" | "oneOf" => {
+                let fits = argument.as_array().into_iter().flatten().filter(|schema| valid(schema, root, value).is_ok()).count();
+                if fits == 0 || keyword == "oneOf" && fits > 1 {
+                    return fail(&format!("{fits} alternatives fit"));
+                }
+            }
+            other => return Err(format!("keyword {other} is not known to this check")),
+        }
+    }
+    Ok(())
+}
+
+fn check(text: &str) -> Result<(), String> {
+    let value: toml::Value = text.parse::<toml::Table>().map_err(|error| error.to_string())?.into();
+    let schema = json_schema();
+    valid(&schema, &schema, &json(&value))
+}
+
+/// As editors see it: dates are strings.
+fn json(value: &toml::Value) -> Value {
+    match value {
+        toml::Value::Datetime(date) => Value::String(date.to_string()),
+        toml::Value::Array(items) => items.iter().map(json).collect(),
+        toml::Value::Table(table) => table.iter().map(|(key, value)| (key.clone(), json(value))).collect(),
+        toml::Value::String(text) => text.as_str().into(),
+        toml::Value::Integer(number) => (*number).into(),
+        toml::Value::Float(number) => (*number).into(),
+        toml::Value::Boolean(flag) => (*flag).into(),
+    }
+}
+
+#[test]
+fn the_example_is_valid_and_loads_without_a_warning() {
+    assert_eq!(check(EXAMPLE), Ok(()));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/examples/policy.toml");
+    let loaded = file::load(&path, 0).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(loaded.warnings, []);
+}
+
+#[test]
+fn temporary_entries_and_list_files_are_valid() {
+    let text = "version = 1\ndeny = [{ source = \"@x\", until = 2026-11-22T05:00:00Z }]\n[groups]\nx = { file = \"a\" }\ny = []\n";
+    assert_eq!(check(text), Ok(()));
+}
+
+#[test]
+fn shapes_that_the_parser_refuses_are_invalid() {
+    for text in [
+        "",
+        "version = 2",
+        "version = 1\nallow = []",
+        "version = 1\ndeny = \"any\"",
+        "version = 1\ndeny = [\"any\"]",
+        "version = 1\ndeny = [{ source = \"@a\" }]",
+        "version = 1\n[defaults]\ningress = \"drop\"",
+        "version = 1\n[groups]\na = { path = \"x\" }",
+        "version = 1\n[[service]]\nname = \"a\"",
+        "version = 1\n[[service]]\nname = \"a\"\nports = []",
+        "version = 1\n[[service]]\nname = \"a\"\nports = [\"tcp/1\"]\nalow = []",
+    ] {
+        assert!(check(text).is_err(), "{text}");
+        assert!(file::parse(text, Path::new("p"), 0).is_err(), "{text}");
+    }
+}
+
+/// `proptest` makes texts from a pattern, so that what the patterns promise is held against the parsers.
+mod patterns {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pattern(pointer: &str) -> String {
+        let schema = json_schema();
+        schema.pointer(pointer).and_then(Value::as_str).unwrap().trim_matches(['^', '$']).to_string()
+    }
+
+    proptest! {
+        #[test]
+        fn ports_have_the_right_shape(text in pattern("/$defs/port/pattern").as_str()) {
+            // What is left to refuse is out of range or reversed, never unknown.
+            if let Err(error) = ports::parse(&text) {
+                let known = ["out of range", "reversed", "judged by", "extension header", "no message", "not a port"];
+                prop_assert!(known.iter().any(|known| error.message.contains(known)), "{text}: {}", error.message);
+            }
+        }
+
+        #[test]
+        fn names_are_names(text in NAME_PATTERN) {
+            prop_assert!(source::is_name(&text));
+        }
+    }
+}
