@@ -11,12 +11,18 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 /// What a node knows when a packet comes in.
-#[derive(Default)]
+#[derive(Clone, Copy)]
 pub struct Node<'a> {
-    /// `None`: no policy in force.
-    pub image: Option<&'a [u8]>,
-    pub config: Option<&'a Config>,
-    pub own: HashSet<AddressKey>,
+    /// Empty: no policy in force.
+    pub image: &'a [u8],
+    pub config: &'a Config,
+    pub own: &'a HashSet<AddressKey>,
+    pub flows: &'a Flows,
+}
+
+/// What the host opened, as far as it is known.
+#[derive(Clone, Debug, Default)]
+pub struct Flows {
     /// Open cells of the gate, by `Bank::cell`.
     pub gate: HashMap<u32, gate::Cell>,
     pub seed: u64,
@@ -25,17 +31,17 @@ pub struct Node<'a> {
     pub sockets: HashMap<(u8, AddressKey, u16, u16), Socket>,
 }
 
-/// How a frame ends at this node, what was read of it, and every step on the way.
-pub fn decide(node: &Node, frame: &[u8]) -> (Outcome, Packet, Vec<Step>) {
-    let run = Run { node, pages: node.image.map(SlicePages), steps: RefCell::default() };
+/// How a frame ends at this node, and every step on the way.
+pub fn decide(node: &Node, frame: &[u8]) -> (Outcome, Vec<Step>) {
+    let run = Run { node, pages: SlicePages(node.image), steps: RefCell::default() };
     let mut packet = Packet::EMPTY;
     let outcome = decide::ingress(&SliceFrame(frame), &run, &mut packet);
-    (outcome, packet, run.steps.into_inner())
+    (outcome, run.steps.into_inner())
 }
 
 struct Run<'a> {
     node: &'a Node<'a>,
-    pages: Option<SlicePages<'a>>,
+    pages: SlicePages<'a>,
     steps: RefCell<Vec<Step>>,
 }
 
@@ -43,27 +49,27 @@ impl<'a> Kernel for Run<'a> {
     type Pages = SlicePages<'a>;
 
     fn config(&self) -> Option<&Config> {
-        self.node.config
+        Some(self.node.config)
     }
     fn pages(&self) -> Option<&SlicePages<'a>> {
-        self.pages.as_ref()
+        Some(&self.pages)
     }
     fn is_own(&self, address: AddressKey) -> bool {
         self.node.own.contains(&address)
     }
     fn gate(&self, bank: Bank, port: u16) -> gate::Cell {
-        self.node.gate.get(&bank.cell(port)).copied().unwrap_or(gate::Cell(0))
+        self.node.flows.gate.get(&bank.cell(port)).copied().unwrap_or(gate::Cell(0))
     }
     fn seed(&self) -> u64 {
-        self.node.seed
+        self.node.flows.seed
     }
     fn now_s(&self) -> u32 {
-        self.node.now_s
+        self.node.flows.now_s
     }
     fn socket(&self, packet: &Packet) -> Socket {
         let peer = AddressKey { high: packet.src.high, low: packet.src.low };
         let key = (packet.protocol, peer, packet.src_port, packet.dst_port);
-        self.node.sockets.get(&key).copied().unwrap_or(Socket::Unknown)
+        self.node.flows.sockets.get(&key).copied().unwrap_or(Socket::Unknown)
     }
     fn step(&self, step: Step) {
         self.steps.borrow_mut().push(step);

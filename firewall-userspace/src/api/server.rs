@@ -4,7 +4,7 @@
 //! connected ([`Peer`]): file modes alone would let a group member do both. Records are those of [`super::types`];
 //! every answer that is not a success is an [`ApiError`].
 
-use super::types::{ApiError, ApplyRequest, Edit, ExplainRequest, ModeRequest};
+use super::types::{ApiError, ApplyRequest, Detached, Edit, ExplainRequest, ModeRequest};
 use crate::agent::handle::{Command, ExplainBasis, Handle, Outcome, Stopping};
 use crate::agent::reload::{Refusal, chain};
 use crate::monitor::Hub;
@@ -140,7 +140,7 @@ async fn mode(_: Writer, State(shared): State<Shared>, JsonBody(request): JsonBo
 /// Answers what was removed, a sentence each; the agent stops after it.
 async fn detach(_: Writer, State(shared): State<Shared>) -> Result<Response, Failure> {
     let removed = shared.agent.ask(Command::Detach).await??;
-    Ok(Json(removed).into_response())
+    Ok(Json(Detached { removed }).into_response())
 }
 
 fn applied(outcome: Outcome) -> Result<Response, Failure> {
@@ -165,7 +165,7 @@ fn explained(basis: &ExplainBasis, packet: &str) -> Result<Response, Failure> {
             &again
         }
     };
-    let node = simulate::Node { image: &compiled.image, config: &basis.control, own: &basis.own };
+    let node = simulate::Node { image: &compiled.image, config: &basis.control, own: &basis.own, flows: &simulate::Flows::default() };
     let mut explanation = explain::explain(&basis.policy, &basis.text, compiled, &node, packet)
         .map_err(|error| Failure::new(StatusCode::BAD_REQUEST, chain(&error)))?;
     explanation.generation = basis.generation;

@@ -166,6 +166,12 @@ pub struct ModeRequest {
     pub mode: String,
 }
 
+/// `POST /v1/detach`: what was taken off, a line each.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Detached {
+    pub removed: Vec<String>,
+}
+
 /// `POST /v1/explain`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ExplainRequest {

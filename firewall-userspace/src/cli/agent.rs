@@ -2,7 +2,6 @@
 
 use super::Answer;
 use crate::agent::{self, config};
-use std::process::ExitCode;
 
 /// Run the agent: keep the policy in force on this host, until told to stop
 ///
@@ -25,6 +24,6 @@ pub struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<Answer> {
     let config = config::Config::resolve(args.config)?;
-    let ended = tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(agent::run(config))?;
-    Ok(if ended == ExitCode::SUCCESS { Answer::Yes } else { Answer::No })
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(agent::run(config))?;
+    Ok(Answer::Yes)
 }

@@ -3,7 +3,7 @@
 use super::{Answer, Context, usage};
 use crate::agent::config::default_pins;
 use crate::api::client::ClientError;
-use crate::api::server::Detached;
+use crate::api::types::Detached;
 use crate::datapath;
 use anyhow::Context as _;
 use std::io::{IsTerminal, Write};

@@ -86,6 +86,6 @@ fn offline(path: &Path, packet: &str) -> anyhow::Result<Explanation> {
     }
     let compiled = compile(&loaded.policy).with_context(|| path.display().to_string())?;
     let own = HashSet::new();
-    let node = Node { image: &compiled.image, config: &Config::DEFAULT, own: &own };
+    let node = Node { image: &compiled.image, config: &Config::DEFAULT, own: &own, flows: &crate::simulate::Flows::default() };
     Ok(explain::explain(&loaded.policy, &loaded.text, &compiled, &node, packet)?)
 }
