@@ -34,7 +34,12 @@ fn main() -> Result<()> {
 fn measure(table: &str, ipv6: bool, size: usize, rounds: usize) -> Result<()> {
     let mut random = Random(0x9e37_79b9 + size as u64);
     let prefixes: Vec<(u128, u8)> = (0..size).map(|_| random.prefix(ipv6)).collect();
-    let inside: Vec<IpAddr> = (0..SOURCES).map(|_| random.inside(prefixes[random.below(size)], ipv6)).collect();
+    let inside: Vec<IpAddr> = (0..SOURCES)
+        .map(|_| {
+            let prefix = prefixes[random.below(size)];
+            random.inside(prefix, ipv6)
+        })
+        .collect();
     let (empty_drop, empty_pass) = (empty_drop()?, empty_pass()?);
     let rotation = Rotation::new(ipv6, &End::Program(empty_drop.as_fd()))?;
     rotation.fill(&inside)?;
