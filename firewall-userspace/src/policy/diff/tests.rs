@@ -1,4 +1,5 @@
 use super::super::file::parse;
+use super::super::model::Rule;
 use super::who::thousands;
 use super::*;
 use std::path::Path;
