@@ -11,7 +11,7 @@ pub const SLOTS: u32 = 2;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Control {
-    /// A [`Selector`]. Zero (never written): no policy, every packet but the failsafe drops.
+    /// A [`Selector`].
     pub selector: u64,
     /// Generation of the policy in each image slot.
     pub generation: [u64; SLOTS as usize],
@@ -23,34 +23,34 @@ pub struct Control {
     pub events: u32,
     /// Events per reason, CPU and second before sampling suppresses the rest.
     pub events_per_second: u32,
+    /// Always zero; the BPF verifier does not know, see [`crate::packet::Frame::opaque`].
+    pub zero: u64,
 }
 
 pub const EVENTS_DROP: u32 = 1;
 pub const EVENTS_PASS: u32 = 2;
 
-const _: () = assert!(size_of::<Control>() == 48);
+const _: () = assert!(size_of::<Control>() == 56);
 
-/// Which image slot and which configuration slot are in force.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Selector {
-    pub image: u32,
-    pub config: u32,
-}
+/// Which image slot and which configuration slot are in force. A plain word, for the BPF verifier refuses the
+/// undefined half of an `Option`; slots that were never filled are empty, and an empty slot drops.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Selector(pub u64);
 
 impl Selector {
-    const VALID: u64 = 1 << 63;
-
-    pub const fn pack(self) -> u64 {
-        Self::VALID | (self.image as u64 & 1) | ((self.config as u64 & 1) << 8)
+    /// Slots are taken modulo [`SLOTS`].
+    pub const fn new(image: u32, config: u32) -> Selector {
+        Selector((image % SLOTS) as u64 | ((config % SLOTS) as u64) << 8)
     }
 
-    /// `None` if nothing was ever selected.
     #[inline(always)]
-    pub const fn unpack(word: u64) -> Option<Selector> {
-        if word & Self::VALID == 0 {
-            return None;
-        }
-        Some(Selector { image: (word & 1) as u32, config: ((word >> 8) & 1) as u32 })
+    pub const fn image(self) -> u32 {
+        self.0 as u32 % SLOTS
+    }
+
+    #[inline(always)]
+    pub const fn config(self) -> u32 {
+        (self.0 >> 8) as u32 % SLOTS
     }
 }
 

@@ -28,6 +28,12 @@ pub trait Pages {
     type Page: Page;
     /// Page `index`, or `None` past the end of the image.
     fn page(&self, index: u32) -> Option<Self::Page>;
+
+    /// The same word, hidden from the BPF verifier: see [`crate::packet::Frame::opaque`].
+    #[inline(always)]
+    fn opaque(&self, word: u64) -> u64 {
+        word
+    }
 }
 
 /// One page. Offsets are taken modulo the page and rounded down to the width, so a read never fails.
@@ -227,7 +233,9 @@ impl<'a, P: Pages> Image<'a, P> {
         let mut rest = address << bits;
         // The root takes at least 8 bits, each node 8 more.
         for _ in 0..3 {
-            let EntryKind::Node(node) = entry.kind() else { break };
+            let EntryKind::Node(node) = entry.kind() else {
+                break;
+            };
             entry = self.node(node, rest >> 24)?;
             rest <<= 8;
         }
@@ -267,7 +275,9 @@ impl<'a, P: Pages> Image<'a, P> {
                     taken
                 }
             };
-            (high, low) = shift(high, low, taken);
+            (high, low) = shift(high, low, self.pages.opaque(taken as u64) as u32 & 127);
+            (high, low) = (self.pages.opaque(high), self.pages.opaque(low));
+            entry = Entry(self.pages.opaque(entry.0 as u64) as u32);
         }
         match entry.kind() {
             EntryKind::Leaf(class) => Some(class),

@@ -15,6 +15,13 @@ pub trait Frame {
 
     /// `N` bytes at `at`, or `None` if the frame ends before (or they lie past [`MAX_OFFSET`]).
     fn window<const N: usize>(&self, at: u32) -> Option<Self::Window<N>>;
+
+    /// The same word. In the kernel its value is hidden from the BPF verifier, so that ways which differ only in
+    /// what it knows of a number are walked once.
+    #[inline(always)]
+    fn opaque(&self, word: u64) -> u64 {
+        word
+    }
 }
 
 /// A checked stretch of a frame. Offsets are constants below the window's size; multi-byte reads are big-endian.
@@ -82,6 +89,41 @@ pub enum Kind {
     Llc,
     /// Any other ethertype.
     Other,
+}
+
+/// The result of [`parse`] in one byte: the number of a reason, or that of a kind above all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parsed(u8);
+
+impl Parsed {
+    const KINDS: u8 = Reason::COUNT as u8;
+    const LINK: u8 = 0x80;
+
+    #[inline(always)]
+    pub const fn new(result: Result<Kind, Reason>) -> Parsed {
+        Parsed(match result {
+            Err(reason) => reason.number(),
+            Ok(Kind::Ip) => Self::KINDS,
+            Ok(Kind::Arp) => Self::KINDS + 1,
+            Ok(Kind::Llc) => Self::KINDS + 2,
+            Ok(Kind::Other) => Self::KINDS + 3,
+            Ok(Kind::LinkControl(link)) => Self::LINK | link as u8,
+        })
+    }
+
+    #[inline(always)]
+    pub const fn result(self) -> Result<Kind, Reason> {
+        Ok(match self.0 {
+            Self::KINDS => Kind::Ip,
+            0x41 => Kind::Arp,
+            0x42 => Kind::Llc,
+            Self::LINK.. => Kind::LinkControl((self.0 & !Self::LINK) as u32),
+            number => match Reason::from_number(number) {
+                Some(reason) => return Err(reason),
+                None => Kind::Other,
+            },
+        })
+    }
 }
 
 /// What was read of a frame so far; fields not reached keep their start values.
@@ -183,25 +225,58 @@ pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Result<Kind, Reason> {
         }
     }
     packet.ethertype = kind;
-    match kind {
-        ethertype::IPV4 => ipv4(frame, at, packet),
-        ethertype::IPV6 => ipv6(frame, at, packet),
-        ethertype::ARP => match frame.window::<28>(at) {
-            Some(_) => Ok(Kind::Arp),
-            None => Err(Reason::ArpShort),
-        },
-        _ => {
-            // IEEE 802.1Q table 8-1: groups that bridges never forward.
-            let to_link = ethernet.u32(0) == 0x0180_c200 && ethernet.u16(4) < 0x10;
-            Ok(match kind {
-                ethertype::LACP if to_link => Kind::LinkControl(crate::control::LINK_LACP),
-                ethertype::LLDP if to_link => Kind::LinkControl(crate::control::LINK_LLDP),
-                ethertype::EAPOL if to_link => Kind::LinkControl(crate::control::LINK_EAPOL),
-                length if length < ethertype::FIRST => Kind::Llc,
-                _ => Kind::Other,
-            })
+    let rest = match kind {
+        ethertype::IPV4 => ipv4(frame, at, packet)?,
+        ethertype::IPV6 => ipv6(frame, at, packet)?,
+        _ => return other(frame, &ethernet, at, kind),
+    };
+    transport(frame, rest, packet)?;
+    Ok(Kind::Ip)
+}
+
+/// What is left of a packet: where, how many bytes by the IP header, and the header that comes next.
+#[derive(Clone, Copy)]
+struct Rest {
+    at: u32,
+    /// At most 65,535: enough to hold any header.
+    payload: u32,
+    next: u8,
+    fragmented: bool,
+}
+
+impl Rest {
+    /// The same, see [`Frame::opaque`].
+    #[inline(always)]
+    fn opaque<F: Frame>(self, frame: &F) -> Rest {
+        let word = frame.opaque(
+            self.at as u64 & 0xffff
+                | (self.payload as u64 & 0xffff) << 16
+                | (self.next as u64) << 32
+                | (self.fragmented as u64) << 40,
+        );
+        Rest {
+            at: word as u16 as u32,
+            payload: (word >> 16) as u16 as u32,
+            next: (word >> 32) as u8,
+            fragmented: word >> 40 & 1 != 0,
         }
     }
+}
+
+/// Everything but IP.
+#[inline(always)]
+fn other<F: Frame>(frame: &F, ethernet: &F::Window<14>, at: u32, kind: u16) -> Result<Kind, Reason> {
+    // IEEE 802.1Q table 8-1: groups that bridges never forward.
+    let to_link = ethernet.u32(0) == 0x0180_c200 && ethernet.u16(4) < 0x10;
+    Ok(match kind {
+        ethertype::ARP if frame.window::<28>(at).is_some() => Kind::Arp,
+        ethertype::ARP => return Err(Reason::ArpShort),
+        ethertype::LACP if to_link => Kind::LinkControl(crate::control::LINK_LACP),
+        ethertype::LLDP if to_link => Kind::LinkControl(crate::control::LINK_LLDP),
+        ethertype::EAPOL if to_link => Kind::LinkControl(crate::control::LINK_EAPOL),
+        length if length < ethertype::FIRST => Kind::Llc,
+        _ => Kind::Other,
+    })
 }
 
 #[inline(always)]
@@ -210,7 +285,7 @@ const fn is_vlan(kind: u16) -> bool {
 }
 
 #[inline(always)]
-fn ipv4<F: Frame>(frame: &F, at: u32, packet: &mut Packet) -> Result<Kind, Reason> {
+fn ipv4<F: Frame>(frame: &F, at: u32, packet: &mut Packet) -> Result<Rest, Reason> {
     let header = frame.window::<20>(at).ok_or(Reason::IpShort)?;
     let first = header.u8(0);
     let header_len = (first & 15) as u32 * 4;
@@ -220,7 +295,6 @@ fn ipv4<F: Frame>(frame: &F, at: u32, packet: &mut Packet) -> Result<Kind, Reaso
     packet.version = 4;
     packet.src.low = header.u32(12) as u64;
     packet.dst.low = header.u32(16) as u64;
-    packet.protocol = header.u8(9);
     packet.hop_limit = header.u8(8);
     let carried = frame.len().saturating_sub(at);
     let mut total = header.u16(2) as u32;
@@ -241,19 +315,29 @@ fn ipv4<F: Frame>(frame: &F, at: u32, packet: &mut Packet) -> Result<Kind, Reaso
     if fragment & 0x1fff != 0 {
         return Err(Reason::Fragment);
     }
-    packet.fragmented = fragment & 0x2000 != 0;
-    transport(frame, at + header_len, total - header_len, packet)
+    Ok(Rest {
+        at: at + header_len,
+        payload: clamp(total - header_len),
+        next: header.u8(9),
+        fragmented: fragment & 0x2000 != 0,
+    })
 }
 
 #[inline(always)]
-fn ipv6<F: Frame>(frame: &F, at: u32, packet: &mut Packet) -> Result<Kind, Reason> {
+fn ipv6<F: Frame>(frame: &F, at: u32, packet: &mut Packet) -> Result<Rest, Reason> {
     let header = frame.window::<40>(at).ok_or(Reason::IpShort)?;
     if header.u8(0) >> 4 != 6 {
         return Err(Reason::Ipv6Header);
     }
     packet.version = 6;
-    packet.src = Address { high: header.u64(8), low: header.u64(16) };
-    packet.dst = Address { high: header.u64(24), low: header.u64(32) };
+    packet.src = Address {
+        high: header.u64(8),
+        low: header.u64(16),
+    };
+    packet.dst = Address {
+        high: header.u64(24),
+        low: header.u64(32),
+    };
     packet.hop_limit = header.u8(7);
     let carried = frame.len().saturating_sub(at + 40);
     let mut payload = header.u16(4) as u32;
@@ -265,113 +349,149 @@ fn ipv6<F: Frame>(frame: &F, at: u32, packet: &mut Packet) -> Result<Kind, Reaso
         return Err(Reason::IpShort);
     }
 
-    let mut next = header.u8(6);
-    let mut at = at + 40;
+    let mut rest = Rest {
+        at: at + 40,
+        payload: clamp(payload),
+        next: header.u8(6),
+        fragmented: false,
+    };
     // Hop-by-hop is legal in the first place only (RFC 8200 section 4.1), and Linux reads it there only.
     for count in 0..=MAX_EXTENSIONS {
-        packet.protocol = next;
-        let walked = matches!(
-            next,
-            protocol::HOP_BY_HOP
-                | protocol::ROUTING
-                | protocol::FRAGMENT
-                | protocol::AH
-                | protocol::DESTINATION
-        );
-        if !walked {
-            return transport(frame, at, payload, packet);
+        if !is_walked(rest.next) {
+            return Ok(rest);
         }
-        if count == MAX_EXTENSIONS {
+        if count == MAX_EXTENSIONS || (count > 0 && rest.next == protocol::HOP_BY_HOP) {
             break;
         }
-        let short = if packet.fragmented { Reason::FragmentShort } else { Reason::ExtensionHeader };
-        if payload < 8 {
-            return Err(short);
-        }
-        let extension = frame.window::<8>(at).ok_or(short)?;
-        let mut len = (extension.u8(1) as u32 + 1) * 8;
-        match next {
-            protocol::HOP_BY_HOP if count > 0 => return Err(Reason::ExtensionHeader),
-            protocol::ROUTING if extension.u8(3) != 0 => return Err(Reason::RoutingHeader),
-            protocol::AH => len = (extension.u8(1) as u32 + 2) * 4,
-            protocol::FRAGMENT => {
-                len = 8;
-                let offset = extension.u16(2);
-                if offset & 0xfff8 != 0 {
-                    return Err(Reason::Fragment);
-                }
-                if packet.fragmented {
-                    return Err(Reason::ExtensionHeader);
-                }
-                packet.fragmented = offset & 1 != 0;
-            }
-            _ => {}
-        }
-        if len > payload {
-            return Err(short);
-        }
-        next = extension.u8(0);
-        payload -= len;
-        at += len;
+        rest = extension(frame, rest.opaque(frame))?;
     }
-    Err(Reason::ExtensionDepth)
+    packet.protocol = rest.next;
+    Err(if rest.next == protocol::HOP_BY_HOP {
+        Reason::ExtensionHeader
+    } else {
+        Reason::ExtensionDepth
+    })
 }
 
-/// Reads ports, flags and ICMP types at `at`, where the IP header leaves `payload` bytes.
+/// Extension headers that Linux walks over. Mobility (135) is not among them: it ends the chain there, as a protocol.
 #[inline(always)]
-fn transport<F: Frame>(frame: &F, at: u32, payload: u32, packet: &mut Packet) -> Result<Kind, Reason> {
-    let short = if packet.fragmented { Reason::FragmentShort } else { Reason::TransportShort };
-    match packet.protocol {
+const fn is_walked(next: u8) -> bool {
+    matches!(
+        next,
+        protocol::HOP_BY_HOP | protocol::ROUTING | protocol::FRAGMENT | protocol::AH | protocol::DESTINATION
+    )
+}
+
+/// Steps over one extension header.
+#[inline(always)]
+fn extension<F: Frame>(frame: &F, rest: Rest) -> Result<Rest, Reason> {
+    let short = if rest.fragmented {
+        Reason::FragmentShort
+    } else {
+        Reason::ExtensionHeader
+    };
+    let header = checked::<F, 8>(frame, rest).ok_or(short)?;
+    let mut fragmented = rest.fragmented;
+    let units = header.u8(1) as u32;
+    let len = match rest.next {
+        protocol::ROUTING if header.u8(3) != 0 => return Err(Reason::RoutingHeader),
+        // RFC 4302 section 2.2: in words of four bytes, minus two.
+        protocol::AH => (units + 2) * 4,
+        protocol::FRAGMENT => {
+            let offset = header.u16(2);
+            if offset & 0xfff8 != 0 {
+                return Err(Reason::Fragment);
+            }
+            if fragmented {
+                return Err(Reason::ExtensionHeader);
+            }
+            // Without "more fragments" it is whole: an atomic fragment (RFC 6946).
+            fragmented = offset & 1 != 0;
+            8
+        }
+        _ => (units + 1) * 8,
+    };
+    if len > rest.payload {
+        return Err(short);
+    }
+    Ok(Rest {
+        at: rest.at + len,
+        payload: rest.payload - len,
+        next: header.u8(0),
+        fragmented,
+    })
+}
+
+#[inline(always)]
+const fn clamp(payload: u32) -> u32 {
+    if payload > 0xffff { 0xffff } else { payload }
+}
+
+/// Reads ports, flags and ICMP types.
+#[inline(always)]
+fn transport<F: Frame>(frame: &F, rest: Rest, packet: &mut Packet) -> Result<(), Reason> {
+    let rest = rest.opaque(frame);
+    packet.protocol = rest.next;
+    packet.fragmented = rest.fragmented;
+    let short = if rest.fragmented {
+        Reason::FragmentShort
+    } else {
+        Reason::TransportShort
+    };
+    match rest.next {
         protocol::TCP => {
-            let header = checked::<F, 20>(frame, at, payload).ok_or(short)?;
-            let ports = header.u32(0);
-            packet.src_port = (ports >> 16) as u16;
-            packet.dst_port = ports as u16;
+            let header = checked::<F, 20>(frame, rest).ok_or(short)?;
+            packet.src_port = header.u16(0);
+            packet.dst_port = header.u16(2);
             packet.tcp_flags = header.u8(13);
             let header_len = (header.u8(12) >> 4) as u32 * 4;
             if header_len < 20 {
                 return Err(Reason::TcpHeader);
             }
-            if header_len > payload {
-                return Err(if packet.fragmented { Reason::FragmentShort } else { Reason::TcpHeader });
+            if header_len > rest.payload {
+                return Err(if rest.fragmented {
+                    Reason::FragmentShort
+                } else {
+                    Reason::TcpHeader
+                });
             }
             if VALID_TCP_FLAGS >> (packet.tcp_flags & 63) & 1 == 0 {
                 return Err(Reason::TcpFlags);
             }
         }
         protocol::UDP => {
-            let header = checked::<F, 8>(frame, at, payload).ok_or(short)?;
-            let ports = header.u32(0);
-            packet.src_port = (ports >> 16) as u16;
-            packet.dst_port = ports as u16;
+            let header = checked::<F, 8>(frame, rest).ok_or(short)?;
+            packet.src_port = header.u16(0);
+            packet.dst_port = header.u16(2);
             let length = header.u16(4) as u32;
-            if length < 8 || (length > payload && !packet.fragmented) {
-                // A super-packet of segmentation offload is longer than its field can say.
-                if payload <= u16::MAX as u32 {
-                    return Err(Reason::UdpHeader);
-                }
+            if length < 8 || (length > rest.payload && !rest.fragmented) {
+                return Err(Reason::UdpHeader);
             }
         }
         protocol::SCTP => {
-            let header = checked::<F, 12>(frame, at, payload).ok_or(short)?;
-            let ports = header.u32(0);
-            packet.src_port = (ports >> 16) as u16;
-            packet.dst_port = ports as u16;
+            let header = checked::<F, 12>(frame, rest).ok_or(short)?;
+            packet.src_port = header.u16(0);
+            packet.dst_port = header.u16(2);
         }
         protocol::ICMP | protocol::ICMPV6 if packet.is_icmp() => {
-            let header = checked::<F, 8>(frame, at, payload).ok_or(short)?;
+            let header = checked::<F, 8>(frame, rest).ok_or(short)?;
             packet.icmp_type = header.u8(0);
             packet.icmp_code = header.u8(1);
             packet.echo_id = header.u16(4);
         }
         _ => {}
     }
-    Ok(Kind::Ip)
+    Ok(())
 }
 
+/// `N` bytes at the front of the rest, if the IP header and the frame both have them.
 #[inline(always)]
-fn checked<F: Frame, const N: usize>(frame: &F, at: u32, payload: u32) -> Option<F::Window<N>> {
-    if payload < N as u32 { None } else { frame.window::<N>(at) }
+fn checked<F: Frame, const N: usize>(frame: &F, rest: Rest) -> Option<F::Window<N>> {
+    if rest.payload < N as u32 {
+        None
+    } else {
+        frame.window::<N>(rest.at)
+    }
 }
 
 /// Bit `n` is set if flags `n` (six low bits) may stand together: the table of Linux conntrack

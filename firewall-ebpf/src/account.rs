@@ -14,7 +14,13 @@ use firewall_common::verdict::Verdict;
 
 /// Counts the packet, reports it to whoever listens, and returns what happens to it.
 #[inline(always)]
-pub fn account(ctx: &XdpContext, frame: &XdpFrame, node: &Node, packet: &Packet, outcome: Outcome) -> Verdict {
+pub fn account(
+    ctx: &XdpContext,
+    frame: &XdpFrame,
+    node: &Node,
+    packet: &Packet,
+    outcome: Outcome,
+) -> Verdict {
     let judged = outcome.reason.verdict();
     let observed = judged == Verdict::Drop && node.config().is_some_and(|config| config.observe != 0);
     let verdict = if observed { Verdict::Pass } else { judged };
@@ -24,13 +30,23 @@ pub fn account(ctx: &XdpContext, frame: &XdpFrame, node: &Node, packet: &Packet,
     if let Some(cell) = IFACES.get_ptr_mut(interface_cell(ifindex)) {
         // SAFETY: this CPU's own cell; XDP programs do not interrupt each other.
         let cell = unsafe { &mut *cell };
-        let side = if verdict == Verdict::Pass { &mut cell.passed } else { &mut cell.dropped };
+        let side = if verdict == Verdict::Pass {
+            &mut cell.passed
+        } else {
+            &mut cell.dropped
+        };
         side.packets += 1;
         side.bytes += frame.len() as u64;
     }
 
-    let Some(control) = node.control else { return verdict };
-    let wanted = if judged == Verdict::Drop { EVENTS_DROP } else { EVENTS_PASS };
+    let Some(control) = node.control else {
+        return verdict;
+    };
+    let wanted = if judged == Verdict::Drop {
+        EVENTS_DROP
+    } else {
+        EVENTS_PASS
+    };
     if control.events & wanted != 0 {
         report(frame, node, packet, outcome, ifindex, observed);
     }
@@ -39,9 +55,13 @@ pub fn account(ctx: &XdpContext, frame: &XdpFrame, node: &Node, packet: &Packet,
 
 #[inline(always)]
 fn count(frame: &XdpFrame, node: &Node, outcome: Outcome, observed: bool) {
-    let (Some(selector), Some(control)) = (node.selector, node.control) else { return };
-    let Some(counters) = COUNTERS.get(selector.image) else { return };
-    let Some(stride) = control.stride.get(selector.image as usize) else { return };
+    let Some(control) = node.control else { return };
+    let Some(counters) = COUNTERS.get(node.slot) else {
+        return;
+    };
+    let Some(stride) = control.stride.get(node.slot as usize) else {
+        return;
+    };
     // SAFETY: the helper takes no arguments.
     let cpu = unsafe { bpf_get_smp_processor_id() } as u32;
     let index = counter::index(*stride, cpu, observed, outcome.ending);
@@ -53,11 +73,12 @@ fn count(frame: &XdpFrame, node: &Node, outcome: Outcome, observed: bool) {
     }
 }
 
-/// Out of line: the hot path pays one test when nobody listens.
 #[inline(always)]
 fn report(frame: &XdpFrame, node: &Node, packet: &Packet, outcome: Outcome, ifindex: u32, observed: bool) {
-    let (Some(selector), Some(control)) = (node.selector, node.control) else { return };
-    let Some(sampler) = SAMPLER.get_ptr_mut(outcome.reason.number() as u32) else { return };
+    let Some(control) = node.control else { return };
+    let Some(sampler) = SAMPLER.get_ptr_mut(outcome.reason.number() as u32) else {
+        return;
+    };
     // SAFETY: this CPU's own cell.
     let sampler = unsafe { &mut *sampler };
     // SAFETY: the helper takes no arguments.
@@ -68,7 +89,7 @@ fn report(frame: &XdpFrame, node: &Node, packet: &Packet, outcome: Outcome, ifin
     let icmp = packet.is_icmp();
     let event = Event {
         time_ns,
-        generation: control.generation.get(selector.image as usize).copied().unwrap_or(0),
+        generation: control.generation.get(node.slot as usize).copied().unwrap_or(0),
         src_high: packet.src.high,
         src_low: packet.src.low,
         dst_high: packet.dst.high,

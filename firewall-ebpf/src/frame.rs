@@ -1,5 +1,8 @@
 //! Bounds-checked reads of a frame: the only arithmetic on packet pointers.
 
+use core::arch::asm;
+
+use crate::kernel::{control, zero};
 use aya_ebpf::helpers::generated::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::{TcContext, XdpContext};
 use firewall_common::packet::{Frame, MAX_OFFSET, Window};
@@ -9,20 +12,29 @@ pub struct XdpFrame {
     data: usize,
     data_end: usize,
     len: u32,
+    zero: u64,
 }
 
 impl XdpFrame {
     #[inline(always)]
     pub fn linear(ctx: &XdpContext) -> XdpFrame {
         let (data, data_end) = (ctx.data(), ctx.data_end());
-        XdpFrame { data, data_end, len: (data_end - data) as u32 }
+        XdpFrame {
+            data,
+            data_end,
+            len: (data_end - data) as u32,
+            zero: zero(control()),
+        }
     }
 
     #[inline(always)]
     pub fn multi_buffer(ctx: &XdpContext) -> XdpFrame {
         // SAFETY: the helper takes the context that the program was called with.
         let len = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as u32;
-        XdpFrame { len, ..XdpFrame::linear(ctx) }
+        XdpFrame {
+            len,
+            ..XdpFrame::linear(ctx)
+        }
     }
 }
 
@@ -31,6 +43,7 @@ pub struct SkbFrame {
     data: usize,
     data_end: usize,
     len: u32,
+    zero: u64,
 }
 
 impl SkbFrame {
@@ -40,11 +53,31 @@ impl SkbFrame {
     #[inline(always)]
     pub fn new(ctx: &TcContext) -> SkbFrame {
         let len = ctx.len();
-        if ctx.data() + (Self::HEADERS as usize) > ctx.data_end() && len > (ctx.data_end() - ctx.data()) as u32 {
+        let (data, data_end) = Self::linear(ctx);
+        if data + (Self::HEADERS as usize) > data_end && len > (data_end - data) as u32 {
             // Forwarded frames may keep headers outside of the linear part; a failure leaves them unread.
             let _ = ctx.pull_data(if len < Self::HEADERS { len } else { Self::HEADERS });
         }
-        SkbFrame { data: ctx.data(), data_end: ctx.data_end(), len }
+        let (data, data_end) = Self::linear(ctx);
+        SkbFrame {
+            data,
+            data_end,
+            len,
+            zero: zero(control()),
+        }
+    }
+
+    /// Read anew each time: pulling data invalidates what was read before.
+    #[inline(always)]
+    fn linear(ctx: &TcContext) -> (usize, usize) {
+        let skb = ctx.skb.skb;
+        // SAFETY: fields of the context that the program was called with.
+        unsafe {
+            (
+                (&raw const (*skb).data).read_volatile() as usize,
+                (&raw const (*skb).data_end).read_volatile() as usize,
+            )
+        }
     }
 }
 
@@ -59,12 +92,21 @@ macro_rules! frame {
             }
 
             #[inline(always)]
+            fn opaque(&self, word: u64) -> u64 {
+                word ^ self.zero
+            }
+
+            #[inline(always)]
             fn window<const N: usize>(&self, at: u32) -> Option<PacketWindow<N>> {
-                // The verifier wants the offset bounded before it is added to a packet pointer.
-                if at > MAX_OFFSET {
+                // The verifier wants the offset bounded in the very register that is added to the packet pointer;
+                // left alone, the compiler bounds a copy.
+                let mut at = at as usize;
+                // SAFETY: a move of a register to itself.
+                unsafe { asm!("{0} = {0}", inout(reg) at, options(pure, nomem, nostack, preserves_flags)) };
+                if at > MAX_OFFSET as usize {
                     return None;
                 }
-                let start = self.data + at as usize;
+                let start = self.data + at;
                 if start + N > self.data_end {
                     return None;
                 }

@@ -1,9 +1,11 @@
 //! The decision's surroundings over maps and helpers: configuration, image, gate, sockets, clock.
 
+use core::arch::asm;
+
 use crate::maps::{CONFIG, CONTROL, GATE, IMAGES, ImageMap, LOCAL};
-use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as TupleV4};
-use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as TupleV6};
 use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as TupleV6};
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as TupleV4};
 use aya_ebpf::helpers::generated::{
     bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
 };
@@ -18,8 +20,8 @@ use firewall_common::packet::{Packet, protocol};
 pub struct Node<'a> {
     pub ctx: &'a XdpContext,
     pub control: Option<&'static Control>,
-    /// `None` before the first policy.
-    pub selector: Option<Selector>,
+    /// Image slot in force, for tables that are kept per slot.
+    pub slot: u32,
     config: Option<&'static Config>,
     image: Option<PolicyPages>,
 }
@@ -28,19 +30,37 @@ impl<'a> Node<'a> {
     #[inline(always)]
     pub fn new(ctx: &'a XdpContext) -> Node<'a> {
         let control = control();
-        let selector = control.and_then(|control| {
-            // SAFETY: an aligned word of a map that the agent stores atomically.
-            Selector::unpack(unsafe { (&raw const control.selector).read_volatile() })
+        // SAFETY: an aligned word of a map that the agent stores atomically.
+        let selector = Selector(control.map_or(0, |control| unsafe {
+            (&raw const control.selector).read_volatile()
+        }));
+        let slot = selector.image();
+        let config = CONFIG.get(selector.config());
+        // Before the first policy the slots are empty.
+        let image = IMAGES.get(slot).map(|pages| PolicyPages {
+            pages,
+            zero: zero(control),
         });
-        let config = CONFIG.get(selector.map_or(0, |selector| selector.config));
-        let image = selector.and_then(|selector| IMAGES.get(selector.image)).map(PolicyPages);
-        Node { ctx, control, selector, config, image }
+        Node {
+            ctx,
+            control,
+            slot,
+            config,
+            image,
+        }
     }
 }
 
 #[inline(always)]
 pub fn control() -> Option<&'static Control> {
     CONTROL.get(0)
+}
+
+/// Zero, but nobody tells the verifier: a word of a map is any number to the verifier.
+#[inline(always)]
+pub fn zero(control: Option<&Control>) -> u64 {
+    // SAFETY: an aligned word of a map that nobody writes; volatile, or it would be read again at every use.
+    control.map_or(0, |control| unsafe { (&raw const control.zero).read_volatile() })
 }
 
 /// Monotonic clock of the last tick, seconds.
@@ -71,7 +91,10 @@ impl Kernel for Node<'_> {
     #[inline(always)]
     fn gate(&self, bank: Bank, port: u16) -> Cell {
         // SAFETY: an aligned word of a map, written by whole words only.
-        Cell(GATE.get_ptr(bank.cell(port)).map_or(0, |cell| unsafe { cell.read_volatile() }))
+        Cell(
+            GATE.get_ptr(bank.cell(port))
+                .map_or(0, |cell| unsafe { cell.read_volatile() }),
+        )
     }
 
     #[inline(always)]
@@ -82,6 +105,15 @@ impl Kernel for Node<'_> {
     #[inline(always)]
     fn now_s(&self) -> u32 {
         now_s()
+    }
+
+    #[inline(always)]
+    fn settle<T>(&self, value: &mut T) {
+        let mut pointer: *mut T = value;
+        // SAFETY: a move of a register to itself; what the pointer leads to is not touched, but the compiler has
+        // to take it for written.
+        unsafe { asm!("{0} = {0}", inout(reg) pointer, options(nostack, preserves_flags)) };
+        let _ = pointer;
     }
 
     #[inline(always)]
@@ -116,8 +148,13 @@ impl Node<'_> {
         let (mut tuple, size) = tuple(packet, src_port);
         // SAFETY: the tuple is `size` bytes at least; a socket that is found is released below.
         unsafe {
-            let socket =
-                bpf_skc_lookup_tcp(self.ctx.as_ptr(), &raw mut tuple, size, BPF_F_CURRENT_NETNS as i64 as u64, 0);
+            let socket = bpf_skc_lookup_tcp(
+                self.ctx.as_ptr(),
+                &raw mut tuple,
+                size,
+                BPF_F_CURRENT_NETNS as i64 as u64,
+                0,
+            );
             if socket.is_null() {
                 return None;
             }
@@ -132,15 +169,24 @@ impl Node<'_> {
         let (mut tuple, size) = tuple(packet, packet.src_port);
         // SAFETY: as in `tcp_state`.
         unsafe {
-            let socket: *mut bpf_sock =
-                bpf_sk_lookup_udp(self.ctx.as_ptr(), &raw mut tuple, size, BPF_F_CURRENT_NETNS as i64 as u64, 0);
+            let socket: *mut bpf_sock = bpf_sk_lookup_udp(
+                self.ctx.as_ptr(),
+                &raw mut tuple,
+                size,
+                BPF_F_CURRENT_NETNS as i64 as u64,
+                0,
+            );
             if socket.is_null() {
                 return Socket::Unknown;
             }
             // The lookup gives a connected socket only to its peer; an unconnected one has no remote port.
             let connected = (*socket).dst_port != 0;
             bpf_sk_release(socket.cast());
-            if connected { Socket::Opened } else { Socket::Unknown }
+            if connected {
+                Socket::Opened
+            } else {
+                Socket::Unknown
+            }
         }
     }
 }
@@ -170,18 +216,31 @@ fn tuple(packet: &Packet, src_port: u16) -> (bpf_sock_tuple, u32) {
 
 #[inline(always)]
 fn words(high: u64, low: u64) -> [u32; 4] {
-    [((high >> 32) as u32).to_be(), (high as u32).to_be(), ((low >> 32) as u32).to_be(), (low as u32).to_be()]
+    [
+        ((high >> 32) as u32).to_be(),
+        (high as u32).to_be(),
+        ((low >> 32) as u32).to_be(),
+        (low as u32).to_be(),
+    ]
 }
 
 /// The pages of the image that a packet is judged by.
-pub struct PolicyPages(&'static ImageMap);
+pub struct PolicyPages {
+    pages: &'static ImageMap,
+    zero: u64,
+}
 
 impl Pages for PolicyPages {
     type Page = PolicyPage;
 
     #[inline(always)]
     fn page(&self, index: u32) -> Option<PolicyPage> {
-        self.0.get_ptr(index).map(|page| PolicyPage(page.cast()))
+        self.pages.get_ptr(index).map(|page| PolicyPage(page.cast()))
+    }
+
+    #[inline(always)]
+    fn opaque(&self, word: u64) -> u64 {
+        word ^ self.zero
     }
 }
 

@@ -4,6 +4,7 @@
 //! count it and turn its verdict into an action. Built for other targets this is an empty program, so that host
 //! tools can read the crate.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![cfg_attr(not(target_arch = "bpf"), allow(unused))]
 
 #[cfg(target_arch = "bpf")]

@@ -4,11 +4,11 @@ use crate::account::account;
 use crate::frame::{SkbFrame, XdpFrame};
 use crate::kernel::Node;
 use crate::maps::GATE;
-use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use firewall_common::decide;
+use firewall_common::decide::{self, Kernel as _};
 use firewall_common::gate::Cell;
 use firewall_common::packet::Packet;
 use firewall_common::verdict::Verdict;
@@ -31,7 +31,8 @@ pub fn ingress_nofrags(ctx: XdpContext) -> u32 {
 fn judge(ctx: &XdpContext, frame: &XdpFrame) -> u32 {
     let node = Node::new(ctx);
     let mut packet = Packet::EMPTY;
-    let outcome = decide::ingress(frame, &node, &mut packet);
+    let mut outcome = decide::ingress(frame, &node, &mut packet);
+    node.settle(&mut outcome);
     match account(ctx, frame, &node, &packet, outcome) {
         Verdict::Pass => XDP_PASS,
         Verdict::Drop => XDP_DROP,

@@ -1,1 +1,350 @@
-//! (skeleton) The decision on the host: explain and tests.
+//! The decision on the host: the very `decide::ingress` of the kernel over slices, with its steps, and a builder of
+//! frames to feed it. `explain` and the tests use both.
+
+use firewall_common::control::{AddressKey, Config};
+use firewall_common::decide::{self, Kernel, Outcome, Socket, Step};
+use firewall_common::gate::{self, Bank};
+use firewall_common::image::SlicePages;
+use firewall_common::packet::{Packet, SliceFrame, ethertype, protocol, tcp};
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+
+/// What a node knows when a packet comes in.
+#[derive(Clone, Copy)]
+pub struct Node<'a> {
+    /// Empty: no policy in force.
+    pub image: &'a [u8],
+    pub config: &'a Config,
+    pub own: &'a HashSet<AddressKey>,
+    pub flows: &'a Flows,
+}
+
+/// What the host opened, as far as it is known.
+#[derive(Clone, Debug, Default)]
+pub struct Flows {
+    /// Open cells of the gate, by `Bank::cell`.
+    pub gate: HashMap<u32, gate::Cell>,
+    pub seed: u64,
+    pub now_s: u32,
+    /// Connected sockets: protocol, peer address and port, local port.
+    pub sockets: HashMap<(u8, AddressKey, u16, u16), Socket>,
+}
+
+/// How a frame ends at this node, and every step on the way.
+pub fn decide(node: &Node, frame: &[u8]) -> (Outcome, Vec<Step>) {
+    let run = Run {
+        node,
+        pages: SlicePages(node.image),
+        steps: RefCell::default(),
+    };
+    let mut packet = Packet::EMPTY;
+    let outcome = decide::ingress(&SliceFrame(frame), &run, &mut packet);
+    (outcome, run.steps.into_inner())
+}
+
+struct Run<'a> {
+    node: &'a Node<'a>,
+    pages: SlicePages<'a>,
+    steps: RefCell<Vec<Step>>,
+}
+
+impl<'a> Kernel for Run<'a> {
+    type Pages = SlicePages<'a>;
+
+    fn config(&self) -> Option<&Config> {
+        Some(self.node.config)
+    }
+    fn pages(&self) -> Option<&SlicePages<'a>> {
+        Some(&self.pages)
+    }
+    fn is_own(&self, address: AddressKey) -> bool {
+        self.node.own.contains(&address)
+    }
+    fn gate(&self, bank: Bank, port: u16) -> gate::Cell {
+        self.node
+            .flows
+            .gate
+            .get(&bank.cell(port))
+            .copied()
+            .unwrap_or(gate::Cell(0))
+    }
+    fn seed(&self) -> u64 {
+        self.node.flows.seed
+    }
+    fn now_s(&self) -> u32 {
+        self.node.flows.now_s
+    }
+    fn socket(&self, packet: &Packet) -> Socket {
+        let peer = AddressKey {
+            high: packet.src.high,
+            low: packet.src.low,
+        };
+        let key = (packet.protocol, peer, packet.src_port, packet.dst_port);
+        self.node
+            .flows
+            .sockets
+            .get(&key)
+            .copied()
+            .unwrap_or(Socket::Unknown)
+    }
+    fn step(&self, step: Step) {
+        self.steps.borrow_mut().push(step);
+    }
+}
+
+/// An address as the layouts hold it: halves, IPv4 in the low 32 bits.
+pub fn address_key(address: IpAddr) -> AddressKey {
+    match address {
+        IpAddr::V4(v4) => AddressKey {
+            high: 0,
+            low: u32::from(v4) as u64,
+        },
+        IpAddr::V6(v6) => {
+            let bits = u128::from(v6);
+            AddressKey {
+                high: (bits >> 64) as u64,
+                low: bits as u64,
+            }
+        }
+    }
+}
+
+/// Builds Ethernet frames, well-formed unless told otherwise. Checksums of the IPv4 header, TCP, UDP and ICMP are filled in.
+#[derive(Clone, Debug)]
+pub struct FrameBuilder {
+    pub dst_mac: [u8; 6],
+    pub src_mac: [u8; 6],
+    /// (ethertype of the tag, tag control information), outer first.
+    pub vlans: Vec<(u16, u16)>,
+    pub src: IpAddr,
+    pub dst: IpAddr,
+    pub hop_limit: u8,
+    /// Raw options of the IPv4 header, padded to words of four bytes.
+    pub options: Vec<u8>,
+    /// IPv6 extension headers: (protocol number, body without its first byte, which is the next header).
+    pub extensions: Vec<(u8, Vec<u8>)>,
+    /// Flags and offset of the IPv4 header.
+    pub fragment: u16,
+    pub transport: Transport,
+    pub payload: Vec<u8>,
+}
+
+/// What a built frame carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Tcp {
+        src_port: u16,
+        dst_port: u16,
+        flags: u8,
+    },
+    Udp {
+        src_port: u16,
+        dst_port: u16,
+    },
+    Sctp {
+        src_port: u16,
+        dst_port: u16,
+    },
+    /// ICMP or ICMPv6, by the family of the addresses.
+    Icmp {
+        icmp_type: u8,
+        code: u8,
+        id: u16,
+    },
+    /// The payload alone, under this protocol number.
+    Raw(u8),
+}
+
+impl FrameBuilder {
+    /// # Panics
+    /// If the families of the addresses differ.
+    pub fn new(src: IpAddr, dst: IpAddr, transport: Transport) -> FrameBuilder {
+        assert_eq!(src.is_ipv4(), dst.is_ipv4(), "addresses of one family");
+        FrameBuilder {
+            dst_mac: [2, 0, 0, 0, 0, 1],
+            src_mac: [2, 0, 0, 0, 0, 2],
+            vlans: Vec::new(),
+            src,
+            dst,
+            hop_limit: 64,
+            options: Vec::new(),
+            extensions: Vec::new(),
+            fragment: 0,
+            transport,
+            payload: Vec::new(),
+        }
+    }
+
+    pub fn tcp_syn(src: IpAddr, src_port: u16, dst: IpAddr, dst_port: u16) -> FrameBuilder {
+        Self::new(
+            src,
+            dst,
+            Transport::Tcp {
+                src_port,
+                dst_port,
+                flags: tcp::SYN,
+            },
+        )
+    }
+
+    pub fn udp(src: IpAddr, src_port: u16, dst: IpAddr, dst_port: u16) -> FrameBuilder {
+        Self::new(src, dst, Transport::Udp { src_port, dst_port })
+    }
+
+    pub fn payload(mut self, bytes: &[u8]) -> FrameBuilder {
+        self.payload = bytes.to_vec();
+        self
+    }
+
+    pub fn vlan(mut self, tag: u16, tci: u16) -> FrameBuilder {
+        self.vlans.push((tag, tci));
+        self
+    }
+
+    pub fn extension(mut self, number: u8, body: &[u8]) -> FrameBuilder {
+        self.extensions.push((number, body.to_vec()));
+        self
+    }
+
+    /// The frame's bytes.
+    pub fn build(&self) -> Vec<u8> {
+        let mut frame = [self.dst_mac, self.src_mac].concat();
+        for (tag, tci) in &self.vlans {
+            frame.extend_from_slice(&tag.to_be_bytes());
+            frame.extend_from_slice(&tci.to_be_bytes());
+        }
+        let segment = self.segment();
+        match (self.src, self.dst) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                frame.extend_from_slice(&ethertype::IPV4.to_be_bytes());
+                let mut options = self.options.clone();
+                options.resize(options.len().next_multiple_of(4), 0);
+                let header_len = 20 + options.len();
+                let mut header = vec![0x40 | (header_len / 4) as u8, 0];
+                header.extend_from_slice(&((header_len + segment.len()) as u16).to_be_bytes());
+                header.extend_from_slice(&[0, 1]);
+                header.extend_from_slice(&self.fragment.to_be_bytes());
+                header.extend_from_slice(&[self.hop_limit, self.protocol(), 0, 0]);
+                header.extend_from_slice(&src.octets());
+                header.extend_from_slice(&dst.octets());
+                header.extend_from_slice(&options);
+                let sum = checksum(&header, 0);
+                header[10..12].copy_from_slice(&sum.to_be_bytes());
+                frame.extend(header);
+            }
+            (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                frame.extend_from_slice(&ethertype::IPV6.to_be_bytes());
+                let mut chain = Vec::new();
+                for (index, (_, body)) in self.extensions.iter().enumerate() {
+                    chain.push(
+                        self.extensions
+                            .get(index + 1)
+                            .map_or(self.protocol(), |(number, _)| *number),
+                    );
+                    chain.extend_from_slice(body);
+                }
+                frame.extend_from_slice(&[0x60, 0, 0, 0]);
+                frame.extend_from_slice(&((chain.len() + segment.len()) as u16).to_be_bytes());
+                frame.push(
+                    self.extensions
+                        .first()
+                        .map_or(self.protocol(), |(number, _)| *number),
+                );
+                frame.push(self.hop_limit);
+                frame.extend_from_slice(&src.octets());
+                frame.extend_from_slice(&dst.octets());
+                frame.extend(chain);
+            }
+            _ => unreachable!("`new` takes addresses of one family"),
+        }
+        frame.extend(segment);
+        frame
+    }
+
+    fn protocol(&self) -> u8 {
+        match self.transport {
+            Transport::Tcp { .. } => protocol::TCP,
+            Transport::Udp { .. } => protocol::UDP,
+            Transport::Sctp { .. } => protocol::SCTP,
+            Transport::Icmp { .. } if self.src.is_ipv4() => protocol::ICMP,
+            Transport::Icmp { .. } => protocol::ICMPV6,
+            Transport::Raw(number) => number,
+        }
+    }
+
+    fn segment(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let sum_at = match self.transport {
+            Transport::Tcp {
+                src_port,
+                dst_port,
+                flags,
+            } => {
+                out.extend_from_slice(&src_port.to_be_bytes());
+                out.extend_from_slice(&dst_port.to_be_bytes());
+                out.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+                Some(16)
+            }
+            Transport::Udp { src_port, dst_port } => {
+                out.extend_from_slice(&src_port.to_be_bytes());
+                out.extend_from_slice(&dst_port.to_be_bytes());
+                out.extend_from_slice(&((8 + self.payload.len()) as u16).to_be_bytes());
+                out.extend_from_slice(&[0, 0]);
+                Some(6)
+            }
+            Transport::Sctp { src_port, dst_port } => {
+                out.extend_from_slice(&src_port.to_be_bytes());
+                out.extend_from_slice(&dst_port.to_be_bytes());
+                out.extend_from_slice(&[0; 8]);
+                None
+            }
+            Transport::Icmp { icmp_type, code, id } => {
+                out.extend_from_slice(&[icmp_type, code, 0, 0]);
+                out.extend_from_slice(&id.to_be_bytes());
+                out.extend_from_slice(&[0, 1]);
+                Some(2)
+            }
+            Transport::Raw(_) => None,
+        };
+        out.extend_from_slice(&self.payload);
+        if let Some(at) = sum_at {
+            let sum = checksum(&out, self.pseudo_header(out.len()));
+            // RFC 768: a sum of zero is sent as ones.
+            let sum = if sum == 0 && matches!(self.transport, Transport::Udp { .. }) {
+                0xffff
+            } else {
+                sum
+            };
+            out[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+        }
+        out
+    }
+
+    /// Sum of the pseudo header, 0 where there is none.
+    fn pseudo_header(&self, len: usize) -> u32 {
+        let addresses = match (self.src, self.dst) {
+            (IpAddr::V4(_), IpAddr::V4(_)) if matches!(self.transport, Transport::Icmp { .. }) => return 0,
+            (IpAddr::V4(src), IpAddr::V4(dst)) => [src.octets(), dst.octets()].concat(),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => [src.octets(), dst.octets()].concat(),
+            _ => unreachable!("`new` takes addresses of one family"),
+        };
+        sum_words(&addresses) + self.protocol() as u32 + len as u32
+    }
+}
+
+/// Internet checksum (RFC 1071).
+fn checksum(bytes: &[u8], start: u32) -> u16 {
+    let mut sum = start + sum_words(bytes);
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+fn sum_words(bytes: &[u8]) -> u32 {
+    bytes
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)])))
+        .sum()
+}

@@ -1,1 +1,18 @@
-//! (skeleton)
+//! What tests on the real kernel share: namespaces, a running agent, traffic, and waiting for a condition.
+//!
+//! Everything undoes itself when it goes out of scope, and names carry the process id, so that tests of several
+//! processes never meet. What a killed test left behind is swept away by the next one.
+
+pub mod agent;
+pub mod bench;
+pub mod frame;
+pub mod kernel;
+pub mod lab;
+pub mod netns;
+pub mod session;
+pub mod traffic;
+pub mod wait;
+
+pub use agent::Agent;
+pub use lab::Lab;
+pub use netns::Namespace;

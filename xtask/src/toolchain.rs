@@ -69,7 +69,7 @@ impl fmt::Display for Toolchain {
 /// A sentence that says what is missing and ends in the command that installs it.
 pub fn find() -> Result<Toolchain, String> {
     let (kind, cargo, rustc) = find_compiler()?;
-    let linker = find_linker()?;
+    let linker = find_linker(kind)?;
     Ok(Toolchain {
         kind,
         cargo,
@@ -100,11 +100,11 @@ pub fn find_compiler() -> Result<(Kind, PathBuf, PathBuf), String> {
     })
 }
 
-/// The linker alone.
+/// The linker alone. It must read what the compiler's LLVM writes: the one in the cache is built against Debian's.
 ///
 /// # Errors
 /// See [`find`].
-pub fn find_linker() -> Result<PathBuf, String> {
+pub fn find_linker(kind: Kind) -> Result<PathBuf, String> {
     if let Some(path) = env::var_os("RAVELIN_BPF_LINKER")
         .filter(|path| !path.is_empty())
         .map(PathBuf::from)
@@ -117,11 +117,18 @@ pub fn find_linker() -> Result<PathBuf, String> {
             path.display()
         ));
     }
-    let cached = cache_dir().map(|cache| cache.join("bpf-linker/bin/bpf-linker"));
-    cached
-        .filter(|path| path.is_file())
-        .or_else(|| on_path("bpf-linker"))
+    let cached = || cached_linker().filter(|path| path.is_file());
+    let found = match kind {
+        Kind::Debian => cached().or_else(|| on_path("bpf-linker")),
+        Kind::Nightly => on_path("bpf-linker").or_else(cached),
+    };
+    found
         .ok_or_else(|| "no bpf-linker in the cache directory or on PATH: run `cargo xtask setup`".to_string())
+}
+
+/// Where `cargo xtask setup` puts the linker.
+pub fn cached_linker() -> Option<PathBuf> {
+    Some(cache_dir()?.join("bpf-linker/bin/bpf-linker"))
 }
 
 /// `$XDG_CACHE_HOME/ravelin`, or `~/.cache/ravelin`; `None` without a home directory.
@@ -258,7 +265,8 @@ fn is_of_the_host_build(name: &str) -> bool {
         || OF_A_BUILD_SCRIPT.contains(&name)
 }
 
-fn on_path(program: &str) -> Option<PathBuf> {
+/// The file of this name in a directory of `PATH`.
+pub fn on_path(program: &str) -> Option<PathBuf> {
     env::split_paths(&env::var_os("PATH")?)
         .map(|dir| dir.join(program))
         .find(|path| path.is_file())

@@ -1,1 +1,203 @@
-//! (skeleton)
+//! The agent: sources -> desired -> compiled -> applied -> reported.
+//!
+//! [`owner`] is the loop and the only one who changes anything; [`reload`] makes a policy ready for it, [`links`]
+//! says which interfaces are to be filtered, [`views`] what there is to see. Everybody else ([`crate::api::server`],
+//! [`crate::metrics`], [`watch`], signals) talks to it through a [`handle::Handle`]. This file puts them together
+//! and takes them apart.
+//!
+//! Stopping leaves the data path in force, unless told otherwise; dying does always.
+
+pub mod clock;
+pub mod config;
+pub mod counters;
+pub mod handle;
+pub mod keeper;
+pub mod links;
+pub mod lock;
+pub mod log;
+pub mod owner;
+pub mod reload;
+pub mod temporary;
+pub mod views;
+pub mod watch;
+
+use crate::api::server;
+use crate::datapath::Datapath;
+use crate::metrics;
+use crate::monitor::{self, Hub, record::Directory};
+use ::log::{info, warn};
+use anyhow::{Context as _, anyhow};
+use clock::SystemClock;
+use config::Config;
+use handle::{Command, Handle, Readiness};
+use owner::{Outlets, Owner};
+use sd_notify::NotifyState;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+/// Answers under way when the agent stops.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+/// If it cannot start: then nothing was changed, and what was in force still is.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    log::init(config.log_format, &config.log_level);
+    info!(
+        "ravelin {} starts, instance {}",
+        env!("CARGO_PKG_VERSION"),
+        config.instance
+    );
+    for rule in config.failsafe.iter().filter(|rule| rule.admits_anyone()) {
+        warn!("the failsafe {rule} lets everybody in, whatever the policy says");
+    }
+    let _state_lock = lock::state_dir(&config.state_dir)?;
+
+    // Signals count from here on, so that a stop during the start is not lost.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+
+    let (commands, inbox) = mpsc::unbounded_channel();
+    let (readiness_out, readiness) = tokio::sync::watch::channel(Readiness::default());
+    let (files_out, files) = tokio::sync::watch::channel(vec![config.policy.clone()]);
+    let agent = Handle::new(commands, readiness);
+    let directory = Arc::new(RwLock::new(Directory::default()));
+    let teller = agent.clone();
+    let hub = Hub::new(move |wanted| {
+        teller.tell(Command::Listen(wanted));
+    });
+    let outlets = Outlets {
+        readiness: readiness_out,
+        files: files_out,
+        directory: directory.clone(),
+        hub: hub.clone(),
+    };
+
+    let (started, start) = oneshot::channel();
+    let (stopped, mut stop) = oneshot::channel();
+    let owner_config = config.clone();
+    let (owner_agent, owner_hub) = (agent.clone(), hub.clone());
+    // Detached on purpose: its end is told by the channel, also if it panics.
+    std::thread::Builder::new()
+        .name("ravelin-owner".into())
+        .spawn(move || {
+            let result = own(
+                owner_config,
+                outlets,
+                inbox,
+                started,
+                owner_agent,
+                owner_hub,
+                directory,
+            );
+            // Who waits for it is the function that this thread was made by.
+            let _ = stopped.send(result);
+        })?;
+    if start.await.is_err() {
+        return Err(match stop.await {
+            Ok(Err(error)) => error,
+            _ => anyhow!("the agent could not start, in an unexpected way"),
+        });
+    }
+
+    let (listener, socket_file) = match server::bind(&config.socket, config.socket_group.as_deref()) {
+        Ok(bound) => bound,
+        Err(error) => {
+            agent.tell(Command::Stop("no socket"));
+            let _ = stop.await;
+            return Err(error.into());
+        }
+    };
+    let (close, closing) = oneshot::channel::<()>();
+    let serving = tokio::spawn(server::serve(listener, agent.clone(), hub.clone(), async move {
+        let _ = closing.await;
+    }));
+    let mut tasks = tokio::task::JoinSet::new();
+    if let Some(address) = config.metrics {
+        tasks.spawn(metrics::server::run(address, agent.clone()));
+    }
+    if config.log_drops {
+        tasks.spawn(monitor::pump::log_drops(hub.clone()));
+    }
+    let hinted = agent.clone();
+    tasks.spawn(watch::run(files, move || {
+        hinted.tell(Command::Reload {
+            why: "the file changed",
+            force: false,
+            reply: None,
+        })
+    }));
+    info!("ready: the socket is {}", config.socket.display());
+    notify(&[NotifyState::Ready]);
+
+    let result = loop {
+        tokio::select! {
+            result = &mut stop => break result,
+            _ = terminate.recv() => drop(agent.tell(Command::Stop("SIGTERM"))),
+            _ = interrupt.recv() => drop(agent.tell(Command::Stop("SIGINT"))),
+            _ = hangup.recv() => drop(agent.tell(Command::Reload { why: "SIGHUP", force: true, reply: None })),
+        }
+    };
+    notify(&[NotifyState::Stopping]);
+    drop(socket_file);
+    hub.close();
+    tasks.abort_all();
+    let _ = close.send(());
+    let _ = tokio::time::timeout(LAST_ANSWERS, serving).await;
+    result.unwrap_or_else(|_| {
+        Err(anyhow!(
+            "the agent failed in an unexpected way; what was in force stays in force"
+        ))
+    })
+}
+
+/// The whole life of the owner, on its own thread.
+fn own(
+    config: Config,
+    outlets: Outlets,
+    inbox: mpsc::UnboundedReceiver<Command>,
+    started: oneshot::Sender<()>,
+    agent: Handle,
+    hub: Arc<Hub>,
+    directory: Arc<RwLock<Directory>>,
+) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async move {
+        // Pins that are there may be somebody's: not even looked at without the lock. If not, they are made first.
+        let early = config
+            .pins
+            .exists()
+            .then(|| lock::pins(&config.pins))
+            .transpose()?;
+        let mut datapath = Datapath::open(&config.pins).context("cannot set up the data path")?;
+        let _pins_lock = early.map_or_else(|| lock::pins(&config.pins), Ok)?;
+        let events = datapath.events().context("cannot read events")?;
+        let mut owner = Owner::new(
+            config,
+            datapath,
+            Arc::new(SystemClock),
+            &clock::boot_id(),
+            outlets,
+        )?;
+        let watch = owner.start().await?;
+        let pump = tokio::spawn(monitor::pump::run(events, directory, hub, agent));
+        // Nobody waits for it any more only if the agent is ending anyway.
+        let _ = started.send(());
+        let why = owner.run(inbox, watch).await;
+        pump.abort();
+        owner.stop(why);
+        Ok(())
+    })
+}
+
+fn notify(state: &[NotifyState]) {
+    if let Err(error) = sd_notify::notify(state) {
+        warn!("cannot tell the service manager: {error}");
+    }
+}

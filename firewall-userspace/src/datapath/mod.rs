@@ -1,4 +1,598 @@
-//! (skeleton)
+//! The kernel's side of the firewall: loaded, pinned, attached, told what to do and asked what it did.
+//!
+//! The one place that knows of aya, `bpf()` and netlink. Nothing here decides what is filtered: the agent says
+//! which policy, which configuration and which interfaces. What is attached stays so when a [`Datapath`] is
+//! dropped, or its process killed: programs, links and maps are pinned, and the next one takes them over.
+//!
+//! * [`load`](self) -> maps and programs; [`attach`](self) -> interfaces; [`image`](self) -> the policy and its switch
+//! * counters, events and the gate are read and written in place, in the kernel's memory
 
+mod attach;
+mod clsact;
+mod counters;
+mod events;
+mod gate;
+mod image;
+mod load;
+pub mod netlink;
 pub mod object;
+mod sys;
+mod wire;
+
+pub use attach::{AttachError, Attachment, EgressMode, Features, XdpMode};
+pub use counters::{EndingCounter, EndingCounters};
+pub use events::EventReader;
+pub use image::InForce;
+pub use netlink::Interface;
 pub use object::OBJECT;
+pub use wire::NetlinkError;
+
+use crate::policy::compile::Compiled;
+use attach::Attacher;
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use firewall_common::{
+    control::{AddressKey, Config, Control, Failsafe, MAX_FAILSAFE, SLOTS, Selector},
+    counter::{InterfaceCounter, interface_cell},
+    gate::CELLS,
+    verdict::Reason,
+};
+use gate::Gate;
+use image::{OuterMaps, Slots};
+use load::Programs;
+use std::{
+    collections::HashSet,
+    io::{self, Read as _},
+    mem::offset_of,
+    net::IpAddr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool, atomic::Ordering},
+};
+use sys::Mapping;
+
+/// What the node is told outside of its policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// Count what would drop, and pass it.
+    pub observe: bool,
+    /// Set of `firewall_common::control::LINK_*`.
+    pub link_control: u32,
+    pub failsafe: Vec<Failsafe>,
+    /// Addresses of this host: what comes from one of them is not from the wire.
+    pub own: Vec<IpAddr>,
+}
+
+/// A call to the kernel failed, or would have.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    #[error(
+        "this needs root or the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; missing here: {missing}"
+    )]
+    Privileges { missing: String },
+    #[error("{} is not on a BPF file system (`mount -t bpf bpf DIRECTORY` makes one)", .path.display())]
+    NotBpfFs { path: PathBuf },
+    #[error("{}: a BPF file system takes no names with dots; name the instance without", .path.display())]
+    DotInPins { path: PathBuf },
+    #[error("loading the kernel programs")]
+    Object { source: Box<aya::EbpfError> },
+    #[error("the kernel refuses the program `{name}`{log}")]
+    Program {
+        name: &'static str,
+        /// The end of the verifier's log.
+        log: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("the kernel programs have no map {name}")]
+    NoMap { name: &'static str },
+    #[error(
+        "{} is pinned with another shape than this version uses; stop what uses it, then `ravelin detach` \
+         removes it",
+        .path.display()
+    )]
+    MapShape { path: PathBuf },
+    #[error("the map {name}")]
+    Map {
+        name: &'static str,
+        source: Box<aya::maps::MapError>,
+    },
+    #[error("{what}")]
+    System { what: &'static str, source: io::Error },
+    #[error("{what} {}", .path.display())]
+    Path {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    #[error(transparent)]
+    Attach(Box<AttachError>),
+    #[error("the compiled policy is not an image of this layout")]
+    BadImage,
+    #[error("the policy needs {cells} counters on this machine, more than an array holds")]
+    TooManyCounters { cells: u64 },
+    #[error("{count} failsafe entries, more than the {MAX_FAILSAFE} that fit")]
+    TooManyFailsafe { count: usize },
+    #[error("this host has {count} addresses, more than the {} that fit", load::MAX_OWN)]
+    TooManyAddresses { count: usize },
+    #[error("somebody reads the events already")]
+    EventsTaken,
+}
+
+impl DatapathError {
+    fn system(what: &'static str) -> impl FnOnce(io::Error) -> DatapathError {
+        move |source| DatapathError::System { what, source }
+    }
+
+    fn path(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DatapathError {
+        move |source| DatapathError::Path {
+            what,
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    fn map(name: &'static str) -> impl FnOnce(aya::maps::MapError) -> DatapathError {
+        move |source| DatapathError::Map {
+            name,
+            source: source.into(),
+        }
+    }
+}
+
+/// The programs of one instance on one node.
+///
+/// Only one at a time: the agent's lock sees to that. Calls block, at most for some tens of milliseconds (grace
+/// periods) or, for a switch, as long as the image takes to copy.
+pub struct Datapath {
+    pins: PathBuf,
+    /// Of this layout, below `pins`.
+    directory: PathBuf,
+    programs: Programs,
+    features: Features,
+    slots: Slots,
+    config: Array<MapData, [u8; CONFIG_BYTES]>,
+    local: HashMap<MapData, [u64; 2], u32>,
+    interfaces: PerCpuArray<MapData, [u64; 4]>,
+    sampler: PerCpuArray<MapData, [u64; 3]>,
+    gate: Mutex<Gate>,
+    events: OwnedFd,
+    events_taken: Arc<AtomicBool>,
+}
+
+const CONFIG_BYTES: usize = size_of::<Config>();
+
+impl Datapath {
+    /// Loads the programs and makes or takes over the pinned maps. Mounts the BPF file system if it is missing.
+    /// Attaches and replaces nothing yet.
+    pub fn open(pins: &Path) -> Result<Datapath, DatapathError> {
+        Datapath::open_with(pins, Features::ALL)
+    }
+
+    /// The same, without the features that `allowed` lacks even if the kernel has them.
+    pub fn open_with(pins: &Path, allowed: Features) -> Result<Datapath, DatapathError> {
+        load::check_privileges()?;
+        // Only kernels before 5.11 need it, and on them creating a map says so.
+        let _ = sys::lift_memlock();
+        let directory = load::prepare_pins(pins)?;
+        let (programs, mut maps) = load::load(&directory, allowed.frags)?;
+
+        let images: MapOnly = maps.take("IMAGES")?;
+        let counters: MapOnly = maps.take("COUNTERS")?;
+        let control: MapOnly = maps.take("CONTROL")?;
+        let gate: MapOnly = maps.take("GATE")?;
+        let events: MapOnly = maps.take("EVENTS")?;
+        let outer = OuterMaps {
+            images: images.0.fd().as_fd(),
+            counters: counters.0.fd().as_fd(),
+            control: control.0.fd().as_fd(),
+        };
+        let slots = Slots::open(&directory, outer)?;
+        let gate = Mapping::new(gate.0.fd().as_fd(), CELLS as usize * 8, true)
+            .map_err(DatapathError::system("mapping the gate"))?;
+        let features = Features {
+            frags: programs.frags,
+            tcx: allowed.tcx && attach::has_tcx(programs.egress.fd.as_fd()),
+            native: allowed.native,
+        };
+        let datapath = Datapath {
+            pins: pins.to_owned(),
+            directory,
+            programs,
+            features,
+            slots,
+            config: maps.take("CONFIG")?,
+            local: maps.take("LOCAL")?,
+            interfaces: maps.take("IFACES")?,
+            sampler: maps.take("SAMPLER")?,
+            gate: Mutex::new(Gate::new(gate)),
+            events: clone_fd(&events)?,
+            events_taken: Arc::default(),
+        };
+        datapath.seed()?;
+        attach::remove_zombies(pins)?;
+        Ok(datapath)
+    }
+
+    /// What this kernel lacks and what that means, a sentence each.
+    pub fn degraded(&self) -> Vec<String> {
+        let mut lacks = Vec::new();
+        if !self.features.frags {
+            lacks.push(
+                "this kernel has no multi-buffer XDP (5.18 has it): drivers refuse native XDP for MTUs above a \
+                 page, and fall back to generic"
+                    .to_owned(),
+            );
+        }
+        if !self.features.tcx {
+            lacks.push(
+                "this kernel has no TCX links (6.6 has them): egress is a clsact filter, which `tc qdisc del` can \
+                 remove without the agent's knowledge"
+                    .to_owned(),
+            );
+        }
+        lacks
+    }
+
+    /// The policy that packets are judged by, read back from the kernel. `None` before the first one.
+    pub fn in_force(&self) -> Result<Option<InForce>, DatapathError> {
+        Ok(self.slots.in_force())
+    }
+
+    /// Puts a policy in force, atomically for packets. Returns the final counters of the one before: exact, for no
+    /// packet counts in it any more.
+    ///
+    /// # Errors
+    /// The policy before stays in force, unless the error comes after the switch: [`Self::in_force`] tells.
+    pub fn switch(
+        &mut self,
+        compiled: &Compiled,
+        generation: u64,
+    ) -> Result<Option<EndingCounters>, DatapathError> {
+        self.slots.switch(compiled, generation)
+    }
+
+    /// Counters of the policy in force, summed over CPUs.
+    pub fn counters(&self) -> Result<EndingCounters, DatapathError> {
+        Ok(self.slots.counters().unwrap_or_default())
+    }
+
+    /// Counters of an interface, since its number was first used.
+    pub fn interface_counters(&self, ifindex: u32) -> Result<InterfaceCounter, DatapathError> {
+        let cells = self
+            .interfaces
+            .get(&interface_cell(ifindex), 0)
+            .map_err(DatapathError::map("IFACES"))?;
+        Ok(counters::interface(&cells))
+    }
+
+    /// Events that were not written, by reason, since the maps were made.
+    pub fn suppressed(&self) -> Result<Vec<(Reason, u64)>, DatapathError> {
+        const SUPPRESSED: usize = offset_of!(firewall_common::event::Sampler, suppressed) / 8;
+        Reason::ALL
+            .iter()
+            .map(|reason| {
+                let cells = self
+                    .sampler
+                    .get(&u32::from(reason.number()), 0)
+                    .map_err(DatapathError::map("SAMPLER"))?;
+                Ok((
+                    *reason,
+                    cells
+                        .iter()
+                        .fold(0, |sum: u64, cell| sum.wrapping_add(cell[SUPPRESSED])),
+                ))
+            })
+            .collect()
+    }
+
+    /// Puts a node configuration in force, atomically for packets.
+    pub fn configure(&mut self, config: &NodeConfig) -> Result<(), DatapathError> {
+        let own: HashSet<[u64; 2]> = config.own.iter().map(|address| halves(*address)).collect();
+        if own.len() > load::MAX_OWN {
+            return Err(DatapathError::TooManyAddresses { count: own.len() });
+        }
+        let bytes = encode(&node_config(config, &own)?);
+        let local = DatapathError::map;
+        let known: HashSet<[u64; 2]> = self
+            .local
+            .keys()
+            .collect::<Result<_, _>>()
+            .map_err(local("LOCAL"))?;
+
+        // Addresses that come are known before the configuration that asks for them, those that go are known
+        // until no packet asks any more. Full of those that go, the map takes the new ones only after them.
+        if known.union(&own).count() > load::MAX_OWN {
+            self.forget(known.difference(&own))?;
+        }
+        for key in own.difference(&known) {
+            self.local.insert(key, 0, 0).map_err(local("LOCAL"))?;
+        }
+        let selector = self.slots.selector();
+        let current = self
+            .config
+            .get(&selector.config(), 0)
+            .map_err(DatapathError::map("CONFIG"))?;
+        if current != bytes {
+            let idle = (selector.config() + 1) % SLOTS;
+            self.config
+                .set(idle, bytes, 0)
+                .map_err(DatapathError::map("CONFIG"))?;
+            self.slots.select(Selector::new(selector.image(), idle));
+            self.slots.grace()?;
+        }
+        self.forget(known.difference(&own))
+    }
+
+    fn forget<'a>(&mut self, keys: impl Iterator<Item = &'a [u64; 2]>) -> Result<(), DatapathError> {
+        for key in keys {
+            match self.local.remove(key) {
+                Ok(()) | Err(aya::maps::MapError::KeyNotFound) => {}
+                // Forgotten already.
+                Err(aya::maps::MapError::SyscallError(error))
+                    if error.io_error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(DatapathError::map("LOCAL")(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Which events the kernel writes (set of `firewall_common::control::EVENTS_*`, 0 for none), and how many of
+    /// each reason per CPU and second.
+    pub fn listen(&mut self, events: u32, per_second: u32) -> Result<(), DatapathError> {
+        let control = self.slots.control();
+        control
+            .u32(offset_of!(Control, events_per_second))
+            .store(per_second, Ordering::Relaxed);
+        control
+            .u32(offset_of!(Control, events))
+            .store(events, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The reader of the events; needs a tokio runtime.
+    ///
+    /// # Errors
+    /// While another reader lives.
+    pub fn events(&mut self) -> Result<EventReader, DatapathError> {
+        EventReader::new(self.events.as_fd(), &self.events_taken)
+    }
+
+    /// Attaches to an interface: native XDP, or generic where the driver refuses. What this or an earlier process
+    /// attached there is replaced, without a moment between.
+    pub fn attach(&mut self, interface: &Interface) -> Result<Attachment, AttachError> {
+        let attacher = Attacher {
+            pins: &self.pins,
+            programs: &self.programs,
+            features: self.features,
+        };
+        let attachment = attacher.attach(interface)?;
+        // Pins of older layouts only cost memory, so they may as well go at the next time.
+        if attacher.all_replaced().unwrap_or(false) {
+            let _ = load::remove_layouts(&self.pins, Some(&self.directory));
+        }
+        Ok(attachment)
+    }
+
+    /// Takes the programs off an interface, which need not exist any more.
+    pub fn detach(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        attach::detach(&self.pins, ifindex)?;
+        Ok(())
+    }
+
+    /// The program that judges frames, for `BPF_PROG_TEST_RUN`.
+    pub fn ingress_program(&self) -> BorrowedFd<'_> {
+        self.programs.ingress.fd.as_fd()
+    }
+
+    /// Interfaces that have programs of this instance, attached by this or an earlier process.
+    pub fn attached(&self) -> Result<Vec<u32>, DatapathError> {
+        attach::attached(&self.pins).map_err(DatapathError::path("reading", &self.pins))
+    }
+
+    /// Opens the gate for connections that the host has, and closes it for those that are gone. To be called before
+    /// attaching, and once a minute.
+    pub fn seed_gate(&self) -> Result<(), DatapathError> {
+        // A panic in between leaves nothing half done: cells are single words.
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner).refresh()
+    }
+
+    /// Keys the hash of peers, once in the life of the maps.
+    fn seed(&self) -> Result<(), DatapathError> {
+        let seed = self.slots.control().u64(offset_of!(Control, seed));
+        if seed.load(Ordering::Relaxed) == 0 {
+            let path = Path::new("/dev/urandom");
+            let mut bytes = [0; 8];
+            std::fs::File::open(path)
+                .and_then(|mut random| random.read_exact(&mut bytes))
+                .map_err(DatapathError::path("reading", path))?;
+            seed.store(u64::from_ne_bytes(bytes).max(1), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+/// Takes all of an instance out of the kernel, with or without a running agent. Says what it removed, a line each.
+pub fn detach_all(pins: &Path) -> Result<Vec<String>, DatapathError> {
+    load::check_privileges()?;
+    if !pins.exists() {
+        return Ok(Vec::new());
+    }
+    if !load::is_on_bpf_fs(pins)? {
+        return Err(DatapathError::NotBpfFs {
+            path: pins.to_owned(),
+        });
+    }
+    let names: std::collections::HashMap<u32, String> = netlink::interfaces()
+        .unwrap_or_default()
+        .into_iter()
+        .map(|interface| (interface.index, interface.name))
+        .collect();
+    let mut lines = Vec::new();
+    for ifindex in attach::attached(pins).map_err(DatapathError::path("reading", pins))? {
+        if attach::detach(pins, ifindex)? {
+            lines.push(match names.get(&ifindex) {
+                Some(name) => format!("detached from {name}"),
+                None => format!("detached from interface {ifindex}"),
+            });
+        }
+    }
+    load::remove_layouts(pins, None)
+        .and_then(|()| std::fs::remove_dir(pins))
+        .map_err(DatapathError::path("removing", pins))?;
+    lines.push(format!("removed {}", pins.display()));
+    Ok(lines)
+}
+
+/// A map of which only the descriptor is used.
+struct MapOnly(MapData);
+
+impl TryFrom<aya::maps::Map> for MapOnly {
+    type Error = aya::maps::MapError;
+
+    fn try_from(map: aya::maps::Map) -> Result<MapOnly, Self::Error> {
+        use aya::maps::Map;
+        match map {
+            Map::Array(map) | Map::ArrayOfMaps(map) | Map::RingBuf(map) => Ok(MapOnly(map)),
+            _ => Err(aya::maps::MapError::InvalidMapType { map_type: 0 }),
+        }
+    }
+}
+
+fn clone_fd(map: &MapOnly) -> Result<OwnedFd, DatapathError> {
+    map.0
+        .fd()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(DatapathError::system("a descriptor"))
+}
+
+/// As the maps hold addresses: big-endian halves, IPv4 in the low 32 bits.
+fn halves(address: IpAddr) -> [u64; 2] {
+    let word = match address {
+        IpAddr::V4(address) => u128::from(u32::from(address)),
+        IpAddr::V6(address) => u128::from(address),
+    };
+    [(word >> 64) as u64, word as u64]
+}
+
+fn node_config(config: &NodeConfig, own: &HashSet<[u64; 2]>) -> Result<Config, DatapathError> {
+    let mut words = Config {
+        observe: config.observe.into(),
+        link_control: config.link_control,
+        ..Config::DEFAULT
+    };
+    for [high, low] in own {
+        words.add_own_address(*high, *low);
+    }
+    for entry in &config.failsafe {
+        words
+            .add_failsafe(*entry)
+            .map_err(|_| DatapathError::TooManyFailsafe {
+                count: config.failsafe.len(),
+            })?;
+    }
+    Ok(words)
+}
+
+/// The bytes of a configuration as the programs see them.
+fn encode(config: &Config) -> [u8; CONFIG_BYTES] {
+    let mut bytes = [0; CONFIG_BYTES];
+    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    put(offset_of!(Config, observe), &config.observe.to_ne_bytes());
+    put(
+        offset_of!(Config, link_control),
+        &config.link_control.to_ne_bytes(),
+    );
+    for (index, word) in config.own_bloom.iter().enumerate() {
+        put(offset_of!(Config, own_bloom) + index * 8, &word.to_ne_bytes());
+    }
+    put(
+        offset_of!(Config, failsafe_bloom),
+        &config.failsafe_bloom.to_ne_bytes(),
+    );
+    put(
+        offset_of!(Config, failsafe_count),
+        &config.failsafe_count.to_ne_bytes(),
+    );
+    for (index, entry) in config.failsafe.iter().enumerate() {
+        let at = offset_of!(Config, failsafe) + index * size_of::<Failsafe>();
+        put(
+            at + offset_of!(Failsafe, prefix_high),
+            &entry.prefix_high.to_ne_bytes(),
+        );
+        put(
+            at + offset_of!(Failsafe, prefix_low),
+            &entry.prefix_low.to_ne_bytes(),
+        );
+        put(
+            at + offset_of!(Failsafe, mask_high),
+            &entry.mask_high.to_ne_bytes(),
+        );
+        put(at + offset_of!(Failsafe, mask_low), &entry.mask_low.to_ne_bytes());
+        put(at + offset_of!(Failsafe, dst_port), &entry.dst_port.to_ne_bytes());
+        put(
+            at + offset_of!(Failsafe, protocol),
+            &[entry.protocol, entry.version],
+        );
+    }
+    bytes
+}
+
+/// The key of `LOCAL` is two words.
+const _: () = assert!(size_of::<AddressKey>() == 16 && offset_of!(AddressKey, low) == 8);
+const _: () = assert!(offset_of!(Failsafe, version) == offset_of!(Failsafe, protocol) + 1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_stand_in_halves() {
+        assert_eq!(halves("192.0.2.1".parse().unwrap()), [0, 0xc000_0201]);
+        assert_eq!(halves("2001:db8::7".parse().unwrap()), [0x2001_0db8_0000_0000, 7]);
+    }
+
+    #[test]
+    fn a_configuration_is_encoded_in_the_order_of_its_fields() {
+        let entry = Failsafe {
+            prefix_high: 1,
+            prefix_low: 2,
+            mask_high: 3,
+            mask_low: 4,
+            dst_port: 0x0506,
+            protocol: 6,
+            version: 4,
+            pad: 0,
+        };
+        let config = NodeConfig {
+            observe: true,
+            link_control: 7,
+            failsafe: vec![entry; 2],
+            own: vec!["192.0.2.1".parse().unwrap()],
+        };
+        let own = config.own.iter().map(|address| halves(*address)).collect();
+        let words = node_config(&config, &own).unwrap();
+        let bytes = encode(&words);
+        assert_eq!(bytes[..8], [1, 0, 0, 0, 7, 0, 0, 0]);
+        let second = offset_of!(Config, failsafe) + 40;
+        assert_eq!(bytes[second], 1);
+        assert_eq!(bytes[second + 32..second + 36], [6, 5, 6, 4]);
+        assert_eq!(
+            bytes[8..8 + 512]
+                .iter()
+                .map(|byte| byte.count_ones())
+                .sum::<u32>(),
+            1
+        );
+    }
+
+    #[test]
+    fn too_many_failsafe_entries_are_refused() {
+        let config = NodeConfig {
+            failsafe: vec![Failsafe::default(); 33],
+            ..NodeConfig::default()
+        };
+        assert!(node_config(&config, &HashSet::new()).is_err());
+    }
+}

@@ -1,1 +1,218 @@
-//! (skeleton)
+//! Events as they happen: from the kernel's ring to whoever listens.
+//!
+//! Each listener has the same bounded window on the stream; one that reads too slowly loses events and is told how
+//! many. While nobody listens, the kernel writes none.
+
+pub mod pump;
+pub mod record;
+pub mod time;
+
+use crate::agent::counters::PASS;
+use crate::api::types::EventRecord;
+use firewall_common::control::{EVENTS_DROP, EVENTS_PASS};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::broadcast;
+
+/// Records that a listener may lag behind.
+const WINDOW: usize = 4096;
+
+/// Events that the kernel writes per reason, CPU and second while somebody listens.
+pub const PER_SECOND: u32 = 100;
+
+#[derive(Clone, Debug)]
+struct Published {
+    record: Arc<EventRecord>,
+    /// All that the kernel has suppressed, up to this record.
+    suppressed: u64,
+}
+
+/// The middle of the fan.
+pub struct Hub {
+    /// `None` once closed.
+    sender: Mutex<Option<broadcast::Sender<Published>>>,
+    listeners: Mutex<Listeners>,
+    /// Told which `EVENTS_*` the kernel should write, whenever that changes.
+    wanted: Box<dyn Fn(u32) + Send + Sync>,
+}
+
+#[derive(Debug, Default)]
+struct Listeners {
+    drops: usize,
+    passes: usize,
+    /// The last total heard of.
+    suppressed: u64,
+}
+
+impl Listeners {
+    fn wanted(&self) -> u32 {
+        let drops = if self.drops > 0 { EVENTS_DROP } else { 0 };
+        let passes = if self.passes > 0 { EVENTS_PASS } else { 0 };
+        drops | passes
+    }
+}
+
+impl Hub {
+    pub fn new(wanted: impl Fn(u32) + Send + Sync + 'static) -> Arc<Hub> {
+        let (sender, _) = broadcast::channel(WINDOW);
+        Arc::new(Hub {
+            sender: Mutex::new(Some(sender)),
+            listeners: Mutex::default(),
+            wanted: Box::new(wanted),
+        })
+    }
+
+    /// Listens to drops, and to what passes too if `passes`.
+    pub fn listen(self: &Arc<Hub>, passes: bool) -> Listener {
+        let receiver = match &*self.sender.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(sender) => sender.subscribe(),
+            // Its sender is dropped at once: it ends at once.
+            None => broadcast::channel(1).1,
+        };
+        let suppressed = self.change(|listeners| {
+            listeners.drops += 1;
+            listeners.passes += usize::from(passes);
+            listeners.suppressed
+        });
+        Listener {
+            hub: self.clone(),
+            receiver,
+            passes,
+            suppressed,
+            missed: 0,
+        }
+    }
+
+    /// Hands a record to all listeners. `suppressed`: the total that the kernel has suppressed so far.
+    pub fn publish(&self, record: EventRecord, suppressed: u64) {
+        self.suppressed(suppressed);
+        if let Some(sender) = &*self.sender.lock().unwrap_or_else(PoisonError::into_inner) {
+            // Without listeners it goes nowhere, which is right.
+            let _ = sender.send(Published {
+                record: Arc::new(record),
+                suppressed,
+            });
+        }
+    }
+
+    /// Ends all listeners when they have read what is there.
+    pub fn close(&self) {
+        self.sender.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// The total that the kernel has suppressed so far: who comes later is not told of it.
+    pub fn suppressed(&self, total: u64) {
+        self.listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .suppressed = total;
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Listeners) -> T) -> T {
+        // The lock is held while the change is told, so that changes are told in order.
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = listeners.wanted();
+        let result = change(&mut listeners);
+        if listeners.wanted() != before {
+            (self.wanted)(listeners.wanted());
+        }
+        result
+    }
+}
+
+pub struct Listener {
+    hub: Arc<Hub>,
+    receiver: broadcast::Receiver<Published>,
+    passes: bool,
+    suppressed: u64,
+    missed: u64,
+}
+
+impl Listener {
+    /// The next record; its `suppressed` counts what the kernel suppressed and what this listener lost since the
+    /// one before. `None` when the agent stops.
+    pub async fn next(&mut self) -> Option<EventRecord> {
+        loop {
+            match self.receiver.recv().await {
+                Ok(published) if !self.passes && published.record.verdict == PASS => {}
+                Ok(published) => {
+                    let suppressed = published.suppressed.saturating_sub(self.suppressed) + self.missed;
+                    self.suppressed = self.suppressed.max(published.suppressed);
+                    self.missed = 0;
+                    return Some(EventRecord {
+                        suppressed,
+                        ..(*published.record).clone()
+                    });
+                }
+                Err(broadcast::error::RecvError::Lagged(missed)) => self.missed += missed,
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.hub.change(|listeners| {
+            listeners.drops -= 1;
+            listeners.passes -= usize::from(self.passes);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(verdict: &str, src_port: u16) -> EventRecord {
+        EventRecord {
+            verdict: verdict.into(),
+            src_port,
+            ..EventRecord::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn the_kernel_writes_only_what_somebody_listens_to() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let log = told.clone();
+        let hub = Hub::new(move |wanted| log.lock().expect("one thread").push(wanted));
+        let first = hub.listen(false);
+        let second = hub.listen(true);
+        let third = hub.listen(false);
+        drop(second);
+        drop(first);
+        drop(third);
+        assert_eq!(
+            *told.lock().expect("one thread"),
+            [EVENTS_DROP, EVENTS_DROP | EVENTS_PASS, EVENTS_DROP, 0]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_slow_listener_is_told_how_many_it_lost() {
+        let hub = Hub::new(|_| ());
+        hub.suppressed(1000);
+        let (mut slow, mut quick) = (hub.listen(false), hub.listen(false));
+        hub.publish(record("drop", 1), 1005);
+        let first = quick.next().await.expect("one");
+        assert_eq!((first.src_port, first.suppressed), (1, 5));
+        for _ in 0..WINDOW {
+            hub.publish(record("drop", 2), 1007);
+        }
+        // The first was pushed out: lost to this one, with the 7 that the kernel suppressed.
+        assert_eq!(slow.next().await.expect("one").suppressed, 8);
+        assert_eq!(slow.next().await.expect("one").suppressed, 0);
+    }
+
+    #[tokio::test]
+    async fn passes_go_to_those_who_asked() {
+        let hub = Hub::new(|_| ());
+        let (mut drops, mut all) = (hub.listen(false), hub.listen(true));
+        hub.publish(record("pass", 1), 0);
+        hub.publish(record("drop", 2), 0);
+        hub.close();
+        assert_eq!(drops.next().await.expect("one").src_port, 2);
+        assert_eq!(all.next().await.expect("one").src_port, 1);
+        assert!(drops.next().await.is_none() && hub.listen(false).next().await.is_none());
+    }
+}

@@ -1,1 +1,25 @@
-//! (skeleton)
+//! What people read: the records of [`crate::api::types`] as text.
+//!
+//! Each file renders one kind of record and is pure: records and a [`Style`] in, text out, so tables are tested
+//! against golden output. JSON is never made here: it is the record itself, as the agent sent it. Times are UTC.
+
+mod check;
+mod counters;
+mod diff;
+mod events;
+mod explain;
+mod human;
+mod services;
+mod status;
+mod style;
+mod table;
+
+pub use check::{CheckReport, CheckService, check};
+pub use counters::{Rates, counters};
+pub use diff::{applied, diff};
+pub use events::{event, event_header};
+pub use explain::explanation;
+pub use human::{bytes, duration, number, utc};
+pub use services::{rules, services};
+pub use status::status;
+pub use style::Style;

@@ -69,6 +69,19 @@ pub fn load(path: &Path, now: u64) -> Result<Loaded, PolicyError> {
 /// # Errors
 /// All findings of one pass.
 pub fn parse(text: &str, path: &Path, now: u64) -> Result<Loaded, PolicyError> {
+    parse_with(text, path, now, &mut groups::read)
+}
+
+/// [`parse`] with list files read by `read`: for a policy that is kept elsewhere together with its lists.
+///
+/// # Errors
+/// All findings of one pass.
+pub fn parse_with(
+    text: &str,
+    path: &Path,
+    now: u64,
+    read: &mut groups::ReadList<'_>,
+) -> Result<Loaded, PolicyError> {
     let mut findings = Findings::new(Text::new(path, text));
     let (root, syntax) = DeTable::parse_recoverable(text);
     if !syntax.is_empty() {
@@ -80,7 +93,7 @@ pub fn parse(text: &str, path: &Path, now: u64) -> Result<Loaded, PolicyError> {
     }
     let written = written::read(&root, &mut findings);
     let folder = path.parent().unwrap_or(Path::new(""));
-    let mut groups = Groups::resolve(&written.groups, folder, &mut findings);
+    let mut groups = Groups::resolve(&written.groups, folder, read, &mut findings);
     let mut rules = Rules::default();
     let owner = Owner {
         service: None,

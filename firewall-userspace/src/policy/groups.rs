@@ -27,7 +27,11 @@ pub struct Groups<'a> {
     /// List files in the order they were read.
     pub files: Vec<PathBuf>,
     by_file: HashMap<PathBuf, Option<u32>>,
+    read: &'a mut ReadList<'a>,
 }
+
+/// Reads a list file.
+pub type ReadList<'a> = dyn FnMut(&Path) -> std::io::Result<Vec<u8>> + 'a;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
@@ -37,8 +41,13 @@ enum State {
 }
 
 impl<'a> Groups<'a> {
-    /// Reads list files relative to `folder`.
-    pub fn resolve(written: &'a [written::Group], folder: &Path, findings: &mut Findings<'_>) -> Groups<'a> {
+    /// Reads list files, relative to `folder`, by `read`.
+    pub fn resolve(
+        written: &'a [written::Group],
+        folder: &Path,
+        read: &'a mut ReadList<'a>,
+        findings: &mut Findings<'_>,
+    ) -> Groups<'a> {
         let mut groups = Groups {
             written,
             by_name: written
@@ -52,6 +61,7 @@ impl<'a> Groups<'a> {
             literals: HashMap::new(),
             files: Vec::new(),
             by_file: HashMap::new(),
+            read,
         };
         let mut path = Vec::new();
         for at in 0..written.len() {
@@ -228,7 +238,7 @@ impl<'a> Groups<'a> {
             return known;
         }
         self.files.push(path.clone());
-        let list = match read(&path) {
+        let list = match (self.read)(&path) {
             Ok(bytes) => match lists::parse(&bytes, &path) {
                 Ok(list) => {
                     findings.warnings.extend(list.warning);
@@ -257,7 +267,7 @@ impl<'a> Groups<'a> {
 }
 
 /// A regular file only: reading a pipe or a device would never end.
-fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+pub fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     if !std::fs::metadata(path)?.is_file() {
         return Err(std::io::Error::other("not a regular file"));
     }

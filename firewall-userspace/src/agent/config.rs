@@ -1,0 +1,703 @@
+//! How the agent is told what to do: `/etc/ravelin/agent.toml`, and the same keys as flags, which beat the file.
+//!
+//! A [`Config`] is valid by construction: words are parsed into types while the file is read, so a mistake carries
+//! its line and column. Whether the things it names exist is found out later, by those who use them.
+
+use firewall_common::control::{Failsafe, LINK_EAPOL, LINK_LACP, LINK_LLDP, LINK_STP, MAX_FAILSAFE};
+use ipnetwork::IpNetwork;
+use serde::Deserialize;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+pub const DEFAULT_CONFIG: &str = "/etc/ravelin/agent.toml";
+pub const DEFAULT_POLICY: &str = "/etc/ravelin/policy.toml";
+pub const DEFAULT_INSTANCE: &str = "default";
+pub const DEFAULT_METRICS: &str = "127.0.0.1:9477";
+
+/// The socket of an instance, when nothing else is said.
+pub fn default_socket(instance: &str) -> PathBuf {
+    PathBuf::from(format!("/run/ravelin/{instance}.sock"))
+}
+
+/// The state directory of an instance, when nothing else is said.
+pub fn default_state_dir(instance: &str) -> PathBuf {
+    PathBuf::from(format!("/var/lib/ravelin/{instance}"))
+}
+
+/// The pins of an instance, when nothing else is said.
+pub fn default_pins(instance: &str) -> PathBuf {
+    PathBuf::from(format!("/sys/fs/bpf/ravelin/{instance}"))
+}
+
+/// The flags of `ravelin agent`. Each one is also a key of the configuration file (`state-dir` there is `state_dir`,
+/// and so on); a flag beats the file.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct Args {
+    /// Configuration file [default: /etc/ravelin/agent.toml, if it is there]
+    #[arg(long, value_name = "FILE", env = "RAVELIN_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Policy file [default: /etc/ravelin/policy.toml]
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// Interface to filter, or a pattern such as 'eth*'; repeatable [default: all physical interfaces]
+    #[arg(long = "interface", value_name = "NAME")]
+    pub interfaces: Vec<Pattern>,
+    /// Name of this instance: of its socket, state and pins [default: default]
+    #[arg(long, value_name = "NAME")]
+    pub instance: Option<Instance>,
+    /// Address to serve /metrics, /healthz and /readyz on, or 'off' [default: 127.0.0.1:9477]
+    #[arg(long, value_name = "ADDR")]
+    pub metrics: Option<Metrics>,
+    /// Socket that the command line talks to [default: /run/ravelin/<instance>.sock]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Group that may open the socket, to read; only root and the agent's own user may change things
+    #[arg(long, value_name = "NAME")]
+    pub socket_group: Option<String>,
+    /// Where the last good policy and the totals of counters are kept [default: /var/lib/ravelin/<instance>]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Directory of the BPF file system for programs, links and maps [default: /sys/fs/bpf/ravelin/<instance>]
+    #[arg(long, value_name = "DIR")]
+    pub pins: Option<PathBuf>,
+    /// Drop what the policy says, or only count what would be dropped [default: enforce]
+    #[arg(long, value_name = "MODE")]
+    pub mode: Option<Mode>,
+    /// What no policy can close, such as 'tcp/22 from 203.0.113.9'; repeatable
+    #[arg(long, value_name = "RULE")]
+    pub failsafe: Vec<FailsafeRule>,
+    /// Link protocols to admit: a list of lacp, lldp, eapol, stp, or 'none' [default: lacp,lldp,eapol]
+    #[arg(long, value_name = "LIST")]
+    pub link_control: Option<LinkControl>,
+    /// Take the filter off the interfaces when the agent is asked to stop, instead of leaving it in force
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub detach_on_exit: Option<bool>,
+    /// Log dropped packets, sampled
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub log_drops: Option<bool>,
+    /// Also log what the kernel programs say, if they were built to say anything
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub kernel_log: Option<bool>,
+    /// Form of the log [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// What to log: a level, or module=level pairs [default: info]
+    #[arg(long, value_name = "FILTER", env = "RAVELIN_LOG")]
+    pub log_level: Option<String>,
+}
+
+/// The file as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    policy: Option<PathBuf>,
+    #[serde(alias = "interface")]
+    interfaces: Option<OneOrMany<Pattern>>,
+    instance: Option<Instance>,
+    metrics: Option<Metrics>,
+    socket: Option<PathBuf>,
+    socket_group: Option<String>,
+    state_dir: Option<PathBuf>,
+    pins: Option<PathBuf>,
+    mode: Option<Mode>,
+    failsafe: Option<OneOrMany<FailsafeRule>>,
+    link_control: Option<LinkControl>,
+    detach_on_exit: Option<bool>,
+    log_drops: Option<bool>,
+    kernel_log: Option<bool>,
+    log_format: Option<LogFormat>,
+    log_level: Option<String>,
+}
+
+/// What the agent does, all defaults filled in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub policy: PathBuf,
+    /// Empty: all physical interfaces.
+    pub interfaces: Vec<Pattern>,
+    pub instance: String,
+    /// `None`: no metrics server.
+    pub metrics: Option<SocketAddr>,
+    pub socket: PathBuf,
+    pub socket_group: Option<String>,
+    pub state_dir: PathBuf,
+    pub pins: PathBuf,
+    pub mode: Mode,
+    pub failsafe: Vec<FailsafeRule>,
+    /// Set of `firewall_common::control::LINK_*`.
+    pub link_control: u32,
+    pub detach_on_exit: bool,
+    pub log_drops: bool,
+    pub kernel_log: bool,
+    pub log_format: LogFormat,
+    pub log_level: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration {}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{}: {message}", path.display())]
+    Parse { path: PathBuf, message: String },
+    #[error(
+        "{count} failsafe rules, more than the {limit} that the kernel side holds ('from any' takes two)"
+    )]
+    TooManyFailsafe { count: usize, limit: usize },
+    #[error("the path {} of {key} is relative; the agent needs an absolute one", path.display())]
+    Relative { key: &'static str, path: PathBuf },
+}
+
+impl Config {
+    /// The flags over the file over the defaults.
+    ///
+    /// # Errors
+    /// A file that cannot be read or holds a mistake; a missing file only if it was named.
+    pub fn resolve(args: Args) -> Result<Config, ConfigError> {
+        let path = args
+            .config
+            .clone()
+            .unwrap_or_else(|| PathBuf::from(DEFAULT_CONFIG));
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && args.config.is_none() => {
+                String::new()
+            }
+            Err(source) => return Err(ConfigError::Read { path, source }),
+        };
+        Config::merge(&text, &path, args)
+    }
+
+    /// [`Config::resolve`] with the file's text at hand.
+    fn merge(text: &str, path: &Path, args: Args) -> Result<Config, ConfigError> {
+        let file: File = toml::from_str(text).map_err(|error| ConfigError::Parse {
+            path: path.to_owned(),
+            message: error.to_string().trim_end().to_owned(),
+        })?;
+        let many = |flags: Vec<Pattern>, file: Option<OneOrMany<Pattern>>| match flags.is_empty() {
+            true => file.map(OneOrMany::into_vec).unwrap_or_default(),
+            false => flags,
+        };
+        let failsafe = match args.failsafe.is_empty() {
+            true => file.failsafe.map(OneOrMany::into_vec).unwrap_or_default(),
+            false => args.failsafe,
+        };
+        let count = failsafe.iter().map(|rule| rule.entries().len()).sum();
+        if count > MAX_FAILSAFE {
+            return Err(ConfigError::TooManyFailsafe {
+                count,
+                limit: MAX_FAILSAFE,
+            });
+        }
+        let instance = args
+            .instance
+            .or(file.instance)
+            .map_or_else(|| DEFAULT_INSTANCE.to_owned(), |name| name.0);
+        let config = Config {
+            policy: absolute(args.policy, file.policy, "policy")?.unwrap_or_else(|| DEFAULT_POLICY.into()),
+            interfaces: many(args.interfaces, file.interfaces),
+            metrics: args.metrics.or(file.metrics).unwrap_or_default().0,
+            socket: absolute(args.socket, file.socket, "socket")?
+                .unwrap_or_else(|| default_socket(&instance)),
+            socket_group: args.socket_group.or(file.socket_group),
+            state_dir: absolute(args.state_dir, file.state_dir, "state_dir")?
+                .unwrap_or_else(|| default_state_dir(&instance)),
+            pins: absolute(args.pins, file.pins, "pins")?.unwrap_or_else(|| default_pins(&instance)),
+            instance,
+            mode: args.mode.or(file.mode).unwrap_or_default(),
+            failsafe,
+            link_control: args.link_control.or(file.link_control).unwrap_or_default().0,
+            detach_on_exit: args.detach_on_exit.or(file.detach_on_exit).unwrap_or_default(),
+            log_drops: args.log_drops.or(file.log_drops).unwrap_or_default(),
+            kernel_log: args.kernel_log.or(file.kernel_log).unwrap_or_default(),
+            log_format: args.log_format.or(file.log_format).unwrap_or_default(),
+            log_level: args
+                .log_level
+                .or(file.log_level)
+                .unwrap_or_else(|| "info".to_owned()),
+        };
+        Ok(config)
+    }
+
+    /// The failsafe rules as the kernel takes them.
+    pub fn failsafe_entries(&self) -> Vec<Failsafe> {
+        self.failsafe.iter().flat_map(FailsafeRule::entries).collect()
+    }
+}
+
+/// A flag's path is relative to where the command was typed; a daemon's file has nothing it could be relative to.
+fn absolute(
+    flag: Option<PathBuf>,
+    file: Option<PathBuf>,
+    key: &'static str,
+) -> Result<Option<PathBuf>, ConfigError> {
+    match (flag, file) {
+        (Some(path), _) => std::path::absolute(&path)
+            .map(Some)
+            .map_err(|_| ConfigError::Relative { key, path }),
+        (None, Some(path)) if path.is_relative() => Err(ConfigError::Relative { key, path }),
+        (None, file) => Ok(file),
+    }
+}
+
+/// A list, or a single string for a list of one.
+#[derive(Debug)]
+struct OneOrMany<T>(Vec<T>);
+
+impl<T> OneOrMany<T> {
+    fn into_vec(self) -> Vec<T> {
+        self.0
+    }
+}
+
+// By hand: an untagged enum would lose the place and the text of an element's error.
+impl<'de, T: Deserialize<'de> + FromStr<Err = String>> Deserialize<'de> for OneOrMany<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de> + FromStr<Err = String>> serde::de::Visitor<'de> for Visitor<T> {
+            type Value = OneOrMany<T>;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a string or a list of strings")
+            }
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                text.parse().map(|one| OneOrMany(vec![one])).map_err(E::custom)
+            }
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(
+                self,
+                mut sequence: A,
+            ) -> Result<Self::Value, A::Error> {
+                let mut many = Vec::new();
+                while let Some(one) = sequence.next_element()? {
+                    many.push(one);
+                }
+                Ok(OneOrMany(many))
+            }
+        }
+        deserializer.deserialize_any(Visitor(std::marker::PhantomData))
+    }
+}
+
+/// Implements `serde` by `FromStr`, so that the file and the flags are read by the same code.
+macro_rules! by_from_str {
+    ($($name:ty),*) => {$(
+        impl TryFrom<String> for $name {
+            type Error = String;
+            fn try_from(text: String) -> Result<Self, String> {
+                text.parse()
+            }
+        }
+    )*};
+}
+by_from_str!(Pattern, Instance, Metrics, FailsafeRule, LinkControl);
+
+/// Whether drops are carried out.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    #[default]
+    Enforce,
+    Observe,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mode::Enforce => "enforce",
+            Mode::Observe => "observe",
+        })
+    }
+}
+
+impl FromStr for Mode {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Mode, String> {
+        match text {
+            "enforce" => Ok(Mode::Enforce),
+            "observe" => Ok(Mode::Observe),
+            _ => Err(format!("unknown mode {text:?} (enforce or observe)")),
+        }
+    }
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// A name that is safe as a file name everywhere it is used.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Instance(pub String);
+
+impl FromStr for Instance {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Instance, String> {
+        let first = text
+            .bytes()
+            .next()
+            .is_some_and(|byte| byte.is_ascii_alphanumeric());
+        let rest = text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+        match first && rest && text.len() <= 48 {
+            true => Ok(Instance(text.to_owned())),
+            false => Err(format!(
+                "instance name {text:?}: up to 48 letters, digits, '-' and '_', and a letter or digit first"
+            )),
+        }
+    }
+}
+
+/// Where metrics are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Metrics(pub Option<SocketAddr>);
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics(DEFAULT_METRICS.parse().ok())
+    }
+}
+
+impl FromStr for Metrics {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Metrics, String> {
+        if text == "off" {
+            return Ok(Metrics(None));
+        }
+        let address = text.parse().map_err(|_| {
+            format!("metrics address {text:?}: an address with a port such as {DEFAULT_METRICS} or [::1]:9477, or off")
+        })?;
+        Ok(Metrics(Some(address)))
+    }
+}
+
+/// An interface name; `*` stands for any characters, `?` for one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Pattern(String);
+
+impl Pattern {
+    /// Names one interface only.
+    pub fn is_exact(&self) -> bool {
+        !self.0.contains(['*', '?'])
+    }
+
+    pub fn matches(&self, name: &str) -> bool {
+        // Greedy, and back to the last star on a mismatch.
+        let (pattern, name) = (self.0.as_bytes(), name.as_bytes());
+        let (mut p, mut n, mut star) = (0, 0, None);
+        while n < name.len() {
+            match pattern.get(p) {
+                Some(b'*') => {
+                    star = Some((p, n));
+                    p += 1;
+                }
+                Some(&byte) if byte == b'?' || byte == name[n] => {
+                    p += 1;
+                    n += 1;
+                }
+                _ => match star {
+                    Some((at, from)) => {
+                        p = at + 1;
+                        n = from + 1;
+                        star = Some((at, from + 1));
+                    }
+                    None => return false,
+                },
+            }
+        }
+        pattern[p..].iter().all(|byte| *byte == b'*')
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Pattern {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Pattern, String> {
+        let bad = |byte: u8| byte == b'/' || byte.is_ascii_whitespace() || byte.is_ascii_control();
+        // IFNAMSIZ counts the final zero.
+        let long = !text.contains('*') && text.len() > 15;
+        match text.is_empty() || long || text.bytes().any(bad) {
+            true => Err(format!(
+                "interface {text:?}: a name of up to 15 characters, or a pattern such as eth*"
+            )),
+            false => Ok(Pattern(text.to_owned())),
+        }
+    }
+}
+
+/// `tcp/22 from 203.0.113.9`: what no policy can close.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct FailsafeRule {
+    protocol: u8,
+    port: u16,
+    /// `None`: anyone.
+    from: Option<IpNetwork>,
+}
+
+impl FailsafeRule {
+    pub fn admits_anyone(&self) -> bool {
+        self.from.is_none_or(|network| network.prefix() == 0)
+    }
+
+    /// As the kernel takes it: one entry a family.
+    pub fn entries(&self) -> Vec<Failsafe> {
+        let base = Failsafe {
+            dst_port: self.port,
+            protocol: self.protocol,
+            ..Failsafe::default()
+        };
+        match self.from {
+            None => vec![Failsafe { version: 4, ..base }, Failsafe { version: 6, ..base }],
+            Some(IpNetwork::V4(network)) => vec![Failsafe {
+                version: 4,
+                prefix_low: u32::from(network.network()).into(),
+                mask_low: u32::from(network.mask()).into(),
+                ..base
+            }],
+            Some(IpNetwork::V6(network)) => {
+                let (prefix, mask) = (u128::from(network.network()), u128::from(network.mask()));
+                vec![Failsafe {
+                    version: 6,
+                    prefix_high: (prefix >> 64) as u64,
+                    prefix_low: prefix as u64,
+                    mask_high: (mask >> 64) as u64,
+                    mask_low: mask as u64,
+                    ..base
+                }]
+            }
+        }
+    }
+}
+
+impl fmt::Display for FailsafeRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = match self.protocol {
+            6 => "tcp",
+            17 => "udp",
+            _ => "sctp",
+        };
+        write!(f, "{protocol}/{} from ", self.port)?;
+        match self.from {
+            None => f.write_str("any"),
+            Some(network) if network.prefix() == if network.is_ipv4() { 32 } else { 128 } => {
+                write!(f, "{}", network.ip())
+            }
+            Some(network) => write!(f, "{}/{}", network.network(), network.prefix()),
+        }
+    }
+}
+
+impl FromStr for FailsafeRule {
+    type Err = String;
+    fn from_str(text: &str) -> Result<FailsafeRule, String> {
+        let usage = "tcp, udp or sctp, a port, and who: such as \"tcp/22 from 203.0.113.9\"";
+        let bad = |what: &str| format!("failsafe {text:?}: {what} ({usage})");
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let [what, "from", who] = words[..] else {
+            return Err(bad("not of the form PROTOCOL/PORT from PREFIX"));
+        };
+        let (protocol, port) = what.split_once('/').ok_or_else(|| bad("no port"))?;
+        let protocol = match protocol {
+            "tcp" => 6,
+            "udp" => 17,
+            "sctp" => 132,
+            _ => return Err(bad(&format!("unknown protocol {protocol:?}"))),
+        };
+        let port = match port.parse() {
+            Ok(port) if port != 0 => port,
+            _ => return Err(bad(&format!("{port:?} is not a port"))),
+        };
+        let from = match who {
+            "any" => None,
+            who => Some(
+                who.parse::<IpNetwork>()
+                    .map_err(|_| bad(&format!("{who:?} is not an address or prefix")))?,
+            ),
+        };
+        Ok(FailsafeRule { protocol, port, from })
+    }
+}
+
+/// Set of `LINK_*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct LinkControl(pub u32);
+
+impl Default for LinkControl {
+    fn default() -> Self {
+        LinkControl(LINK_LACP | LINK_LLDP | LINK_EAPOL)
+    }
+}
+
+impl FromStr for LinkControl {
+    type Err = String;
+    fn from_str(text: &str) -> Result<LinkControl, String> {
+        if text == "none" {
+            return Ok(LinkControl(0));
+        }
+        let mut set = 0;
+        for word in text.split(',').map(str::trim) {
+            set |= match word {
+                "lacp" => LINK_LACP,
+                "lldp" => LINK_LLDP,
+                "eapol" => LINK_EAPOL,
+                "stp" => LINK_STP,
+                _ => {
+                    return Err(format!(
+                        "link control {word:?}: a list of lacp, lldp, eapol and stp with commas, or none"
+                    ));
+                }
+            };
+        }
+        Ok(LinkControl(set))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn merge(text: &str) -> Result<Config, ConfigError> {
+        Config::merge(text, Path::new("agent.toml"), Args::default())
+    }
+
+    #[test]
+    fn an_empty_file_gives_the_defaults_of_the_instance() {
+        let config = merge("instance = \"edge-1\"").expect("valid");
+        assert_eq!(config.socket, Path::new("/run/ravelin/edge-1.sock"));
+        assert_eq!(config.state_dir, Path::new("/var/lib/ravelin/edge-1"));
+        assert_eq!(config.pins, Path::new("/sys/fs/bpf/ravelin/edge-1"));
+        assert_eq!(config.policy, Path::new(DEFAULT_POLICY));
+        assert_eq!(config.metrics, DEFAULT_METRICS.parse().ok());
+        assert_eq!((config.mode, config.interfaces.len()), (Mode::Enforce, 0));
+        assert_eq!(config.link_control, LINK_LACP | LINK_LLDP | LINK_EAPOL);
+    }
+
+    #[test]
+    fn mistakes_carry_their_place_and_what_would_be_accepted() {
+        for (text, place, words) in [
+            ("polcy = \"x\"", "line 1, column 1", "unknown field `polcy`"),
+            ("\nmode = \"watch\"", "line 2, column 8", "enforce"),
+            ("metrics = \"9477\"", "line 1, column 11", "127.0.0.1:9477"),
+            (
+                "failsafe = [\"tcp/22\"]",
+                "line 1, column 12",
+                "PROTOCOL/PORT from PREFIX",
+            ),
+            ("instance = \"../etc\"", "line 1, column 12", "letters, digits"),
+            ("link_control = \"lacp,foo\"", "line 1, column 16", "\"foo\""),
+        ] {
+            let error = merge(text).expect_err(text).to_string();
+            assert!(
+                error.starts_with("agent.toml: ") && error.contains(place),
+                "{error}"
+            );
+            assert!(error.contains(words), "{error}");
+        }
+        assert!(matches!(
+            merge("socket = \"x.sock\""),
+            Err(ConfigError::Relative { key: "socket", .. })
+        ));
+    }
+
+    #[test]
+    fn flags_beat_the_file() {
+        let args = Args {
+            mode: Some(Mode::Observe),
+            metrics: Some(Metrics(None)),
+            interfaces: vec!["wan0".parse().expect("a name")],
+            ..Args::default()
+        };
+        let text = "mode = \"enforce\"\nmetrics = \"127.0.0.1:1\"\ninterfaces = [\"eth*\"]\nlog_drops = true";
+        let config = Config::merge(text, Path::new("agent.toml"), args).expect("valid");
+        assert_eq!(
+            (config.mode, config.metrics, config.log_drops),
+            (Mode::Observe, None, true)
+        );
+        assert!(config.interfaces[0].matches("wan0") && !config.interfaces[0].matches("eth0"));
+    }
+
+    #[test]
+    fn patterns_match_as_a_shell_would() {
+        for (pattern, yes, no) in [
+            ("eth*", &["eth0", "eth", "eth1.100"][..], &["xeth0", "et"][..]),
+            ("*", &["a", ""], &[]),
+            ("enp?s*", &["enp3s0", "enp0s"], &["enps0", "enp3"]),
+            ("*a*b", &["ab", "xaxb", "aab", "abab"], &["ba", "abc"]),
+            ("lan0", &["lan0"], &["lan01", "lan"]),
+        ] {
+            let parsed: Pattern = pattern.parse().expect(pattern);
+            for name in yes {
+                assert!(parsed.matches(name), "{pattern} {name}");
+            }
+            for name in no {
+                assert!(!parsed.matches(name), "{pattern} {name}");
+            }
+        }
+        assert!("sixteen-letters-".parse::<Pattern>().is_err() && "".parse::<Pattern>().is_err());
+    }
+
+    #[test]
+    fn failsafe_rules_become_kernel_entries() {
+        let rule: FailsafeRule = "tcp/22 from 203.0.113.9".parse().expect("a rule");
+        let [entry] = rule.entries()[..] else {
+            panic!("one entry")
+        };
+        assert_eq!((entry.version, entry.protocol, entry.dst_port), (4, 6, 22));
+        assert_eq!((entry.prefix_low, entry.mask_low), (0xcb00_7109, 0xffff_ffff));
+        assert_eq!(rule.to_string(), "tcp/22 from 203.0.113.9");
+
+        let rule: FailsafeRule = "udp/51820 from 2001:db8:10::/48".parse().expect("a rule");
+        let [entry] = rule.entries()[..] else {
+            panic!("one entry")
+        };
+        assert_eq!(
+            (entry.prefix_high, entry.mask_high),
+            (0x2001_0db8_0010_0000, 0xffff_ffff_ffff_0000)
+        );
+        assert_eq!((entry.prefix_low, entry.mask_low), (0, 0));
+
+        let rule: FailsafeRule = "tcp/22 from any".parse().expect("a rule");
+        assert_eq!(
+            rule.entries()
+                .iter()
+                .map(|entry| entry.version)
+                .collect::<Vec<_>>(),
+            [4, 6]
+        );
+        assert!(rule.admits_anyone());
+
+        for bad in [
+            "tcp/22",
+            "tcp/0 from any",
+            "icmp/8 from any",
+            "tcp/22 from here",
+            "tcp from any",
+        ] {
+            let error = bad.parse::<FailsafeRule>().expect_err(bad);
+            assert!(error.contains("tcp/22 from 203.0.113.9"), "{error}");
+        }
+    }
+
+    #[test]
+    fn more_failsafe_rules_than_the_kernel_holds_are_refused() {
+        let rules: Vec<String> = (1..=17).map(|port| format!("\"tcp/{port} from any\"")).collect();
+        let error = merge(&format!("failsafe = [{}]", rules.join(","))).expect_err("34 entries");
+        assert!(matches!(
+            error,
+            ConfigError::TooManyFailsafe { count: 34, limit: 32 }
+        ));
+    }
+}

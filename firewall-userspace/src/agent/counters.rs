@@ -1,0 +1,302 @@
+//! What was counted, by names that outlive a policy: the kernel counts per ending of one generation; when a
+//! generation is retired, its final counters are folded into totals, so that what people see never goes backwards.
+//!
+//! Totals hold only names of the policy in force: a service or rule that goes takes its counts with it, which bounds
+//! the metrics by the policy.
+
+use crate::api::types::Count;
+use crate::datapath::{EndingCounter, EndingCounters};
+use crate::policy::compile::Compiled;
+use crate::policy::model::{Action, Policy};
+use firewall_common::counter::Counter;
+use firewall_common::verdict::{Reason, Verdict};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What happened to a packet, and to what.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ServiceKey {
+    /// Empty: no service.
+    pub service: String,
+    /// `pass`, `drop` or `would-drop`.
+    pub verdict: String,
+    pub reason: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RuleKey {
+    /// Empty: the policy's own deny list.
+    pub service: String,
+    /// `allow` or `deny`.
+    pub action: String,
+    pub source: String,
+}
+
+/// An ending by names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndingName {
+    pub service: String,
+    /// A reason's word, or `None` for a number that no reason has.
+    pub reason: Option<String>,
+    pub rule: Option<RuleKey>,
+}
+
+/// What can always happen to a service.
+const OF_A_SERVICE: [Reason; 3] = [Reason::Allowed, Reason::NotAllowed, Reason::ServiceDenied];
+
+pub const PASS: &str = "pass";
+pub const DROP: &str = "drop";
+pub const WOULD_DROP: &str = "would-drop";
+
+pub fn word(action: Action) -> &'static str {
+    match action {
+        Action::Allow => "allow",
+        Action::Deny => "deny",
+    }
+}
+
+/// The verdict that a reason stands for.
+pub fn verdict_word(reason: Reason) -> &'static str {
+    match reason.verdict() {
+        Verdict::Pass => PASS,
+        Verdict::Drop => DROP,
+    }
+}
+
+/// The names of a policy's endings, in the order of the endings.
+pub fn names(policy: &Policy, compiled: &Compiled) -> Vec<EndingName> {
+    let service = |id: Option<crate::policy::model::ServiceId>| {
+        id.and_then(|id| policy.services.get(id.0 as usize)).map(|service| service.name.clone()).unwrap_or_default()
+    };
+    let name = |ending: &crate::policy::compile::Ending| EndingName {
+        service: service(ending.service),
+        reason: ending.reason.map(|reason| reason.word().to_owned()),
+        rule: ending.rule.and_then(|id| policy.rules.get(id.0 as usize)).map(|rule| RuleKey {
+            service: service(rule.service),
+            action: word(rule.action).to_owned(),
+            source: rule.source.clone(),
+        }),
+    };
+    compiled.endings.iter().map(name).collect()
+}
+
+/// Counts by name. Every name of the policy is there from the start, at zero.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Totals {
+    pub services: BTreeMap<ServiceKey, Count>,
+    pub rules: BTreeMap<RuleKey, Count>,
+}
+
+impl Totals {
+    /// Zero for all that can happen under these names. What observing would drop is there from the start only while
+    /// observing.
+    pub fn zero(names: &[EndingName], observing: bool) -> Totals {
+        let mut totals = Totals::default();
+        for name in names {
+            let Some((verdict, reason)) = meaning(name) else { continue };
+            let mut note = |verdict: &str| {
+                let key = ServiceKey { service: name.service.clone(), verdict: verdict.into(), reason: reason.into() };
+                totals.services.entry(key).or_default();
+            };
+            note(verdict);
+            if observing && verdict == DROP {
+                note(WOULD_DROP);
+            }
+            if let Some(rule) = &name.rule {
+                totals.rules.entry(rule.clone()).or_default();
+            }
+            if name.service.is_empty() {
+                continue;
+            }
+            // What this policy happens not to do to a service, the next one may: its series do not come and go.
+            for reason in OF_A_SERVICE {
+                let key = ServiceKey {
+                    service: name.service.clone(),
+                    verdict: verdict_word(reason).into(),
+                    reason: reason.word().into(),
+                };
+                totals.services.entry(key).or_default();
+            }
+        }
+        totals
+    }
+
+    /// Adds what a generation of these names counted.
+    pub fn add(&mut self, names: &[EndingName], counters: &[EndingCounter]) {
+        for (name, counter) in names.iter().zip(counters) {
+            let Some((verdict, reason)) = meaning(name) else { continue };
+            for (verdict, counted) in [(verdict, &counter.happened), (WOULD_DROP, &counter.would_drop)] {
+                if counted.packets == 0 {
+                    continue;
+                }
+                let key = ServiceKey { service: name.service.clone(), verdict: verdict.into(), reason: reason.into() };
+                add(self.services.entry(key).or_default(), counted);
+                if let Some(rule) = &name.rule {
+                    add(self.rules.entry(rule.clone()).or_default(), counted);
+                }
+            }
+        }
+    }
+
+    /// Adds other totals.
+    pub fn merge(&mut self, other: &Totals) {
+        for (key, count) in &other.services {
+            plus(self.services.entry(key.clone()).or_default(), *count);
+        }
+        for (key, count) in &other.rules {
+            plus(self.rules.entry(key.clone()).or_default(), *count);
+        }
+    }
+
+    /// Forgets what these names do not know.
+    pub fn keep_only(&mut self, names: &[EndingName]) {
+        let known = Totals::zero(names, true);
+        self.services.retain(|key, _| known.services.contains_key(key));
+        self.rules.retain(|key, _| known.rules.contains_key(key));
+    }
+}
+
+fn meaning(name: &EndingName) -> Option<(&'static str, &str)> {
+    let word = name.reason.as_deref()?;
+    let reason = Reason::ALL.iter().find(|reason| reason.word() == word)?;
+    Some((verdict_word(*reason), word))
+}
+
+fn add(count: &mut Count, counter: &Counter) {
+    plus(count, Count { packets: counter.packets, bytes: counter.bytes });
+}
+
+fn plus(count: &mut Count, more: Count) {
+    count.packets += more.packets;
+    count.bytes += more.bytes;
+}
+
+/// The totals of the generations before the one in force. `base_of` names that one: totals whose `base_of` is not the
+/// generation in force have lost one in between (the agent died at the wrong moment, or the machine restarted), and
+/// counting starts at zero again, which whoever scrapes understands; counting twice he would not.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    base_of: u64,
+    names: Vec<EndingName>,
+    base: Totals,
+}
+
+impl Ledger {
+    pub fn new(generation: u64, names: Vec<EndingName>, mut base: Totals) -> Ledger {
+        base.keep_only(&names);
+        Ledger { base_of: generation, names, base }
+    }
+
+    pub fn generation(&self) -> u64 {
+        self.base_of
+    }
+
+    pub fn names(&self) -> &[EndingName] {
+        &self.names
+    }
+
+    pub fn base(&self) -> &Totals {
+        &self.base
+    }
+
+    /// The ledger after a switch to `generation`, with the final counters of the retired one, if there are any.
+    pub fn turn(&self, retired: Option<&EndingCounters>, generation: u64, names: Vec<EndingName>) -> Ledger {
+        let base = match retired {
+            Some(counters) if counters.generation == self.base_of => {
+                let mut base = self.base.clone();
+                base.add(&self.names, &counters.endings);
+                base
+            }
+            _ => Totals::default(),
+        };
+        Ledger::new(generation, names, base)
+    }
+
+    /// All that was counted, with what the generation in force has counted so far.
+    pub fn totals(&self, live: Option<&EndingCounters>, observing: bool) -> Totals {
+        let mut totals = Totals::zero(&self.names, observing);
+        totals.merge(&self.base);
+        if let Some(live) = live.filter(|live| live.generation == self.base_of) {
+            totals.add(&self.names, &live.endings);
+        }
+        totals
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(service: &str, reason: Reason, rule: Option<(&str, &str)>) -> EndingName {
+        EndingName {
+            service: service.into(),
+            reason: Some(reason.word().into()),
+            rule: rule.map(|(action, source)| RuleKey {
+                service: service.into(),
+                action: action.into(),
+                source: source.into(),
+            }),
+        }
+    }
+
+    fn counters(generation: u64, packets: &[u64]) -> EndingCounters {
+        let counter = |packets: &u64| EndingCounter {
+            happened: Counter { packets: *packets, bytes: packets * 100 },
+            would_drop: Counter::default(),
+        };
+        EndingCounters { generation, endings: packets.iter().map(counter).collect() }
+    }
+
+    fn packets(totals: &Totals, service: &str, verdict: &str, reason: Reason) -> Option<u64> {
+        let key = ServiceKey { service: service.into(), verdict: verdict.into(), reason: reason.word().into() };
+        totals.services.get(&key).map(|count| count.packets)
+    }
+
+    #[test]
+    fn counts_do_not_go_backwards_over_a_switch_and_gone_names_go() {
+        let first = vec![
+            name("", Reason::Closed, None),
+            name("api", Reason::Allowed, Some(("allow", "@a"))),
+            name("api", Reason::Allowed, Some(("allow", "@b"))),
+            name("old", Reason::NotAllowed, None),
+        ];
+        let ledger = Ledger::new(7, first, Totals::default());
+        let before = ledger.totals(Some(&counters(7, &[5, 1, 2, 4])), false);
+        assert_eq!(packets(&before, "api", PASS, Reason::Allowed), Some(3));
+
+        let second = vec![name("", Reason::Closed, None), name("api", Reason::Allowed, Some(("allow", "@b")))];
+        let ledger = ledger.turn(Some(&counters(7, &[6, 1, 2, 4])), 8, second);
+        let after = ledger.totals(Some(&counters(8, &[1, 1])), false);
+        assert_eq!(packets(&after, "", DROP, Reason::Closed), Some(7));
+        // The service keeps what it counted under the rule that is gone; the rule does not stay.
+        assert_eq!(packets(&after, "api", PASS, Reason::Allowed), Some(4));
+        assert_eq!(packets(&after, "old", DROP, Reason::NotAllowed), None);
+        assert_eq!(after.rules.values().map(|count| count.packets).collect::<Vec<_>>(), [3]);
+    }
+
+    #[test]
+    fn a_generation_that_was_lost_or_folded_already_is_not_counted() {
+        let names = vec![name("", Reason::Closed, None)];
+        let mut base = Totals::default();
+        base.add(&names, &counters(6, &[10]).endings);
+        let ledger = Ledger::new(7, names.clone(), base);
+        // Counters of a generation that this ledger is not the base of.
+        assert_eq!(packets(&ledger.totals(Some(&counters(6, &[10])), false), "", DROP, Reason::Closed), Some(10));
+        let ledger = ledger.turn(Some(&counters(6, &[10])), 9, names);
+        assert_eq!(packets(&ledger.totals(None, false), "", DROP, Reason::Closed), Some(0));
+    }
+
+    #[test]
+    fn observing_shows_what_would_drop_from_the_start() {
+        let names = vec![name("api", Reason::NotAllowed, None)];
+        let ledger = Ledger::new(1, names, Totals::default());
+        assert_eq!(packets(&ledger.totals(None, false), "api", PASS, Reason::Allowed), Some(0));
+        assert_eq!(packets(&ledger.totals(None, false), "api", WOULD_DROP, Reason::NotAllowed), None);
+        assert_eq!(packets(&ledger.totals(None, true), "api", WOULD_DROP, Reason::NotAllowed), Some(0));
+        let counter = EndingCounter { would_drop: Counter { packets: 2, bytes: 120 }, ..EndingCounter::default() };
+        let live = EndingCounters { generation: 1, endings: vec![counter] };
+        let totals = ledger.totals(Some(&live), false);
+        assert_eq!(packets(&totals, "api", WOULD_DROP, Reason::NotAllowed), Some(2));
+        assert_eq!(packets(&totals, "api", DROP, Reason::NotAllowed), Some(0));
+    }
+}

@@ -1,0 +1,141 @@
+//! What the rest of the agent may ask of its owner.
+
+use super::config::Mode;
+use super::counters::{ServiceKey, Totals};
+use super::reload::Refusal;
+use crate::api::types::{Applied, ApplyRequest, Count, CounterRow, Edit, RuleRow, ServiceRow, Status};
+use crate::policy::compile::{Compiled, Stats};
+use crate::policy::model::Policy;
+use firewall_common::control::{AddressKey, Config as Control};
+use firewall_common::verdict::Reason;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub type Reply<T> = oneshot::Sender<T>;
+pub type Outcome = Result<Applied, Refusal>;
+
+/// One thing to do or to tell.
+pub enum Command {
+    Status(Reply<Status>),
+    Services(Reply<Vec<ServiceRow>>),
+    Rules(Reply<Vec<RuleRow>>),
+    Counters(Reply<Vec<CounterRow>>),
+    Scrape(Reply<Scrape>),
+    PolicyText(Reply<Option<String>>),
+    Explain(Reply<Option<ExplainBasis>>),
+    Suppressed(Reply<u64>),
+    Reload {
+        why: &'static str,
+        force: bool,
+        reply: Option<Reply<Outcome>>,
+    },
+    Edit(Edit, Reply<Outcome>),
+    Apply(ApplyRequest, Reply<Outcome>),
+    Mode(Mode, Reply<Result<(), Refusal>>),
+    /// Takes the filter off everything; the agent stops then.
+    Detach(Reply<Result<Vec<String>, Refusal>>),
+    /// Which `EVENTS_*` the kernel should write.
+    Listen(u32),
+    /// A sentence for the status about something that does not work; `None` takes it back.
+    Note(&'static str, Option<String>),
+    Stop(&'static str),
+}
+
+/// Everything that metrics are made of.
+#[derive(Clone, Debug, Default)]
+pub struct Scrape {
+    pub totals: Totals,
+    pub interfaces: Vec<InterfaceScrape>,
+    pub generation: u64,
+    pub digest: String,
+    pub stats: Stats,
+    pub reload_ok: bool,
+    /// Unix seconds; zero for never.
+    pub reload_at: f64,
+    pub reload_success_at: f64,
+    pub suppressed: Vec<(Reason, u64)>,
+    pub enforcing: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct InterfaceScrape {
+    pub name: String,
+    pub xdp: String,
+    pub egress: String,
+    pub passed: Count,
+    pub dropped: Count,
+}
+
+impl Scrape {
+    pub fn service(&self, key: &ServiceKey) -> Option<Count> {
+        self.totals.services.get(key).copied()
+    }
+}
+
+/// What explaining a packet needs.
+pub struct ExplainBasis {
+    pub policy: Arc<Policy>,
+    pub text: Arc<str>,
+    /// `None`: too big to be kept, compile again.
+    pub compiled: Option<Arc<Compiled>>,
+    pub control: Box<Control>,
+    pub own: HashSet<AddressKey>,
+    pub generation: u64,
+}
+
+/// Published whenever it changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Readiness {
+    pub generation: u64,
+    pub ready: bool,
+}
+
+#[derive(Clone)]
+pub struct Handle {
+    commands: mpsc::UnboundedSender<Command>,
+    readiness: watch::Receiver<Readiness>,
+}
+
+/// The agent is stopping.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the agent is stopping")]
+pub struct Stopping;
+
+impl Handle {
+    pub fn new(commands: mpsc::UnboundedSender<Command>, readiness: watch::Receiver<Readiness>) -> Handle {
+        Handle { commands, readiness }
+    }
+
+    /// False if there is nobody to tell any more.
+    pub fn tell(&self, command: Command) -> bool {
+        self.commands.send(command).is_ok()
+    }
+
+    pub async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Stopping> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).map_err(|_| Stopping)?;
+        answer.await.map_err(|_| Stopping)
+    }
+
+    /// [`Handle::ask`] from a thread that may wait.
+    pub fn ask_blocking<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Stopping> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).map_err(|_| Stopping)?;
+        answer.blocking_recv().map_err(|_| Stopping)
+    }
+
+    /// Waits until a policy is in force on every interface asked for, of this generation or a later one; not longer
+    /// than `limit`.
+    pub async fn ready(&self, generation: u64, limit: Duration) {
+        let mut readiness = self.readiness.clone();
+        let reached = readiness.wait_for(|now| now.ready && now.generation >= generation);
+        // Who asks looks at the status afterwards, whatever came first.
+        let _ = tokio::time::timeout(limit, reached).await;
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.readiness.borrow().ready
+    }
+}

@@ -1,0 +1,307 @@
+//! From the policy's files to something the kernel can take: read, parse, compile, compare. Also the edits of the
+//! file, which are checked the same way before a byte is written.
+//!
+//! All of this may take a second with a million prefixes and touches the disk: it runs on threads where that hurts
+//! nobody, on copies of what it needs. What comes of it is taken or refused whole by the owner.
+
+use super::clock::Clock;
+use super::counters::{EndingName, names};
+use super::temporary::Deadlines;
+use crate::api::types::{DiffLine, Edit};
+use crate::policy::compile::{Compiled, compile};
+use crate::policy::file::{Loaded, TemporaryEntry};
+use crate::policy::model::Policy;
+use crate::policy::{diff, edit, file, groups};
+use crate::store::last_good::{LastGood, Lists};
+use crate::store::policy_file::{Seen, WriteError, stamp, write_over};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Where the policy in force came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    File,
+    LastGood,
+}
+
+impl Origin {
+    pub fn word(self) -> &'static str {
+        match self {
+            Origin::File => "file",
+            Origin::LastGood => "last-good",
+        }
+    }
+}
+
+/// What a job starts from.
+#[derive(Clone)]
+pub struct Basis {
+    pub path: PathBuf,
+    pub state_dir: PathBuf,
+    pub clock: Arc<dyn Clock>,
+    pub deadlines: Deadlines,
+    /// The policy in force, to compare with.
+    pub policy: Option<Arc<Policy>>,
+    /// What was there the last time.
+    pub seen: Option<Seen>,
+}
+
+/// A policy that compiled, ready to be put in force.
+#[derive(Debug)]
+pub struct Candidate {
+    pub origin: Origin,
+    pub policy: Policy,
+    pub compiled: Compiled,
+    pub names: Vec<EndingName>,
+    pub warnings: Vec<String>,
+    /// Against the policy in force.
+    pub diff: Vec<DiffLine>,
+    /// Everything needed to keep it as the last good one; the generation is not known yet.
+    pub source: LastGood,
+    pub deadlines: Deadlines,
+    /// Temporary entries that have ended and are left out.
+    pub ended: Vec<TemporaryEntry>,
+}
+
+/// Why a policy or an edit was not taken. The text says all of it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The policy or the request has a mistake.
+    #[error("{0}")]
+    Invalid(String),
+    /// The policy file is not there.
+    #[error("{0}")]
+    Missing(String),
+    /// Somebody else changed something meanwhile.
+    #[error("{0}")]
+    Conflict(String),
+    /// The machine did not let the agent do it.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// An error with its causes, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        // Some errors repeat their cause.
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// What a change of the file was, to be undone if the kernel refuses the policy.
+#[derive(Debug)]
+pub struct Written {
+    path: PathBuf,
+    old: Option<String>,
+    new: String,
+}
+
+impl Written {
+    /// Puts the old content back, unless somebody wrote the file again.
+    pub fn undo(self) {
+        let result = match &self.old {
+            Some(old) => write_over(&self.path, Some(&self.new), old),
+            None => std::fs::remove_file(&self.path).map_err(|source| WriteError::Io {
+                path: self.path.clone(),
+                source,
+            }),
+        };
+        if let Err(error) = result {
+            log::error!("could not undo the change of the policy file: {}", chain(&error));
+        }
+    }
+}
+
+impl Basis {
+    /// Reads the policy file and makes of it what can be put in force; `seen` tells what was looked at, also if it
+    /// is refused. Temporary entries that have ended are taken out of the file on the way; if that fails, they are
+    /// left out all the same.
+    ///
+    /// `None`: all is as it was the last time, and `force` is not asked for.
+    pub fn reload(&self, force: bool, seen: &mut Seen) -> Result<Option<Candidate>, Refusal> {
+        let text = match self.read() {
+            Ok(text) => Some(text),
+            Err(Refusal::Missing(_)) => None,
+            Err(error) => return Err(error),
+        };
+        if !force && self.seen.as_ref().is_some_and(|seen| seen.still(text.as_deref())) {
+            seen.clone_from(self.seen.as_ref().unwrap_or(&Seen::default()));
+            return Ok(None);
+        }
+        *seen = Seen::text(text.as_deref());
+        let text =
+            text.ok_or_else(|| Refusal::Missing(format!("there is no policy file {}", self.path.display())))?;
+        let mut candidate = self.prepare(&text, Lists::new(), Origin::File, seen)?;
+        if candidate.source.text != text {
+            match write_over(&self.path, Some(&text), &candidate.source.text) {
+                Ok(()) => seen.text = Seen::text(Some(&candidate.source.text)).text,
+                Err(error) => {
+                    let warning = format!(
+                        "entries that have ended stay in the file, without effect: {}",
+                        chain(&error)
+                    );
+                    candidate.warnings.push(warning);
+                }
+            }
+        }
+        Ok(Some(candidate))
+    }
+
+    /// The agent's own copy of the last policy that was in force.
+    pub fn last_good(&self) -> Result<Option<Candidate>, Refusal> {
+        let Some(kept) = LastGood::read(&self.state_dir) else {
+            return Ok(None);
+        };
+        let basis = Basis {
+            path: kept.path.clone(),
+            ..self.clone()
+        };
+        basis
+            .prepare(&kept.text, kept.lists, Origin::LastGood, &mut Seen::default())
+            .map(Some)
+    }
+
+    /// Changes one thing in the policy file, if the result is a policy.
+    pub fn edit(&self, change: &Edit, seen: &mut Seen) -> Result<(Candidate, Option<Written>), Refusal> {
+        self.rewrite(seen, |text| {
+            let text = text.ok_or_else(|| {
+                let path = self.path.display();
+                Refusal::Missing(format!(
+                    "there is no policy file {path} to edit; write it again with `ravelin apply -f FILE`"
+                ))
+            })?;
+            edit::edit(text, change, self.clock.wall().as_secs())
+                .map_err(|error| Refusal::Invalid(chain(&error)))
+        })
+    }
+
+    /// Replaces the policy file by `text`, if that is a policy.
+    pub fn apply(&self, text: &str, seen: &mut Seen) -> Result<(Candidate, Option<Written>), Refusal> {
+        self.rewrite(seen, |_| Ok(text.to_owned()))
+    }
+
+    /// What [`Basis::apply`] would do.
+    pub fn try_apply(&self, text: &str) -> Result<Candidate, Refusal> {
+        self.prepare(text, Lists::new(), Origin::File, &mut Seen::default())
+    }
+
+    fn rewrite(
+        &self,
+        seen: &mut Seen,
+        new: impl Fn(Option<&str>) -> Result<String, Refusal>,
+    ) -> Result<(Candidate, Option<Written>), Refusal> {
+        // Somebody who edits by hand is not that quick.
+        const TRIES: usize = 3;
+        for _ in 0..TRIES {
+            let old = match self.read() {
+                Ok(text) => Some(text),
+                Err(Refusal::Missing(_)) => None,
+                Err(error) => return Err(error),
+            };
+            let text = new(old.as_deref())?;
+            *seen = Seen::default();
+            let candidate = self.prepare(&text, Lists::new(), Origin::File, seen)?;
+            let new = candidate.source.text.clone();
+            seen.text = Seen::text(Some(&new)).text;
+            if old.as_deref() == Some(new.as_str()) {
+                return Ok((candidate, None));
+            }
+            match write_over(&self.path, old.as_deref(), &new) {
+                Ok(()) => {
+                    return Ok((
+                        candidate,
+                        Some(Written {
+                            path: self.path.clone(),
+                            old,
+                            new,
+                        }),
+                    ));
+                }
+                Err(WriteError::Changed(_)) => continue,
+                Err(error) => return Err(Refusal::Failed(chain(&error))),
+            }
+        }
+        Err(Refusal::Conflict(chain(&WriteError::Changed(self.path.clone()))))
+    }
+
+    fn read(&self) -> Result<String, Refusal> {
+        let path = self.path.display();
+        std::fs::read_to_string(&self.path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Refusal::Missing(format!("there is no policy file {path}")),
+            io::ErrorKind::InvalidData => Refusal::Invalid(format!("the policy file {path} is not UTF-8")),
+            _ => Refusal::Failed(format!("cannot read the policy file {path}: {error}")),
+        })
+    }
+
+    /// Parses and compiles. `kept`: the content of list files, if they are not to be read from where the policy
+    /// says. The list files asked for are noted in `seen`.
+    fn prepare(
+        &self,
+        text: &str,
+        kept: Lists,
+        origin: Origin,
+        seen: &mut Seen,
+    ) -> Result<Candidate, Refusal> {
+        let mut lists = kept;
+        // What the deadlines say counts, so all entries are wanted, whatever the wall clock says now.
+        let mut parse = |text: &str| -> Result<Loaded, Refusal> {
+            let mut read = |path: &Path| match lists.get(path) {
+                Some(content) => Ok(content.clone()),
+                None if origin == Origin::LastGood => Err(io::ErrorKind::NotFound.into()),
+                None => {
+                    seen.lists.insert(path.to_owned(), stamp(path));
+                    let content = groups::read(path)?;
+                    lists.insert(path.to_owned(), content.clone());
+                    Ok(content)
+                }
+            };
+            file::parse_with(text, &self.path, 0, &mut read)
+                .map_err(|error| Refusal::Invalid(error.to_string()))
+        };
+        let mut loaded = parse(text)?;
+        let mut deadlines = self.deadlines.clone();
+        let ended = deadlines.update(&loaded.temporary, &*self.clock);
+        if !ended.is_empty() {
+            let mut without = text.to_owned();
+            for entry in &ended {
+                without =
+                    edit::edit(&without, &entry.edit, self.clock.wall().as_secs()).map_err(|error| {
+                        Refusal::Invalid(format!("taking out {}: {}", entry.entry, chain(&error)))
+                    })?;
+            }
+            loaded = parse(&without)?;
+        }
+        let compiled = compile(&loaded.policy)
+            .map_err(|error| Refusal::Invalid(format!("{}: {}", self.path.display(), chain(&error))))?;
+        let diff = match &self.policy {
+            Some(old) => diff::diff(old, &loaded.policy),
+            None => diff::diff(&Policy::default(), &loaded.policy),
+        };
+        // A list that the policy no longer names is not kept.
+        lists.retain(|path, _| loaded.files.contains(path));
+        Ok(Candidate {
+            origin,
+            names: names(&loaded.policy, &compiled),
+            warnings: loaded.warnings.iter().map(ToString::to_string).collect(),
+            diff,
+            source: LastGood {
+                generation: 0,
+                path: self.path.clone(),
+                text: loaded.text.clone(),
+                lists,
+            },
+            policy: loaded.policy,
+            compiled,
+            deadlines,
+            ended,
+        })
+    }
+}

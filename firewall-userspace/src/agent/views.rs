@@ -1,0 +1,315 @@
+//! What there is to see of the owner's state: the status, the tables, the material of metrics and of `explain`.
+//!
+//! Counters are read from the kernel's maps at the moment they are asked for.
+
+use super::config::Mode;
+use super::counters::{self, Totals};
+use super::handle::{ExplainBasis, InterfaceScrape, Readiness, Scrape};
+use super::links::State as LinkState;
+use super::owner::Owner;
+use super::reload::{Origin, chain};
+use crate::api::types::{Count, CounterRow, InterfaceStatus, PolicyStatus, RuleRow, ServiceRow, Status};
+use crate::datapath::{Datapath, EgressMode, XdpMode};
+use crate::policy::model::{Action, Rule};
+use firewall_common::control::{AddressKey, Config as Control};
+use firewall_common::counter::Counter;
+use firewall_common::verdict::Reason;
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+impl Owner {
+    pub(super) fn publish(&self) {
+        let now = Readiness {
+            generation: self.in_force.as_ref().map_or(0, |in_force| in_force.generation),
+            ready: self.in_force.is_some() && self.links.ready(),
+        };
+        self.out
+            .readiness
+            .send_if_modified(|known| std::mem::replace(known, now) != now);
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let interfaces = self
+            .links
+            .states()
+            .map(|(interface, state)| {
+                let (passed, dropped) = self.interface_counts(interface.index);
+                let status = InterfaceStatus {
+                    name: interface.name.clone(),
+                    ifindex: interface.index,
+                    passed,
+                    dropped,
+                    ..InterfaceStatus::default()
+                };
+                match state {
+                    LinkState::Attached(attachment) => InterfaceStatus {
+                        xdp: xdp_word(attachment.xdp).into(),
+                        egress: egress_word(attachment.egress).into(),
+                        frags: attachment.frags,
+                        detail: attachment.detail.clone(),
+                        ..status
+                    },
+                    LinkState::Refused { error, .. } => InterfaceStatus {
+                        xdp: "none".into(),
+                        egress: "none".into(),
+                        detail: Some(error.clone()),
+                        ..status
+                    },
+                }
+            })
+            .collect();
+        let mut degraded = self.datapath.as_ref().map(Datapath::degraded).unwrap_or_default();
+        degraded.extend(self.notes.values().cloned());
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            instance: self.config.instance.clone(),
+            pid: std::process::id(),
+            kernel: nix::sys::utsname::uname()
+                .map(|name| name.release().to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            mode: self.mode.to_string(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            policy: self.policy_status(),
+            interfaces,
+            unmatched: self.links.unmatched(),
+            failsafe: self.config.failsafe.iter().map(ToString::to_string).collect(),
+            degraded,
+            ready: self.in_force.is_some() && self.links.ready(),
+        }
+    }
+
+    fn policy_status(&self) -> PolicyStatus {
+        let desired = self.desired.as_ref();
+        PolicyStatus {
+            path: self.config.policy.display().to_string(),
+            generation: self.in_force.as_ref().map_or(0, |in_force| in_force.generation),
+            digest: self
+                .in_force
+                .as_ref()
+                .map(|in_force| hex(&in_force.digest))
+                .unwrap_or_default(),
+            applied_at: desired.map_or(0, |desired| desired.applied_at),
+            origin: if self.reload.from_file {
+                Origin::File
+            } else {
+                Origin::LastGood
+            }
+            .word()
+            .into(),
+            last_error: self.reload.error.clone(),
+            warnings: desired
+                .map(|desired| desired.warnings.clone())
+                .unwrap_or_default(),
+            stats: desired.map(|desired| desired.stats).unwrap_or_default(),
+            temporary: self.deadlines.status(&*self.clock),
+        }
+    }
+
+    fn interface_counts(&self, index: u32) -> (Count, Count) {
+        let counted = self.datapath.as_ref().and_then(|datapath| {
+            datapath
+                .interface_counters(index)
+                .inspect_err(|error| {
+                    log::warn!("cannot read the counters of interface {index}: {}", chain(error))
+                })
+                .ok()
+        });
+        let count = |counter: Counter| Count {
+            packets: counter.packets,
+            bytes: counter.bytes,
+        };
+        counted
+            .map(|counted| (count(counted.passed), count(counted.dropped)))
+            .unwrap_or_default()
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        let live = self.datapath.as_ref().and_then(|datapath| {
+            datapath
+                .counters()
+                .inspect_err(|error| log::warn!("cannot read the counters: {}", chain(error)))
+                .ok()
+        });
+        self.ledger
+            .as_ref()
+            .map(|ledger| ledger.totals(live.as_ref(), self.mode == Mode::Observe))
+            .unwrap_or_default()
+    }
+
+    pub(super) fn suppressed(&self) -> Vec<(Reason, u64)> {
+        let Some(datapath) = &self.datapath else {
+            return Vec::new();
+        };
+        datapath
+            .suppressed()
+            .inspect_err(|error| log::warn!("cannot read what was suppressed: {}", chain(error)))
+            .unwrap_or_default()
+    }
+
+    pub(super) fn services(&self) -> Vec<ServiceRow> {
+        let Some(desired) = &self.desired else {
+            return Vec::new();
+        };
+        let totals = self.totals();
+        let policy = &desired.policy;
+        let sources = |index: usize, action| {
+            policy
+                .rules
+                .iter()
+                .filter(|rule| rule.action == action && rule.service.is_some_and(|id| id.0 as usize == index))
+                .map(|rule| rule.source.clone())
+                .collect()
+        };
+        let counted = |name: &str, verdict: &str| {
+            let matching = totals
+                .services
+                .iter()
+                .filter(|(key, _)| key.service == name && key.verdict == verdict);
+            matching.fold(Count::default(), |sum, (_, count)| Count {
+                packets: sum.packets + count.packets,
+                bytes: sum.bytes + count.bytes,
+            })
+        };
+        policy
+            .services
+            .iter()
+            .enumerate()
+            .map(|(index, service)| ServiceRow {
+                name: service.name.clone(),
+                ports: service.ports_text.clone(),
+                allow: sources(index, Action::Allow),
+                deny: sources(index, Action::Deny),
+                place: service.place.clone(),
+                passed: counted(&service.name, counters::PASS),
+                dropped: counted(&service.name, counters::DROP),
+            })
+            .collect()
+    }
+
+    pub(super) fn rules(&self) -> Vec<RuleRow> {
+        let Some(desired) = &self.desired else {
+            return Vec::new();
+        };
+        let totals = self.totals();
+        let policy = &desired.policy;
+        let row = |rule: &Rule| {
+            let service = rule.service.and_then(|id| policy.services.get(id.0 as usize));
+            let key = counters::RuleKey {
+                service: service.map(|service| service.name.clone()).unwrap_or_default(),
+                action: counters::word(rule.action).into(),
+                source: rule.source.clone(),
+            };
+            let lists = rule
+                .lists
+                .iter()
+                .filter_map(|list| policy.lists.get(*list as usize));
+            RuleRow {
+                prefixes: lists.map(|list| list.len()).sum(),
+                place: rule.place.clone(),
+                count: totals.rules.get(&key).copied().unwrap_or_default(),
+                service: key.service,
+                action: key.action,
+                source: key.source,
+            }
+        };
+        policy.rules.iter().map(row).collect()
+    }
+
+    pub(super) fn counter_rows(&self) -> Vec<CounterRow> {
+        let totals = self.totals();
+        let counted = totals.services.into_iter().filter(|(_, count)| count.packets > 0);
+        counted
+            .map(|(key, count)| CounterRow {
+                service: key.service,
+                verdict: key.verdict,
+                reason: key.reason,
+                count,
+            })
+            .collect()
+    }
+
+    pub(super) fn scrape(&self) -> Scrape {
+        let interfaces = self.status().interfaces;
+        let policy = self.policy_status();
+        Scrape {
+            totals: self.totals(),
+            interfaces: interfaces
+                .into_iter()
+                .map(|one| InterfaceScrape {
+                    name: one.name,
+                    xdp: one.xdp,
+                    egress: one.egress,
+                    passed: one.passed,
+                    dropped: one.dropped,
+                })
+                .collect(),
+            generation: policy.generation,
+            digest: policy.digest,
+            stats: policy.stats,
+            reload_ok: self.reload.error.is_none(),
+            reload_at: self.reload.at.as_secs_f64(),
+            reload_success_at: self.reload.success_at.as_secs_f64(),
+            suppressed: self.suppressed(),
+            enforcing: self.mode == Mode::Enforce,
+        }
+    }
+
+    pub(super) fn explain_basis(&self) -> Option<ExplainBasis> {
+        let desired = self.desired.as_ref()?;
+        let node = self.node_config();
+        let mut control = Box::new(Control::DEFAULT);
+        control.observe = node.observe.into();
+        control.link_control = node.link_control;
+        for entry in node.failsafe {
+            // The configuration holds no more than fit.
+            let _ = control.add_failsafe(entry);
+        }
+        let own: HashSet<AddressKey> = node.own.into_iter().map(address_key).collect();
+        for address in &own {
+            control.add_own_address(address.high, address.low);
+        }
+        Some(ExplainBasis {
+            policy: desired.policy.clone(),
+            text: desired.text.clone(),
+            compiled: desired.compiled.clone(),
+            control,
+            own,
+            generation: self.in_force.as_ref().map_or(0, |in_force| in_force.generation),
+        })
+    }
+}
+
+pub fn hex(digest: &[u8; 32]) -> String {
+    blake3::Hash::from_bytes(*digest).to_hex().to_string()
+}
+
+pub(super) fn xdp_word(mode: XdpMode) -> &'static str {
+    match mode {
+        XdpMode::Native => "native",
+        XdpMode::Generic => "generic",
+    }
+}
+
+pub(super) fn egress_word(mode: EgressMode) -> &'static str {
+    match mode {
+        EgressMode::Tcx => "tcx",
+        EgressMode::Clsact => "clsact",
+        EgressMode::None => "none",
+    }
+}
+
+fn address_key(address: IpAddr) -> AddressKey {
+    match address {
+        IpAddr::V4(address) => AddressKey {
+            high: 0,
+            low: u32::from(address).into(),
+        },
+        IpAddr::V6(address) => {
+            let bits = u128::from(address);
+            AddressKey {
+                high: (bits >> 64) as u64,
+                low: bits as u64,
+            }
+        }
+    }
+}

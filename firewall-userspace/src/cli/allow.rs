@@ -1,0 +1,34 @@
+//! `ravelin allow`
+
+use super::{Answer, Context, duration, source};
+use crate::api::types::Edit;
+use std::time::Duration;
+
+/// Let a source reach a service
+///
+/// Adds it to the allow list of the service in the policy file and puts that in force. With --for the entry ends by
+/// itself, also if the agent restarts meanwhile. A deny beats every allow: `ravelin explain` tells.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  ravelin allow payments-api 198.51.100.7
+  ravelin allow payments-api 2001:db8:10::/48 --for 2h
+  ravelin allow ssh @office")]
+pub struct Args {
+    /// Service as the policy names it
+    service: String,
+    /// Address, prefix, @group, or any
+    #[arg(value_name = "PREFIX", value_parser = source::parse)]
+    source: String,
+    /// End by itself after this time
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration::parse)]
+    for_: Option<Duration>,
+}
+
+pub(super) fn run(args: Args, context: &Context) -> anyhow::Result<Answer> {
+    let for_seconds = args.for_.map(|time| time.as_secs());
+    context.edit(&Edit::Allow {
+        service: args.service,
+        source: args.source,
+        for_seconds,
+    })
+}

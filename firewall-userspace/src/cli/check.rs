@@ -1,0 +1,107 @@
+//! `ravelin check`
+
+use super::{Answer, Context, message};
+use crate::output::{self, CheckReport, CheckService};
+use crate::policy::compile::compile;
+use crate::policy::file::{self, Loaded};
+use crate::policy::model::{Action, Policy, ServiceId};
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+/// Is a policy file valid, and what does it mean; needs no agent
+///
+/// Mistakes and warnings go to standard error, each with its line and a pointer into it. Exits 1 if there is a mistake.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  ravelin check policy.toml
+  ravelin check policy.toml -o json | jq .stats
+  ravelin check --warnings-are-errors policy.toml    # in CI")]
+pub struct Args {
+    /// Policy to check
+    file: PathBuf,
+    /// Also exit 1 if there are warnings
+    #[arg(long)]
+    warnings_are_errors: bool,
+}
+
+pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    let path = args.file.display().to_string();
+    let errors = match file::load(&args.file, now) {
+        Ok(loaded) => match compile(&loaded.policy) {
+            Ok(compiled) => {
+                for warning in &loaded.warnings {
+                    message("warning", &warning.to_string());
+                }
+                let report = CheckReport {
+                    stats: compiled.stats,
+                    digest: hex(&compiled.digest),
+                    ..report(path, &loaded)
+                };
+                context.show(&report, |report| output::check(report, &context.style))?;
+                let refused = args.warnings_are_errors && !loaded.warnings.is_empty();
+                return Ok(if refused { Answer::No } else { Answer::Yes });
+            }
+            Err(error) => vec![format!("{path}: {error}")],
+        },
+        Err(error) => error.errors.iter().map(ToString::to_string).collect(),
+    };
+    for error in &errors {
+        message("error", error);
+    }
+    if context.json {
+        context.show(
+            &CheckReport {
+                path,
+                errors,
+                ..CheckReport::default()
+            },
+            |_| String::new(),
+        )?;
+    }
+    Ok(Answer::No)
+}
+
+fn report(path: String, loaded: &Loaded) -> CheckReport {
+    let policy = &loaded.policy;
+    let services = policy
+        .services
+        .iter()
+        .enumerate()
+        .map(|(index, service)| CheckService {
+            name: service.name.clone(),
+            ports: service.ports_text.clone(),
+            allow: sources(policy, index, Action::Allow),
+            deny: sources(policy, index, Action::Deny),
+        });
+    CheckReport {
+        path,
+        valid: true,
+        default: if policy.default_allow { "allow" } else { "deny" }.to_owned(),
+        warnings: loaded.warnings.iter().map(ToString::to_string).collect(),
+        files: loaded
+            .files
+            .iter()
+            .map(|file| file.display().to_string())
+            .collect(),
+        services: services.collect(),
+        ..CheckReport::default()
+    }
+}
+
+fn sources(policy: &Policy, service: usize, action: Action) -> Vec<String> {
+    let mine = policy.rules.iter().filter(|rule| {
+        rule.action == action
+            && rule
+                .service
+                .is_some_and(|ServiceId(id)| usize::from(id) == service)
+    });
+    mine.map(|rule| rule.source.clone()).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,82 @@
+//! `ravelin detach`
+
+use super::{Answer, Context, usage};
+use crate::agent::config::default_pins;
+use crate::api::client::ClientError;
+use crate::api::types::Detached;
+use crate::datapath;
+use anyhow::Context as _;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+
+/// Take the filter off every interface: everything that listens becomes reachable
+///
+/// The only way out: killing or stopping the agent leaves the filter in force. Asks first. Works without an agent too,
+/// and then needs root. A running agent
+/// stops after it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  ravelin detach
+  ravelin detach --yes
+  ravelin detach --instance edge --yes")]
+pub struct Args {
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+    /// Where the instance has its pins, if no agent runs [default: /sys/fs/bpf/ravelin/<instance>]
+    #[arg(long, value_name = "DIR")]
+    pins: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
+    if !args.yes && !confirmed(&context.instance)? {
+        return Ok(Answer::No);
+    }
+    let nothing = serde_json::json!({});
+    let asked =
+        context.wait(async { Ok(context.client().post::<_, Detached>("/v1/detach", &nothing).await) })?;
+    let done = match asked {
+        Ok(done) => done,
+        Err(ClientError::NoAgent { .. }) => {
+            let pins = args
+                .pins
+                .clone()
+                .unwrap_or_else(|| default_pins(&context.instance));
+            let removed = datapath::detach_all(&pins)
+                .with_context(|| format!("detaching without an agent, by {}", pins.display()))?;
+            Detached { removed }
+        }
+        Err(error) => return Err(error.into()),
+    };
+    context.show(&done, |done| match done.removed.is_empty() {
+        true => format!(
+            "nothing to detach: instance {} filters nothing here\n",
+            context.instance
+        ),
+        false => done.removed.iter().map(|line| line.clone() + "\n").collect(),
+    })?;
+    Ok(Answer::Yes)
+}
+
+fn confirmed(instance: &str) -> anyhow::Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        return Err(usage(
+            "detach",
+            "there is no terminal to ask on: detach with --yes if you mean it",
+        ));
+    }
+    let mut stderr = std::io::stderr();
+    write!(
+        stderr,
+        "This takes the filter of instance {instance} off every interface: whatever listens on this host becomes\n\
+         reachable, and stays so until an agent is started again. Type yes to go on: "
+    )?;
+    stderr.flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    if answer.trim() == "yes" {
+        return Ok(true);
+    }
+    writeln!(stderr, "nothing was done")?;
+    Ok(false)
+}

@@ -1,0 +1,295 @@
+//! The policy image in the kernel: two slots, of which the control cell names one.
+//!
+//! A slot is an image and its counters: an inner map each, pinned as `image-N` and `counters-N`, and put into the
+//! outer arrays `IMAGES` and `COUNTERS`. What always holds: the slot in force is whole, for it is pinned, frozen
+//! and put into both outer arrays before the selector names it; the other slot is left alone until a grace period
+//! has passed since the selector left it, and is empty then. So a crash at any line leaves either policy in force,
+//! whole, and at most leftovers in the idle slot, which the next `Slots::open` removes.
+
+use super::{
+    DatapathError,
+    counters::{EndingCounters, read_counters},
+    sys::{self, Grace, Mapping, OuterArray},
+};
+use crate::policy::compile::Compiled;
+use firewall_common::{
+    LAYOUT_VERSION,
+    control::{Control, SLOTS, Selector},
+    counter::{self, BANKS, Counter},
+    image::{MAGIC, PAGE_SIZE, field},
+};
+use std::{
+    mem::offset_of,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::atomic::Ordering,
+};
+
+/// What the kernel enforces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InForce {
+    pub generation: u64,
+    /// BLAKE3 of the image, read back from the kernel's pages.
+    pub digest: [u8; 32],
+}
+
+/// The image and the counters of one slot.
+struct Slot {
+    image: Mapping,
+    counters: Mapping,
+}
+
+/// Both slots, and the cell that selects one.
+pub(super) struct Slots {
+    directory: PathBuf,
+    images: OwnedFd,
+    counters: OwnedFd,
+    control: Mapping,
+    grace: Grace,
+    /// That of the selector; `None` if it is empty.
+    in_force: Option<Slot>,
+}
+
+impl Slots {
+    /// Takes over what the maps hold; empties the idle slot.
+    pub fn open(directory: &Path, maps: OuterMaps<'_>) -> Result<Slots, DatapathError> {
+        let clone = |fd: BorrowedFd<'_>| {
+            fd.try_clone_to_owned()
+                .map_err(DatapathError::system("a descriptor"))
+        };
+        let control = Mapping::new(maps.control, size_of::<Control>(), true)
+            .map_err(DatapathError::system("mapping the control cell"))?;
+        let grace = Grace::new().map_err(DatapathError::system("creating a map"))?;
+        let mut slots = Slots {
+            directory: directory.to_owned(),
+            images: clone(maps.images)?,
+            counters: clone(maps.counters)?,
+            control,
+            grace,
+            in_force: None,
+        };
+        slots.in_force = slots.take_over(slots.selector().image());
+        // An agent that died just after its switch did not wait.
+        slots.grace()?;
+        slots.empty(slots.idle())?;
+        Ok(slots)
+    }
+
+    pub fn selector(&self) -> Selector {
+        Selector(self.control.load_u64(offset_of!(Control, selector)))
+    }
+
+    /// Switches what packets read first. Follow it by [`Self::grace`] before touching what it left.
+    pub fn select(&self, selector: Selector) {
+        // Release: whoever sees the selector sees what was written for it before.
+        self.control
+            .u64(offset_of!(Control, selector))
+            .store(selector.0, Ordering::Release);
+    }
+
+    /// Returns when no packet is under way that began before.
+    pub fn grace(&self) -> Result<(), DatapathError> {
+        self.grace
+            .wait()
+            .map_err(DatapathError::system("waiting for packets under way"))
+    }
+
+    pub fn control(&self) -> &Mapping {
+        &self.control
+    }
+
+    /// The image slot that no packet reads.
+    fn idle(&self) -> u32 {
+        (self.selector().image() + 1) % SLOTS
+    }
+
+    pub fn in_force(&self) -> Option<InForce> {
+        let slot = self.in_force.as_ref()?;
+        let generation = self.generation(self.selector().image());
+        Some(InForce {
+            generation,
+            digest: digest(&slot.image),
+        })
+    }
+
+    pub fn counters(&self) -> Option<EndingCounters> {
+        let slot = self.in_force.as_ref()?;
+        Some(self.read(slot, self.selector().image()))
+    }
+
+    /// Uploads a policy into the idle slot and switches to it.
+    pub fn switch(
+        &mut self,
+        compiled: &Compiled,
+        generation: u64,
+    ) -> Result<Option<EndingCounters>, DatapathError> {
+        check(compiled)?;
+        let old = self.selector();
+        let new = self.idle();
+        self.empty(new)?;
+        let slot = self.fill(new, compiled, generation).inspect_err(|_| {
+            // Nothing selects it yet. What cannot be removed now is removed before the next upload.
+            let _ = self.empty(new);
+        })?;
+        self.select(Selector::new(new, old.config()));
+        self.grace()?;
+        let retired = self
+            .in_force
+            .replace(slot)
+            .map(|slot| self.read(&slot, old.image()));
+        self.empty(self.idle())?;
+        Ok(retired)
+    }
+
+    /// Makes, fills, pins and puts in place the maps of a slot that nothing selects.
+    fn fill(&self, slot: u32, compiled: &Compiled, generation: u64) -> Result<Slot, DatapathError> {
+        let upload = DatapathError::system("uploading the policy image");
+        let (image, mapped) = upload_image(slot, &compiled.image).map_err(upload)?;
+        let stride = counter::stride(compiled.endings.len() as u32);
+        let cells = u64::from(super::counters::cpus()?) * u64::from(BANKS) * u64::from(stride);
+        let cells = u32::try_from(cells).map_err(|_| DatapathError::TooManyCounters { cells })?;
+        let counters = sys::inner_array(&format!("counters_{slot}"), size_of::<Counter>() as u32, cells)
+            .map_err(DatapathError::system("creating the counters of a policy"))?;
+        let counters_mapped = Mapping::new(counters.as_fd(), cells as usize * size_of::<Counter>(), false)
+            .map_err(DatapathError::system("mapping the counters of a policy"))?;
+        for (name, map) in [("image", &image), ("counters", &counters)] {
+            let path = self.pin_path(name, slot);
+            sys::pin(map.as_fd(), &path).map_err(DatapathError::path("pinning", &path))?;
+        }
+
+        let index = slot as usize;
+        self.control
+            .u64(offset_of!(Control, generation) + index * 8)
+            .store(generation, Ordering::Relaxed);
+        self.control
+            .u32(offset_of!(Control, stride) + index * 4)
+            .store(stride, Ordering::Relaxed);
+        let put = || DatapathError::system("putting the policy into its slot");
+        OuterArray::new(self.images.as_fd())
+            .and_then(|outer| outer.set(slot, image.as_fd()))
+            .map_err(put())?;
+        OuterArray::new(self.counters.as_fd())
+            .and_then(|outer| outer.set(slot, counters.as_fd()))
+            .map_err(put())?;
+        Ok(Slot {
+            image: mapped,
+            counters: counters_mapped,
+        })
+    }
+
+    /// Removes everything from a slot that no packet reads.
+    fn empty(&self, slot: u32) -> Result<(), DatapathError> {
+        for outer in [&self.images, &self.counters] {
+            OuterArray::new(outer.as_fd())
+                .and_then(|outer| match outer.inner_id(slot)? {
+                    Some(_) => outer.clear(slot),
+                    None => Ok(()),
+                })
+                .map_err(DatapathError::system("emptying a policy slot"))?;
+        }
+        for name in ["image", "counters"] {
+            let path = self.pin_path(name, slot);
+            super::load::remove_pin(&path).map_err(DatapathError::path("removing", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Maps what is in a slot already. `None` if it is not all there, or the pins are of other maps: then no policy
+    /// counts as in force and the next one is uploaded.
+    fn take_over(&self, slot: u32) -> Option<Slot> {
+        let image = self.pinned("image", &self.images, slot)?;
+        let counters = self.pinned("counters", &self.counters, slot)?;
+        let complete = image.load_u64(field::MAGIC as usize) == MAGIC
+            && image.load_u32(field::LAYOUT as usize) == LAYOUT_VERSION
+            && image.load_u32(field::STRIDE as usize) == self.stride(slot);
+        complete.then_some(Slot { image, counters })
+    }
+
+    fn pinned(&self, name: &str, outer: &OwnedFd, slot: u32) -> Option<Mapping> {
+        let map = sys::open_pin(&self.pin_path(name, slot)).ok()?;
+        let info = sys::map_info(map.as_fd()).ok()?;
+        let inner = OuterArray::new(outer.as_fd()).ok()?.inner_id(slot).ok()?;
+        if inner != Some(info.id) {
+            return None;
+        }
+        let len = info.value_size as usize * info.max_entries as usize;
+        let mapping = Mapping::new(map.as_fd(), len, false).ok()?;
+        (name != "image" || len.is_multiple_of(PAGE_SIZE)).then_some(mapping)
+    }
+
+    fn pin_path(&self, name: &str, slot: u32) -> PathBuf {
+        self.directory.join(format!("{name}-{slot}"))
+    }
+
+    fn generation(&self, slot: u32) -> u64 {
+        self.control
+            .load_u64(offset_of!(Control, generation) + slot as usize * 8)
+    }
+
+    fn stride(&self, slot: u32) -> u32 {
+        self.control
+            .load_u32(offset_of!(Control, stride) + slot as usize * 4)
+    }
+
+    fn read(&self, slot: &Slot, index: u32) -> EndingCounters {
+        let endings = slot.image.load_u32(field::ENDINGS as usize);
+        read_counters(
+            &slot.counters,
+            self.generation(index),
+            self.stride(index),
+            endings,
+        )
+    }
+}
+
+/// The maps that the slots live in.
+#[derive(Clone, Copy)]
+pub(super) struct OuterMaps<'fd> {
+    pub images: BorrowedFd<'fd>,
+    pub counters: BorrowedFd<'fd>,
+    pub control: BorrowedFd<'fd>,
+}
+
+/// What every image of this layout has, so that a broken one never reaches the kernel.
+fn check(compiled: &Compiled) -> Result<(), DatapathError> {
+    let image = &compiled.image;
+    let word = |at: u32| super::wire::u32_at(image, at as usize);
+    let endings = compiled.endings.len() as u32;
+    let sound = !image.is_empty()
+        && image.len().is_multiple_of(PAGE_SIZE)
+        && image.starts_with(&MAGIC.to_le_bytes())
+        && word(field::LAYOUT) == Some(LAYOUT_VERSION)
+        && word(field::ENDINGS) == Some(endings)
+        && word(field::STRIDE) == Some(counter::stride(endings));
+    if sound {
+        Ok(())
+    } else {
+        Err(DatapathError::BadImage)
+    }
+}
+
+/// An inner map that holds the image and that user space cannot write to any more.
+fn upload_image(slot: u32, image: &[u8]) -> std::io::Result<(OwnedFd, Mapping)> {
+    let pages = u32::try_from(image.len() / PAGE_SIZE).map_err(|_| std::io::ErrorKind::FileTooLarge)?;
+    let map = sys::inner_array(&format!("image_{slot}"), PAGE_SIZE as u32, pages)?;
+    // A mapping of its own: while a writable one exists the map cannot be frozen.
+    Mapping::new(map.as_fd(), image.len(), true)?.write(image);
+    sys::map_freeze(map.as_fd())?;
+    let mapped = Mapping::new(map.as_fd(), image.len(), false)?;
+    Ok((map, mapped))
+}
+
+/// BLAKE3 of a mapped image.
+fn digest(image: &Mapping) -> [u8; 32] {
+    // Copied out in chunks that stay in the cache: memory shared with the kernel is never a plain slice.
+    let mut chunk = vec![0; 256 << 10];
+    let mut hasher = blake3::Hasher::new();
+    let mut at = 0;
+    while at < image.len() {
+        let len = chunk.len().min(image.len() - at);
+        image.read(at, &mut chunk[..len]);
+        hasher.update(&chunk[..len]);
+        at += len;
+    }
+    hasher.finalize().into()
+}

@@ -1,0 +1,136 @@
+//! `ravelin check`: what a policy file means, or what is wrong with it.
+
+use super::Style;
+use super::human::{bytes, number};
+use super::status::plural;
+use super::table::{left, list, table};
+use crate::policy::compile::Stats;
+use comfy_table::Cell;
+use serde::Serialize;
+use std::fmt::Write;
+
+/// What `ravelin check -o json` prints.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct CheckReport {
+    pub path: String,
+    pub valid: bool,
+    /// Whole texts, with the pointer into the line.
+    pub errors: Vec<String>,
+    pub warnings: Vec<String>,
+    /// What no service names: `allow` or `deny`.
+    pub default: String,
+    pub stats: Stats,
+    /// Hex BLAKE3 of the image, as `status` shows it on a node that enforces this policy.
+    pub digest: String,
+    /// Files that were read besides the policy itself.
+    pub files: Vec<String>,
+    pub services: Vec<CheckService>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct CheckService {
+    pub name: String,
+    pub ports: Vec<String>,
+    pub allow: Vec<String>,
+    pub deny: Vec<String>,
+}
+
+/// Renders a valid report. Errors and warnings are messages: they go to standard error, not here.
+pub fn check(report: &CheckReport, style: &Style) -> String {
+    let stats = &report.stats;
+    let mut out = format!("{}: {}\n", report.path, style.good("valid"));
+    let mut field = |name: &str, value: &str| {
+        let _ = writeln!(out, "  {} {value}", style.dim(&format!("{name:<9}")));
+    };
+    field("services", &number(stats.services as u64));
+    field("rules", &number(stats.rules as u64));
+    field(
+        "prefixes",
+        &format!(
+            "{} IPv4, {} IPv6",
+            number(stats.prefixes_v4 as u64),
+            number(stats.prefixes_v6 as u64)
+        ),
+    );
+    field("classes", &number(stats.classes as u64));
+    field(
+        "image",
+        &format!(
+            "{} ({} bytes)",
+            bytes(stats.image_bytes as u64),
+            number(stats.image_bytes as u64)
+        ),
+    );
+    field("digest", &report.digest);
+    field("default", &report.default);
+    if !report.files.is_empty() {
+        field("lists", &list(&report.files));
+    }
+    if !report.warnings.is_empty() {
+        field("warnings", &style.warn(&plural(report.warnings.len(), "warning")));
+    }
+    if !report.services.is_empty() {
+        let columns = [left("SERVICE"), left("PORTS"), left("ALLOW"), left("DENY")];
+        let rows = report.services.iter().map(|service| {
+            vec![
+                Cell::new(&service.name),
+                Cell::new(list(&service.ports)),
+                Cell::new(if service.allow.is_empty() {
+                    "nobody".to_owned()
+                } else {
+                    list(&service.allow)
+                }),
+                Cell::new(list(&service.deny)),
+            ]
+        });
+        out.push('\n');
+        out.push_str(&table(style, &columns, rows));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_valid_policy_is_told_in_numbers_and_services() {
+        let report = CheckReport {
+            path: "policy.toml".into(),
+            valid: true,
+            default: "deny".into(),
+            stats: Stats {
+                services: 1,
+                rules: 3,
+                prefixes_v4: 4,
+                prefixes_v6: 1,
+                classes: 4,
+                image_bytes: 65_536,
+            },
+            digest: "5f2b".into(),
+            services: vec![CheckService {
+                name: "payments-api".into(),
+                ports: vec!["tcp/8443".into()],
+                allow: vec!["@web".into()],
+                deny: vec![],
+            }],
+            ..CheckReport::default()
+        };
+        assert_eq!(
+            check(&report, &Style::PLAIN),
+            "\
+policy.toml: valid
+  services  1
+  rules     3
+  prefixes  4 IPv4, 1 IPv6
+  classes   4
+  image     64 KiB (65,536 bytes)
+  digest    5f2b
+  default   deny
+
+SERVICE       PORTS     ALLOW  DENY
+payments-api  tcp/8443  @web   -
+"
+        );
+    }
+}

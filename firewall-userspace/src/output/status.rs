@@ -1,0 +1,331 @@
+//! `ravelin status`: what a person woken at night needs, the verdict first.
+
+use super::Style;
+use super::human::{bytes, duration, number, utc};
+use super::table::{indent, left, right, table};
+use crate::api::types::{InterfaceStatus, Status};
+use comfy_table::{Cell, Color};
+use std::fmt::Write;
+use std::time::Duration;
+
+/// Renders the agent's status; `now` in Unix seconds, for ages.
+pub fn status(record: &Status, now: u64, style: &Style) -> String {
+    let mut out = headline(record, style);
+    let mut field = |name: &str, value: &str| {
+        let _ = writeln!(out, "  {} {value}", style.dim(&format!("{name:<10}")));
+    };
+
+    let uptime = duration(Duration::from_secs(record.uptime_seconds));
+    field(
+        "agent",
+        &format!(
+            "ravelin {}, pid {}, up {uptime}, kernel {}",
+            record.version, record.pid, record.kernel
+        ),
+    );
+    let policy = &record.policy;
+    if policy.generation == 0 {
+        field(
+            "policy",
+            &style.bad(&format!("none in force (expected at {})", policy.path)),
+        );
+    } else {
+        let age = duration(Duration::from_secs(now.saturating_sub(policy.applied_at)));
+        let origin = match policy.origin.as_str() {
+            "last-good" => style.warn(&format!(
+                "the last good copy, because {} is gone or bad",
+                policy.path
+            )),
+            "file" => policy.path.clone(),
+            other => format!("{} ({other})", policy.path),
+        };
+        field(
+            "policy",
+            &format!("generation {} from {origin}", policy.generation),
+        );
+        field("applied", &format!("{} ({age} ago)", utc(policy.applied_at)));
+        field("digest", &policy.digest);
+        let stats = &policy.stats;
+        field(
+            "content",
+            &format!(
+                "{}, {}, {} IPv4 and {} IPv6 prefixes in {} classes, image {}",
+                plural(stats.services, "service"),
+                plural(stats.rules, "rule"),
+                number(stats.prefixes_v4 as u64),
+                number(stats.prefixes_v6 as u64),
+                number(stats.classes as u64),
+                bytes(stats.image_bytes as u64),
+            ),
+        );
+    }
+    if record.failsafe.is_empty() {
+        field("failsafe", &style.dim("none"));
+    }
+    for (index, entry) in record.failsafe.iter().enumerate() {
+        field(if index == 0 { "failsafe" } else { "" }, entry);
+    }
+
+    if let Some(error) = &policy.last_error {
+        let kept = match policy.generation {
+            0 => "nothing is in force".to_owned(),
+            generation => format!("generation {generation} stays in force"),
+        };
+        let _ = writeln!(
+            out,
+            "\n{}",
+            style.bad(&format!("The last reload failed; {kept}:"))
+        );
+        out.push_str(&indent(error, "  "));
+    }
+    if !record.interfaces.is_empty() {
+        out.push('\n');
+        out.push_str(&interfaces(&record.interfaces, style));
+    }
+    if !record.unmatched.is_empty() {
+        let text = format!("No interface matches {}.", record.unmatched.join(", "));
+        let _ = writeln!(out, "\n{}", style.warn(&text));
+    }
+    if !policy.temporary.is_empty() {
+        let _ = writeln!(out, "\n{}", style.bold("Temporary entries"));
+        let widest = policy
+            .temporary
+            .iter()
+            .map(|entry| entry.entry.chars().count())
+            .max()
+            .unwrap_or(0);
+        for entry in &policy.temporary {
+            let left = duration(Duration::from_secs(entry.seconds_left));
+            let _ = writeln!(out, "  {:<widest$}  ends in {left}", entry.entry);
+        }
+    }
+    if !policy.warnings.is_empty() {
+        let _ = writeln!(out, "\n{}", style.warn("Warnings of the policy"));
+        for warning in &policy.warnings {
+            out.push_str(&indent(warning, "  "));
+        }
+    }
+    if !record.degraded.is_empty() {
+        let _ = writeln!(out, "\n{}", style.warn("Degraded"));
+        for sentence in &record.degraded {
+            out.push_str(&indent(sentence, "  "));
+        }
+    }
+    out
+}
+
+fn headline(record: &Status, style: &Style) -> String {
+    let instance = style.bold(&record.instance);
+    let state = match (record.ready, record.mode.as_str()) {
+        (true, "observe") => style.warn("observing: drops are counted, nothing is dropped"),
+        (true, _) => style.good("enforcing"),
+        (false, _) => style.bad(&format!("not ready: {}", why_not_ready(record))),
+    };
+    format!("{instance}: {state}\n")
+}
+
+fn why_not_ready(record: &Status) -> String {
+    if record.policy.generation == 0 {
+        return "no policy is in force".to_owned();
+    }
+    let bare: Vec<&str> = record
+        .interfaces
+        .iter()
+        .filter(|each| each.xdp == "none")
+        .map(|each| each.name.as_str())
+        .collect();
+    match (bare.is_empty(), record.interfaces.is_empty()) {
+        (false, _) => format!("nothing is attached to {}", bare.join(", ")),
+        (true, true) => "no interface is attached".to_owned(),
+        (true, false) if !record.unmatched.is_empty() => {
+            format!("no interface matches {}", record.unmatched.join(", "))
+        }
+        (true, false) => "the agent is still starting".to_owned(),
+    }
+}
+
+fn interfaces(records: &[InterfaceStatus], style: &Style) -> String {
+    let columns = [
+        left("INTERFACE"),
+        left("XDP"),
+        left("EGRESS"),
+        left("JUMBO"),
+        right("PASSED"),
+        right("BYTES"),
+        right("DROPPED"),
+        right("BYTES"),
+        left("NOTE"),
+    ];
+    let rows = records.iter().map(|each| {
+        let colour = match each.xdp.as_str() {
+            "native" => Color::Green,
+            "generic" => Color::Yellow,
+            _ => Color::Red,
+        };
+        vec![
+            Cell::new(&each.name),
+            Cell::new(&each.xdp).fg(colour),
+            Cell::new(&each.egress),
+            Cell::new(if each.frags { "yes" } else { "no" }),
+            Cell::new(number(each.passed.packets)),
+            Cell::new(bytes(each.passed.bytes)),
+            Cell::new(number(each.dropped.packets)),
+            Cell::new(bytes(each.dropped.bytes)),
+            Cell::new(each.detail.as_deref().unwrap_or("")),
+        ]
+    });
+    table(style, &columns, rows)
+}
+
+/// `1 service`, `2 services`.
+pub fn plural(count: usize, noun: &str) -> String {
+    let ending = match (count, noun.ends_with('s')) {
+        (1, _) => "",
+        (_, true) => "es",
+        (_, false) => "s",
+    };
+    format!("{} {noun}{ending}", number(count as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::types::{Count, PolicyStatus, Temporary};
+    use crate::policy::compile::Stats;
+
+    fn record() -> Status {
+        Status {
+            version: "0.1.0".into(),
+            instance: "default".into(),
+            pid: 4711,
+            kernel: "6.18.0".into(),
+            mode: "enforce".into(),
+            uptime_seconds: 93_784,
+            ready: true,
+            failsafe: vec![
+                "tcp/22 from 203.0.113.9/32".into(),
+                "tcp/22 from 2001:db8::/48".into(),
+            ],
+            policy: PolicyStatus {
+                path: "/etc/ravelin/policy.toml".into(),
+                generation: 12,
+                digest: "5f2b8c1d".into(),
+                applied_at: 1_795_309_396,
+                origin: "file".into(),
+                stats: Stats {
+                    services: 3,
+                    rules: 1,
+                    prefixes_v4: 1_000_123,
+                    prefixes_v6: 12,
+                    classes: 14,
+                    image_bytes: 1_300_000,
+                },
+                ..PolicyStatus::default()
+            },
+            interfaces: vec![
+                InterfaceStatus {
+                    name: "eth0".into(),
+                    ifindex: 2,
+                    xdp: "native".into(),
+                    egress: "tcx".into(),
+                    frags: true,
+                    detail: None,
+                    passed: Count {
+                        packets: 1_234_567,
+                        bytes: 987_654_321,
+                    },
+                    dropped: Count {
+                        packets: 12,
+                        bytes: 720,
+                    },
+                },
+                InterfaceStatus {
+                    name: "eth1".into(),
+                    ifindex: 3,
+                    xdp: "generic".into(),
+                    egress: "clsact".into(),
+                    frags: false,
+                    detail: Some("the driver has no native XDP".into()),
+                    ..InterfaceStatus::default()
+                },
+            ],
+            ..Status::default()
+        }
+    }
+
+    #[test]
+    fn a_healthy_node_fits_a_screen() {
+        let text = status(&record(), 1_795_309_396 + 200, &Style::PLAIN);
+        assert_eq!(
+            text,
+            "\
+default: enforcing
+  agent      ravelin 0.1.0, pid 4711, up 1d 2h, kernel 6.18.0
+  policy     generation 12 from /etc/ravelin/policy.toml
+  applied    2026-11-22 01:03:16 UTC (3m 20s ago)
+  digest     5f2b8c1d
+  content    3 services, 1 rule, 1,000,123 IPv4 and 12 IPv6 prefixes in 14 classes, image 1.2 MiB
+  failsafe   tcp/22 from 203.0.113.9/32
+             tcp/22 from 2001:db8::/48
+
+INTERFACE  XDP      EGRESS  JUMBO     PASSED    BYTES  DROPPED  BYTES  NOTE
+eth0       native   tcx     yes    1,234,567  942 MiB       12  720 B
+eth1       generic  clsact  no             0      0 B        0    0 B  the driver has no native XDP
+"
+        );
+    }
+
+    #[test]
+    fn trouble_is_said_first_and_in_sentences() {
+        let mut record = record();
+        record.mode = "observe".into();
+        record.policy.origin = "last-good".into();
+        record.policy.last_error = Some("policy.toml:3:9: unknown key \"alow\"\n  3 | alow = []".into());
+        record.policy.temporary = vec![Temporary {
+            entry: "deny 203.0.113.0/24".into(),
+            seconds_left: 7140,
+        }];
+        record.degraded = vec!["kernel 5.15 has no multi-buffer XDP (5.18): jumbo frames drop".into()];
+        record.failsafe.clear();
+        record.interfaces.clear();
+        let text = status(&record, 1_795_309_396, &Style::PLAIN);
+        assert_eq!(
+            text,
+            "\
+default: observing: drops are counted, nothing is dropped
+  agent      ravelin 0.1.0, pid 4711, up 1d 2h, kernel 6.18.0
+  policy     generation 12 from the last good copy, because /etc/ravelin/policy.toml is gone or bad
+  applied    2026-11-22 01:03:16 UTC (0s ago)
+  digest     5f2b8c1d
+  content    3 services, 1 rule, 1,000,123 IPv4 and 12 IPv6 prefixes in 14 classes, image 1.2 MiB
+  failsafe   none
+
+The last reload failed; generation 12 stays in force:
+  policy.toml:3:9: unknown key \"alow\"
+    3 | alow = []
+
+Temporary entries
+  deny 203.0.113.0/24  ends in 1h 59m
+
+Degraded
+  kernel 5.15 has no multi-buffer XDP (5.18): jumbo frames drop
+"
+        );
+    }
+
+    #[test]
+    fn the_headline_says_why_a_node_is_not_ready() {
+        let mut record = record();
+        record.ready = false;
+        record.interfaces[1].xdp = "none".into();
+        assert_eq!(
+            headline(&record, &Style::PLAIN),
+            "default: not ready: nothing is attached to eth1\n"
+        );
+        record.policy.generation = 0;
+        assert_eq!(
+            headline(&record, &Style::PLAIN),
+            "default: not ready: no policy is in force\n"
+        );
+    }
+}

@@ -1,0 +1,373 @@
+//! `cargo xtask setup`: what this repository needs beyond cargo, found or installed.
+//!
+//! Packages come from Debian; what Debian does not have is built into `~/.cache/ravelin`. Nothing is installed that is
+//! there already, and nothing without saying what it is for. A purpose asks only for what it needs: the demo does not
+//! wait for the linters.
+
+use crate::output::{self, Style, paint};
+use crate::toolchain::{self, Kind, Toolchain};
+use anyhow::{Context, Result, anyhow, bail};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Install what is missing: the BPF compiler and linker, and what tests, checks and benches call.
+///
+/// On Debian 12 as root this needs nothing else; it takes three to five minutes the first time (two Rust tools are
+/// compiled) and no time when all is there. Packages are installed by apt-get; bpf-linker, cargo-deny and promtool go
+/// to ~/.cache/ravelin (or $XDG_CACHE_HOME/ravelin).
+///
+/// Elsewhere: `rustup toolchain install nightly --component rust-src` and bpf-linker on PATH are used instead.
+/// RAVELIN_BPF_TOOLCHAIN=debian|nightly and RAVELIN_BPF_LINKER=/path override the choice.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only what `cargo xtask build` and `cargo xtask demo` need
+    #[arg(long)]
+    minimal: bool,
+}
+
+/// What something is needed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    Build,
+    Demo,
+    Check,
+    Test,
+    Bench,
+}
+
+const BPF_LINKER_VERSION: &str = "0.13.0";
+const CARGO_DENY_VERSION: &str = "0.20.2";
+
+pub fn run(args: &Args) -> Result<()> {
+    let purposes: &[Purpose] = if args.minimal {
+        &[Purpose::Build, Purpose::Demo]
+    } else {
+        &[
+            Purpose::Build,
+            Purpose::Demo,
+            Purpose::Check,
+            Purpose::Test,
+            Purpose::Bench,
+        ]
+    };
+    let tools = ensure(purposes)?;
+    println!("ready: kernel programs by {tools}");
+    Ok(())
+}
+
+/// Installs what these purposes need and this machine lacks.
+///
+/// # Errors
+/// What cannot be installed, with what to do by hand.
+pub fn ensure(purposes: &[Purpose]) -> Result<Toolchain> {
+    install_packages(&missing_packages(purposes))?;
+    let (kind, cargo, rustc) = toolchain::find_compiler().map_err(|error| anyhow!("{error}{}", by_hand()))?;
+    ensure_linker(kind, &rustc)?;
+    let wanted = |purpose| purposes.contains(&purpose);
+    if wanted(Purpose::Check) {
+        ensure_host_components()?;
+        ensure_cargo_deny()?;
+    }
+    if wanted(Purpose::Test) {
+        ensure_promtool()?;
+    }
+    let linker = toolchain::find_linker(kind).map_err(|error| anyhow!(error))?;
+    Ok(Toolchain {
+        kind,
+        cargo,
+        rustc,
+        linker,
+    })
+}
+
+/// cargo-deny, as [`ensure`] leaves it.
+pub fn cargo_deny() -> Result<PathBuf> {
+    Ok(cache()?.join("cargo-deny/bin/cargo-deny"))
+}
+
+/// promtool, as [`ensure`] leaves it.
+pub fn promtool() -> Result<PathBuf> {
+    match toolchain::on_path("promtool") {
+        Some(path) => Ok(path),
+        None => Ok(cache()?.join("prometheus/usr/bin/promtool")),
+    }
+}
+
+/// A Debian package and why it is wanted.
+struct Package {
+    name: &'static str,
+    why: &'static str,
+}
+
+fn missing_packages(purposes: &[Purpose]) -> Vec<Package> {
+    let wanted = |purpose| purposes.contains(&purpose);
+    let is_there = |program: &str| {
+        toolchain::on_path(program).is_some()
+            || ["/usr/sbin", "/sbin"]
+                .iter()
+                .any(|dir| Path::new(dir).join(program).is_file())
+    };
+    let mut missing = Vec::new();
+    let mut need = |name, why, there: bool| {
+        if !there {
+            missing.push(Package { name, why });
+        }
+    };
+
+    let compiler = toolchain::find_compiler();
+    let linker = compiler
+        .as_ref()
+        .ok()
+        .and_then(|(kind, _, _)| toolchain::find_linker(*kind).ok());
+    // A nightly without a linker: Debian's compiler, whose LLVM a linker can be built against without a download of LLVM.
+    let debian = compiler.is_err() || (linker.is_none() && matches!(compiler, Ok((Kind::Nightly, ..))));
+    need("rustc-web", "the compiler of the kernel programs", !debian);
+    need("cargo-web", "the same compiler's cargo", !debian);
+    need("libstd-rust-web-dev-bpf", "core for the BPF target", !debian);
+    need("gcc", "links the host programs", is_there("cc"));
+    need(
+        "libc6-dev",
+        "links the host programs",
+        Path::new("/usr/include/stdio.h").is_file(),
+    );
+    need(
+        "g++",
+        "bpf-linker links LLVM, which is C++",
+        linker.is_some() || is_there("c++"),
+    );
+    if wanted(Purpose::Demo) || wanted(Purpose::Test) || wanted(Purpose::Bench) {
+        need("iproute2", "`ip` makes the network namespaces", is_there("ip"));
+    }
+    if wanted(Purpose::Check) {
+        let nightly = matches!(compiler, Ok((Kind::Nightly, ..)));
+        need(
+            "rust-web-clippy",
+            "lints the kernel programs",
+            nightly || Path::new("/usr/bin/cargo-clippy").is_file(),
+        );
+        need("rustfmt-web", "checks the formatting", is_there("cargo-fmt"));
+    }
+    if wanted(Purpose::Bench) {
+        need("nftables", "what the benches compare with", is_there("nft"));
+    }
+    missing
+}
+
+fn install_packages(packages: &[Package]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    output::heading("installing Debian packages");
+    for package in packages {
+        output::note(format!(
+            "{:<24} {}",
+            package.name,
+            paint(Style::Faint, package.why)
+        ));
+    }
+    let names: Vec<&str> = packages.iter().map(|package| package.name).collect();
+    let install = format!("apt-get install --no-install-recommends {}", names.join(" "));
+    if toolchain::on_path("apt-get").is_none() {
+        bail!(
+            "this is not Debian: install what provides {} by hand{}",
+            names.join(", "),
+            by_hand()
+        );
+    }
+    if !nix::unistd::geteuid().is_root() {
+        bail!("installing packages needs root: run `sudo {install}`, then this again");
+    }
+    let mut update = apt_get();
+    update.args(["update", "-q"]);
+    output::run(&mut update).context("refreshing the package lists")?;
+    let mut command = apt_get();
+    command
+        .args(["install", "-q", "-y", "--no-install-recommends"])
+        .args(&names);
+    output::run(&mut command)
+}
+
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null());
+    command
+}
+
+/// Builds bpf-linker against Debian's LLVM, unless there is one that matches the compiler.
+fn ensure_linker(kind: Kind, rustc: &Path) -> Result<()> {
+    let found = toolchain::find_linker(kind);
+    if kind == Kind::Nightly {
+        return found.map(drop).map_err(|error| anyhow!("{error}{}", by_hand()));
+    }
+    let root = cache()?.join("bpf-linker");
+    let llvm = root.join("lib/libLLVM.so");
+    let version = llvm_version(rustc)?;
+    let library = llvm_library(&version)?;
+    if let Ok(linker) = found {
+        // One that the user chose is the user's business.
+        let ours = toolchain::cached_linker().is_some_and(|cached| cached == linker);
+        if !ours || (std::fs::read_link(&llvm).is_ok_and(|target| target == library) && runs(&linker)) {
+            return Ok(());
+        }
+    }
+    let major = version.split('.').next().unwrap_or_default();
+    output::heading(&format!(
+        "building bpf-linker {BPF_LINKER_VERSION} against LLVM {version}, one to three minutes"
+    ));
+    output::note(format!("links the kernel programs; goes to {}", root.display()));
+    std::fs::create_dir_all(root.join("lib")).with_context(|| format!("making {}", root.display()))?;
+    let _ = std::fs::remove_file(&llvm);
+    std::os::unix::fs::symlink(&library, &llvm).with_context(|| format!("linking {}", llvm.display()))?;
+    let mut command = cargo_install("bpf-linker", BPF_LINKER_VERSION, &root);
+    command.env("LLVM_PREFIX", &root).args([
+        "--force",
+        "--no-default-features",
+        "--features",
+        &format!("llvm-{major}"),
+    ]);
+    output::run(&mut command)
+}
+
+fn runs(program: &Path) -> bool {
+    Command::new(program)
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// `22.1.8` from `rustc -vV`.
+fn llvm_version(rustc: &Path) -> Result<String> {
+    let text = output::read(Command::new(rustc).arg("-vV"))?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("LLVM version: "))
+        .map(str::to_owned)
+        .with_context(|| format!("{} does not say its LLVM version", rustc.display()))
+}
+
+/// The shared library of that version that the compiler itself loads.
+fn llvm_library(version: &str) -> Result<PathBuf> {
+    let soname: String = version.split('.').take(2).collect::<Vec<_>>().join(".");
+    let name = format!("libLLVM.so.{soname}");
+    let dir = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+    let path = Path::new(&dir).join(&name);
+    if !path.exists() {
+        bail!(
+            "{} is missing, though the compiler needs it: reinstall rustc-web",
+            path.display()
+        );
+    }
+    Ok(path)
+}
+
+/// rustfmt and clippy of the host's cargo.
+fn ensure_host_components() -> Result<()> {
+    for (program, component) in [("cargo-fmt", "rustfmt"), ("cargo-clippy", "clippy")] {
+        let subcommand = program.trim_start_matches("cargo-");
+        let works = crate::cargo()
+            .args([subcommand, "--version"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success());
+        if works {
+            continue;
+        }
+        let Some(rustup) = toolchain::on_path("rustup") else {
+            bail!("`cargo {subcommand}` does not run: install {component} for this cargo");
+        };
+        output::heading(&format!("adding {component} to rustup's toolchain"));
+        output::run(Command::new(rustup).args(["component", "add", component]))?;
+    }
+    Ok(())
+}
+
+/// Builds cargo-deny without optimisation: that takes a third of the time, and a check runs for a second either way.
+fn ensure_cargo_deny() -> Result<()> {
+    let program = cargo_deny()?;
+    if program.is_file()
+        && output::read(Command::new(&program).arg("--version"))?.contains(CARGO_DENY_VERSION)
+    {
+        return Ok(());
+    }
+    let root = cache()?.join("cargo-deny");
+    output::heading(&format!(
+        "building cargo-deny {CARGO_DENY_VERSION}, one to three minutes"
+    ));
+    output::note(format!(
+        "checks licences and sources of the dependencies; goes to {}",
+        root.display()
+    ));
+    let mut command = cargo_install("cargo-deny", CARGO_DENY_VERSION, &root);
+    command
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
+        .args(["--force", "--debug", "--no-default-features"]);
+    output::run(&mut command)
+}
+
+/// promtool alone, out of Debian's package: installing the package would start a Prometheus on this machine.
+fn ensure_promtool() -> Result<()> {
+    let program = promtool()?;
+    if program.is_file() {
+        return Ok(());
+    }
+    let root = cache()?.join("prometheus");
+    output::heading("fetching promtool out of Debian's prometheus package");
+    output::note(format!("tests check /metrics by it; goes to {}", root.display()));
+    if toolchain::on_path("apt-get").is_none() {
+        bail!("this is not Debian: put Prometheus's promtool on PATH");
+    }
+    std::fs::create_dir_all(&root).with_context(|| format!("making {}", root.display()))?;
+    let download = || {
+        output::run(
+            apt_get()
+                .args(["download", "-q", "prometheus"])
+                .current_dir(&root),
+        )
+    };
+    if download().is_err() {
+        output::run(apt_get().args(["update", "-q"])).context("refreshing the package lists")?;
+        download()?;
+    }
+    let package = std::fs::read_dir(&root)
+        .with_context(|| format!("reading {}", root.display()))?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .context("apt-get download left no package")?;
+    output::run(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(&root))?;
+    std::fs::remove_file(&package).with_context(|| format!("removing {}", package.display()))?;
+    if !program.is_file() {
+        bail!(
+            "{} is not in Debian's package: put promtool on PATH",
+            program.display()
+        );
+    }
+    Ok(())
+}
+
+/// `cargo install` of one program into its own directory, with the cargo that runs this.
+fn cargo_install(name: &str, version: &str, root: &Path) -> Command {
+    let mut command = crate::cargo();
+    // Not the repository: its .cargo/config.toml and target directory are none of the program's business.
+    command
+        .current_dir("/")
+        .env_remove("CARGO_TARGET_DIR")
+        .env_remove("RUSTFLAGS")
+        .args(["install", "--locked", "--version", version, "--root"])
+        .arg(root)
+        .arg(name);
+    command
+}
+
+fn cache() -> Result<PathBuf> {
+    toolchain::cache_dir().context("neither XDG_CACHE_HOME nor HOME is set: there is no cache directory")
+}
+
+fn by_hand() -> &'static str {
+    "\nwithout Debian 12: `rustup toolchain install nightly --component rust-src`, and bpf-linker on PATH \
+     (https://github.com/aya-rs/bpf-linker), built for the LLVM of that nightly"
+}
