@@ -120,6 +120,21 @@ fn entries_that_come_and_go_are_named() {
 }
 
 #[test]
+fn entries_that_overlap_are_named_whole() {
+    let ports = "api tcp/8443,udp/8443";
+    assert_eq!(
+        replaced(
+            "\"198.51.100.7\"",
+            "\"198.51.100.7\", \"192.0.2.9\", \"203.0.113.9\", \"203.0.113.0/24\""
+        ),
+        [
+            format!("203.0.113.9 gains {ports}"),
+            format!("203.0.113.0/24 gains {ports}")
+        ]
+    );
+}
+
+#[test]
 fn a_group_that_changes_is_shown_by_prefixes() {
     let ports = "api tcp/8443,udp/8443";
     assert_eq!(

@@ -19,6 +19,8 @@ pub struct List<'a> {
 
 /// Addresses whose access changes, and the names found for them so far.
 pub struct Who<'a> {
+    all: AddressSet,
+    /// Those without a name yet.
     rest: AddressSet,
     names: Vec<String>,
     /// Whose policy-wide denies are to be left out.
@@ -28,9 +30,10 @@ pub struct Who<'a> {
 }
 
 impl<'a> Who<'a> {
-    pub fn new(rest: AddressSet, denied: Option<&'a Side<'a>>, word: &'static str) -> Who<'a> {
+    pub fn new(all: AddressSet, denied: Option<&'a Side<'a>>, word: &'static str) -> Who<'a> {
         Who {
-            rest,
+            rest: all.clone(),
+            all,
             names: Vec::new(),
             denied,
             word,
@@ -73,9 +76,13 @@ impl<'a> Who<'a> {
         if moved && rule.any {
             return self.names.push("anyone".into());
         }
+        // Of overlapping entries each counts as a whole.
         let whole = || match list.action {
-            Action::Deny => part == set,
-            Action::Allow => part == set.difference(&list.side.set_of(list.service, Action::Deny)),
+            Action::Deny => self.all.intersection(&set) == set,
+            Action::Allow => {
+                let denied = list.side.set_of(list.service, Action::Deny);
+                self.all.intersection(&set) == set.difference(&denied)
+            }
         };
         if moved && whole() {
             // By its name, though the policy may deny a part of it.
