@@ -21,17 +21,15 @@ pub struct Side<'a> {
 type Owner = (Option<usize>, bool);
 
 /// The same list has the same outline, and most others have another.
-type Outline = [Option<(u128, u8)>; 6];
+type Outline = (usize, usize, [Option<(u128, u8)>; 6]);
 
 pub fn pair<'a>(old: &'a Policy, new: &'a Policy) -> (Side<'a>, Side<'a>) {
-    let mut known: HashMap<(usize, usize, Outline), Vec<(&'a Arc<PrefixList>, usize)>> = HashMap::new();
+    let mut known: HashMap<Outline, Vec<(&'a Arc<PrefixList>, usize)>> = HashMap::new();
     let mut count = 0;
     let sets = Rc::default();
     let mut side = |policy: &'a Policy| {
         let mut number = |list: &'a Arc<PrefixList>| {
-            let same = known
-                .entry((list.v4.len(), list.v6.len(), outline(list)))
-                .or_default();
+            let same = known.entry(outline(list)).or_default();
             let there = same
                 .iter()
                 .find(|(other, _)| Arc::ptr_eq(other, list) || *other == list);
@@ -62,14 +60,15 @@ fn outline(list: &PrefixList) -> Outline {
     };
     let v6 = |at: usize| list.v6.get(at).copied();
     let (n4, n6) = (list.v4.len(), list.v6.len());
-    [
+    let samples = [
         v4(0),
         v4(n4 / 2),
         v4(n4.wrapping_sub(1)),
         v6(0),
         v6(n6 / 2),
         v6(n6.wrapping_sub(1)),
-    ]
+    ];
+    (n4, n6, samples)
 }
 
 impl<'a> Side<'a> {
