@@ -32,41 +32,85 @@ impl<S: Source> Collector for AgentCollector<S> {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        self.0.scrape().map(|scrape| families(&scrape)).unwrap_or_default()
+        self.0
+            .scrape()
+            .map(|scrape| families(&scrape))
+            .unwrap_or_default()
     }
 }
 
 fn families(scrape: &Scrape) -> Vec<MetricFamily> {
     let mut out = Vec::new();
     let mut packets = Family::counter("ravelin_packets_total", "Packets by service, verdict and reason.");
-    let mut bytes = Family::counter("ravelin_bytes_total", "Bytes of frames by service, verdict and reason.");
+    let mut bytes = Family::counter(
+        "ravelin_bytes_total",
+        "Bytes of frames by service, verdict and reason.",
+    );
     for (key, count) in &scrape.totals.services {
-        let labels = [("service", &*key.service), ("verdict", &*key.verdict), ("reason", &*key.reason)];
+        let labels = [
+            ("service", &*key.service),
+            ("verdict", &*key.verdict),
+            ("reason", &*key.reason),
+        ];
         both(&mut packets, &mut bytes, &labels, *count);
     }
     out.extend([packets, bytes]);
 
-    let mut packets = Family::counter("ravelin_rule_packets_total", "Packets that a rule decided, or would have.");
-    let mut bytes = Family::counter("ravelin_rule_bytes_total", "Bytes of frames that a rule decided, or would have.");
+    let mut packets = Family::counter(
+        "ravelin_rule_packets_total",
+        "Packets that a rule decided, or would have.",
+    );
+    let mut bytes = Family::counter(
+        "ravelin_rule_bytes_total",
+        "Bytes of frames that a rule decided, or would have.",
+    );
     for (key, count) in &scrape.totals.rules {
-        let labels = [("service", &*key.service), ("action", &*key.action), ("source", &*key.source)];
+        let labels = [
+            ("service", &*key.service),
+            ("action", &*key.action),
+            ("source", &*key.source),
+        ];
         both(&mut packets, &mut bytes, &labels, *count);
     }
     out.extend([packets, bytes]);
 
-    let mut packets = Family::counter("ravelin_interface_packets_total", "Packets by interface and verdict.");
-    let mut bytes = Family::counter("ravelin_interface_bytes_total", "Bytes of frames by interface and verdict.");
-    let mut info = Family::gauge("ravelin_interface_info", "How an interface is filtered, always 1.");
+    let mut packets = Family::counter(
+        "ravelin_interface_packets_total",
+        "Packets by interface and verdict.",
+    );
+    let mut bytes = Family::counter(
+        "ravelin_interface_bytes_total",
+        "Bytes of frames by interface and verdict.",
+    );
+    let mut info = Family::gauge(
+        "ravelin_interface_info",
+        "How an interface is filtered, always 1.",
+    );
     for interface in &scrape.interfaces {
         let name = ("interface", &*interface.name);
-        both(&mut packets, &mut bytes, &[name, ("verdict", "pass")], interface.passed);
-        both(&mut packets, &mut bytes, &[name, ("verdict", "drop")], interface.dropped);
-        info.add(&[name, ("xdp", &interface.xdp), ("egress", &interface.egress)], 1.0);
+        both(
+            &mut packets,
+            &mut bytes,
+            &[name, ("verdict", "pass")],
+            interface.passed,
+        );
+        both(
+            &mut packets,
+            &mut bytes,
+            &[name, ("verdict", "drop")],
+            interface.dropped,
+        );
+        info.add(
+            &[name, ("xdp", &interface.xdp), ("egress", &interface.egress)],
+            1.0,
+        );
     }
     out.extend([packets, bytes, info]);
 
-    let mut suppressed =
-        Family::counter("ravelin_events_suppressed_total", "Events not reported because there were too many.");
+    let mut suppressed = Family::counter(
+        "ravelin_events_suppressed_total",
+        "Events not reported because there were too many.",
+    );
     for (reason, count) in &scrape.suppressed {
         suppressed.add(&[("reason", reason.word())], *count as f64);
     }
@@ -78,8 +122,18 @@ fn families(scrape: &Scrape) -> Vec<MetricFamily> {
         out.push(family);
     };
     let flag = |value: bool| f64::from(u8::from(value));
-    gauge("ravelin_policy_generation", "Generation of the policy in force; 0 for none.", &[], scrape.generation as f64);
-    gauge("ravelin_policy_info", "Digest of the policy image in force, always 1.", &[("digest", &scrape.digest)], 1.0);
+    gauge(
+        "ravelin_policy_generation",
+        "Generation of the policy in force; 0 for none.",
+        &[],
+        scrape.generation as f64,
+    );
+    gauge(
+        "ravelin_policy_info",
+        "Digest of the policy image in force, always 1.",
+        &[("digest", &scrape.digest)],
+        1.0,
+    );
     gauge(
         "ravelin_policy_last_reload_successful",
         "Whether the last attempt to load the policy succeeded.",
@@ -98,19 +152,52 @@ fn families(scrape: &Scrape) -> Vec<MetricFamily> {
         &[],
         scrape.reload_success_at,
     );
-    gauge("ravelin_policy_image_bytes", "Size of the compiled policy.", &[], scrape.stats.image_bytes as f64);
-    gauge("ravelin_policy_classes", "Classes of addresses that the policy treats alike.", &[], scrape.stats.classes as f64);
-    gauge("ravelin_policy_services", "Services of the policy.", &[], scrape.stats.services as f64);
-    gauge("ravelin_policy_rules", "Rules of the policy.", &[], scrape.stats.rules as f64);
-    gauge("ravelin_enforcing", "1 if drops are carried out, 0 if only counted.", &[], flag(scrape.enforcing));
+    gauge(
+        "ravelin_policy_image_bytes",
+        "Size of the compiled policy.",
+        &[],
+        scrape.stats.image_bytes as f64,
+    );
+    gauge(
+        "ravelin_policy_classes",
+        "Classes of addresses that the policy treats alike.",
+        &[],
+        scrape.stats.classes as f64,
+    );
+    gauge(
+        "ravelin_policy_services",
+        "Services of the policy.",
+        &[],
+        scrape.stats.services as f64,
+    );
+    gauge(
+        "ravelin_policy_rules",
+        "Rules of the policy.",
+        &[],
+        scrape.stats.rules as f64,
+    );
+    gauge(
+        "ravelin_enforcing",
+        "1 if drops are carried out, 0 if only counted.",
+        &[],
+        flag(scrape.enforcing),
+    );
     let layout = firewall_common::LAYOUT_VERSION.to_string();
     let build = [("version", env!("CARGO_PKG_VERSION")), ("layout", &*layout)];
-    gauge("ravelin_build_info", "The agent that runs, always 1.", &build, 1.0);
+    gauge(
+        "ravelin_build_info",
+        "The agent that runs, always 1.",
+        &build,
+        1.0,
+    );
     let mut prefixes = Family::gauge("ravelin_policy_prefixes", "Distinct prefixes of the policy.");
     prefixes.add(&[("family", "ipv4")], scrape.stats.prefixes_v4 as f64);
     prefixes.add(&[("family", "ipv6")], scrape.stats.prefixes_v6 as f64);
     out.push(prefixes);
-    out.into_iter().filter(|family| !family.metrics.is_empty()).map(Family::finish).collect()
+    out.into_iter()
+        .filter(|family| !family.metrics.is_empty())
+        .map(Family::finish)
+        .collect()
 }
 
 fn both(packets: &mut Family, bytes: &mut Family, labels: &[(&str, &str)], count: Count) {
@@ -128,11 +215,19 @@ struct Family {
 
 impl Family {
     fn counter(name: &str, help: &str) -> Family {
-        Family { name: name.into(), help: help.into(), kind: MetricType::COUNTER, metrics: Vec::new() }
+        Family {
+            name: name.into(),
+            help: help.into(),
+            kind: MetricType::COUNTER,
+            metrics: Vec::new(),
+        }
     }
 
     fn gauge(name: &str, help: &str) -> Family {
-        Family { kind: MetricType::GAUGE, ..Family::counter(name, help) }
+        Family {
+            kind: MetricType::GAUGE,
+            ..Family::counter(name, help)
+        }
     }
 
     fn add(&mut self, labels: &[(&str, &str)], value: f64) {
@@ -185,7 +280,11 @@ mod tests {
                 reason: Some(reason.word().into()),
                 rule,
             };
-            let rule = RuleKey { service: "api".into(), action: "allow".into(), source: "@web".into() };
+            let rule = RuleKey {
+                service: "api".into(),
+                action: "allow".into(),
+                source: "@web".into(),
+            };
             let names = [name(Reason::Allowed, Some(rule)), name(Reason::NotAllowed, None)];
             Some(Scrape {
                 totals: Totals::zero(&names, true),
@@ -193,7 +292,10 @@ mod tests {
                     name: "eth0".into(),
                     xdp: "native".into(),
                     egress: "tcx".into(),
-                    passed: Count { packets: 7, bytes: 700 },
+                    passed: Count {
+                        packets: 7,
+                        bytes: 700,
+                    },
                     dropped: Count::default(),
                 }],
                 generation: 3,
@@ -206,8 +308,12 @@ mod tests {
 
     fn text() -> String {
         let registry = Registry::new();
-        registry.register(Box::new(AgentCollector(Fixed))).expect("registered");
-        TextEncoder::new().encode_to_string(&registry.gather()).expect("encoded")
+        registry
+            .register(Box::new(AgentCollector(Fixed)))
+            .expect("registered");
+        TextEncoder::new()
+            .encode_to_string(&registry.gather())
+            .expect("encoded")
     }
 
     #[test]
@@ -232,8 +338,11 @@ mod tests {
 
     #[test]
     fn promtool_finds_nothing_to_say() {
-        let child =
-            Process::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let child = Process::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
         let mut child = match child {
             Ok(child) => child,
             Err(error) => {
@@ -241,8 +350,17 @@ mod tests {
                 return;
             }
         };
-        child.stdin.take().expect("piped").write_all(text().as_bytes()).expect("written");
+        child
+            .stdin
+            .take()
+            .expect("piped")
+            .write_all(text().as_bytes())
+            .expect("written");
         let output = child.wait_with_output().expect("ended");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }
