@@ -12,7 +12,7 @@ pub fn applied(record: &Applied, dry_run: bool, style: &Style) -> String {
         (true, _) if record.diff.is_empty() => writeln!(out, "would change nothing"),
         (true, _) => writeln!(out, "dry run: nothing was changed"),
         (false, true) => writeln!(out, "{} (digest {digest})", style.good(&format!("generation {} is in force", record.generation))),
-        (false, false) => writeln!(out, "no change: generation {} stays in force", record.generation),
+        (false, false) => writeln!(out, "nothing changes for any packet: generation {} stays in force", record.generation),
     };
     out
 }
