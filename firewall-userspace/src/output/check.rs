@@ -3,7 +3,7 @@
 use super::Style;
 use super::human::{bytes, number};
 use super::status::plural;
-use super::table::{left, list, table};
+use super::table::{left, list, table, words};
 use crate::policy::compile::Stats;
 use comfy_table::Cell;
 use serde::Serialize;
@@ -46,10 +46,21 @@ pub fn check(report: &CheckReport, style: &Style) -> String {
     field("rules", &number(stats.rules as u64));
     field(
         "prefixes",
-        &format!("{} IPv4, {} IPv6", number(stats.prefixes_v4 as u64), number(stats.prefixes_v6 as u64)),
+        &format!(
+            "{} IPv4, {} IPv6",
+            number(stats.prefixes_v4 as u64),
+            number(stats.prefixes_v6 as u64)
+        ),
     );
     field("classes", &number(stats.classes as u64));
-    field("image", &format!("{} ({} bytes)", bytes(stats.image_bytes as u64), number(stats.image_bytes as u64)));
+    field(
+        "image",
+        &format!(
+            "{} ({} bytes)",
+            bytes(stats.image_bytes as u64),
+            number(stats.image_bytes as u64)
+        ),
+    );
     field("digest", &report.digest);
     field("default", &report.default);
     if !report.files.is_empty() {
@@ -59,12 +70,16 @@ pub fn check(report: &CheckReport, style: &Style) -> String {
         field("warnings", &style.warn(&plural(report.warnings.len(), "warning")));
     }
     if !report.services.is_empty() {
-        let columns = [left("SERVICE"), left("PORTS"), left("ALLOW"), left("DENY")];
+        let columns = [left("SERVICE"), words("PORTS"), words("ALLOW"), words("DENY")];
         let rows = report.services.iter().map(|service| {
             vec![
                 Cell::new(&service.name),
                 Cell::new(list(&service.ports)),
-                Cell::new(if service.allow.is_empty() { "nobody".to_owned() } else { list(&service.allow) }),
+                Cell::new(if service.allow.is_empty() {
+                    "nobody".to_owned()
+                } else {
+                    list(&service.allow)
+                }),
                 Cell::new(list(&service.deny)),
             ]
         });

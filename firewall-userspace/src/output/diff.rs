@@ -11,8 +11,16 @@ pub fn applied(record: &Applied, dry_run: bool, style: &Style) -> String {
     let _ = match (dry_run, record.changed) {
         (true, _) if record.diff.is_empty() => writeln!(out, "would change nothing"),
         (true, _) => writeln!(out, "dry run: nothing was changed"),
-        (false, true) => writeln!(out, "{} (digest {digest})", style.good(&format!("generation {} is in force", record.generation))),
-        (false, false) => writeln!(out, "nothing changes for any packet: generation {} stays in force", record.generation),
+        (false, true) => writeln!(
+            out,
+            "{} (digest {digest})",
+            style.good(&format!("generation {} is in force", record.generation))
+        ),
+        (false, false) => writeln!(
+            out,
+            "nothing changes for any packet: generation {} stays in force",
+            record.generation
+        ),
     };
     out
 }
@@ -21,7 +29,11 @@ pub fn applied(record: &Applied, dry_run: bool, style: &Style) -> String {
 pub fn diff(lines: &[DiffLine], style: &Style) -> String {
     let mut out = String::new();
     for line in lines {
-        let ports = if line.ports.is_empty() { String::new() } else { format!(" ({})", line.ports.join(", ")) };
+        let ports = if line.ports.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", line.ports.join(", "))
+        };
         let text = match line.change.as_str() {
             // Of the policy's own deny list, which holds on every port.
             "gains" | "loses" if line.service.is_empty() => {
@@ -66,7 +78,12 @@ mod tests {
             changed: true,
             warnings: Vec::new(),
             diff: vec![
-                line("gains", "198.51.100.0/24", "payments-api", &["tcp/8443", "udp/8443"]),
+                line(
+                    "gains",
+                    "198.51.100.0/24",
+                    "payments-api",
+                    &["tcp/8443", "udp/8443"],
+                ),
                 line("loses", "@web", "ssh", &["tcp/22"]),
                 line("loses", "192.0.2.0/24", "", &["every port"]),
             ],

@@ -1,21 +1,46 @@
 //! Tables without lines: a header, columns two spaces apart, nothing at the end of a line.
 
 use super::Style;
-use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{
+    Attribute, Cell, CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets,
+};
+
+/// Spaces between columns.
+const GAP: u16 = 2;
+/// A column of words keeps this width however narrow the terminal is.
+const NARROWEST: u16 = 18;
 
 /// A column of a table.
 #[derive(Clone, Copy)]
 pub struct Column {
     title: &'static str,
     alignment: CellAlignment,
+    wraps: bool,
 }
 
 pub const fn left(title: &'static str) -> Column {
-    Column { title, alignment: CellAlignment::Left }
+    Column {
+        title,
+        alignment: CellAlignment::Left,
+        wraps: false,
+    }
 }
 
 pub const fn right(title: &'static str) -> Column {
-    Column { title, alignment: CellAlignment::Right }
+    Column {
+        title,
+        alignment: CellAlignment::Right,
+        wraps: false,
+    }
+}
+
+/// A column of words, which gives way when the terminal is narrow; the others keep their width.
+pub const fn words(title: &'static str) -> Column {
+    Column {
+        title,
+        alignment: CellAlignment::Left,
+        wraps: true,
+    }
 }
 
 /// Renders rows under columns, with a line feed at the end. No rows: the header alone.
@@ -28,16 +53,28 @@ pub fn table(style: &Style, columns: &[Column], rows: impl IntoIterator<Item = V
         table.force_no_tty();
     }
     match style.width {
-        Some(width) => table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width),
+        Some(width) => table
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_width(width),
         None => table.set_content_arrangement(ContentArrangement::Disabled),
     };
-    table.set_header(columns.iter().map(|column| Cell::new(column.title).add_attribute(Attribute::Bold)));
+    table.set_header(
+        columns
+            .iter()
+            .map(|column| Cell::new(column.title).add_attribute(Attribute::Bold)),
+    );
     for row in rows {
         table.add_row(row);
     }
+    let widths = table.column_max_content_widths();
     for (index, column) in columns.iter().enumerate() {
         if let Some(target) = table.column_mut(index) {
-            target.set_padding((0, 2)).set_cell_alignment(column.alignment);
+            target.set_padding((0, GAP)).set_cell_alignment(column.alignment);
+            let width = widths.get(index).copied().unwrap_or_default();
+            target.set_constraint(match column.wraps {
+                true => ColumnConstraint::LowerBoundary(Width::Fixed(width.min(NARROWEST) + GAP)),
+                false => ColumnConstraint::ContentWidth,
+            });
         }
     }
     let mut out = String::new();
@@ -62,7 +99,9 @@ pub fn list(items: &[String]) -> String {
 
 /// The text, each line moved to the right.
 pub fn indent(text: &str, by: &str) -> String {
-    text.lines().map(|line| format!("{by}{line}").trim_end().to_owned() + "\n").collect()
+    text.lines()
+        .map(|line| format!("{by}{line}").trim_end().to_owned() + "\n")
+        .collect()
 }
 
 #[cfg(test)]
@@ -75,6 +114,23 @@ mod tests {
         let rows = rows.map(|(name, count)| vec![Cell::new(name), Cell::new(count)]);
         let text = table(&Style::PLAIN, &[left("NAME"), right("COUNT")], rows);
         assert_eq!(text, "NAME       COUNT\na              1\nlong name     23\n");
+    }
+
+    #[test]
+    fn only_words_give_way_on_a_narrow_terminal() {
+        let mut style = Style::PLAIN;
+        style.width = Some(30);
+        let row = vec![
+            Cell::new("payments-api"),
+            Cell::new("@web, 198.51.100.7, 192.0.2.0/24"),
+            Cell::new("1,234"),
+        ];
+        let text = table(&style, &[left("SERVICE"), words("ALLOW"), right("PASSED")], [row]);
+        assert!(text.lines().count() > 2, "{text}");
+        assert!(
+            text.contains("payments-api") && text.contains(" 1,234\n"),
+            "{text}"
+        );
     }
 
     #[test]
