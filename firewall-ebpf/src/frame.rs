@@ -19,14 +19,22 @@ impl XdpFrame {
     #[inline(always)]
     pub fn linear(ctx: &XdpContext) -> XdpFrame {
         let (data, data_end) = (ctx.data(), ctx.data_end());
-        XdpFrame { data, data_end, len: (data_end - data) as u32, zero: zero(control()) }
+        XdpFrame {
+            data,
+            data_end,
+            len: (data_end - data) as u32,
+            zero: zero(control()),
+        }
     }
 
     #[inline(always)]
     pub fn multi_buffer(ctx: &XdpContext) -> XdpFrame {
         // SAFETY: the helper takes the context that the program was called with.
         let len = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as u32;
-        XdpFrame { len, ..XdpFrame::linear(ctx) }
+        XdpFrame {
+            len,
+            ..XdpFrame::linear(ctx)
+        }
     }
 }
 
@@ -51,7 +59,12 @@ impl SkbFrame {
             let _ = ctx.pull_data(if len < Self::HEADERS { len } else { Self::HEADERS });
         }
         let (data, data_end) = Self::linear(ctx);
-        SkbFrame { data, data_end, len, zero: zero(control()) }
+        SkbFrame {
+            data,
+            data_end,
+            len,
+            zero: zero(control()),
+        }
     }
 
     /// Read anew each time: pulling data invalidates what was read before.
@@ -59,7 +72,12 @@ impl SkbFrame {
     fn linear(ctx: &TcContext) -> (usize, usize) {
         let skb = ctx.skb.skb;
         // SAFETY: fields of the context that the program was called with.
-        unsafe { ((&raw const (*skb).data).read_volatile() as usize, (&raw const (*skb).data_end).read_volatile() as usize) }
+        unsafe {
+            (
+                (&raw const (*skb).data).read_volatile() as usize,
+                (&raw const (*skb).data_end).read_volatile() as usize,
+            )
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod bench;
 pub mod frame;
+pub mod kernel;
 pub mod lab;
 pub mod netns;
 pub mod session;
