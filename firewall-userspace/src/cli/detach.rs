@@ -23,7 +23,7 @@ pub struct Args {
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
-    /// Where the instance has its pins, if no agent runs [default: /sys/fs/bpf/ravelin/<instance>]
+    /// Where the instance has its pins, if no agent runs [default: /sys/fs/bpf/ravelin/INSTANCE]
     #[arg(long, value_name = "DIR")]
     pins: Option<PathBuf>,
 }

@@ -60,7 +60,7 @@ Environment: RAVELIN_SOCKET and RAVELIN_INSTANCE stand for the options, NO_COLOR
 Exit status: 0 yes or done, 1 no or failed, 2 the command line is wrong."
 )]
 pub struct Cli {
-    /// Socket of the agent [default: /run/ravelin/<instance>.sock]
+    /// Socket of the agent [default: /run/ravelin/INSTANCE.sock]
     #[arg(long, global = true, value_name = "PATH", env = "RAVELIN_SOCKET", hide_env = true, help_heading = GLOBAL)]
     socket: Option<PathBuf>,
     /// Instance of the agent, when a host runs several [default: default]
