@@ -3,6 +3,7 @@
 use super::packet::PacketSpec;
 use crate::api::types::{ExplainStep, Explanation};
 use crate::policy::compile::{Compiled, Ending};
+use crate::policy::diagnostic::Text;
 use crate::policy::model::{Action, Place, Policy, Rule, Service, ServiceId};
 use crate::policy::{ports, prefix};
 use crate::simulate::Transport;
@@ -12,6 +13,8 @@ use firewall_common::image::PortKey;
 use firewall_common::verdict::{Reason, Verdict};
 use ipnetwork::IpNetwork;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+use toml::de::DeTable;
 
 /// A decision, and all there is to tell about it.
 pub struct Account<'a> {
@@ -326,10 +329,10 @@ impl<'a> Account<'a> {
                     Ok(_) => format!("to let it in: ravelin undeny {}", rule.source),
                     Err(_) => {
                         let matched = self.covering(rule).map_or(src.to_string(), prefix::show);
-                        format!(
-                            "to let it in, take {matched} out of {} ({})",
-                            rule.source, rule.place
-                        )
+                        let place = self
+                            .group_place(&rule.source)
+                            .unwrap_or_else(|| rule.place.clone());
+                        format!("to let it in, take {matched} out of {} ({place})", rule.source)
                     }
                 })
             }
@@ -356,6 +359,15 @@ impl<'a> Account<'a> {
             Reason::NoPolicy => Some("no policy is in force: ravelin status tells why".to_owned()),
             _ => None,
         }
+    }
+
+    /// Where the file defines the group that a rule names.
+    fn group_place(&self, source: &str) -> Option<Place> {
+        let root = DeTable::parse(self.text).ok()?;
+        let groups = root.get_ref().get("groups")?.get_ref().as_table()?;
+        let start = groups.get(source.strip_prefix('@')?)?.span().start;
+        let path = &self.policy.rules.first()?.place.path;
+        Some(Text::new(Path::new(path), self.text).place(start))
     }
 
     /// The same port of another transport, and the service that has it: the likeliest mistake.
@@ -488,13 +500,13 @@ mod tests {
     use crate::policy::file;
     use crate::policy::model::RuleId;
     use firewall_common::control::LINK_LACP;
-    use std::path::Path;
 
     const POLICY: &str = r#"version = 1
-deny = ["203.0.113.0/24"]
+deny = ["203.0.113.0/24", "@blocked"]
 
 [groups]
 web = ["10.20.0.0/16", "10.0.0.0/8"]
+blocked = ["192.0.2.128/25"]
 
 [[service]]
 name  = "payments-api"
@@ -599,14 +611,14 @@ deny  = ["10.20.66.0/24"]
         assert_eq!(told.rule.as_deref(), Some("allow @web"));
         assert_eq!(
             told.place.as_ref().map(ToString::to_string).as_deref(),
-            Some("policy.toml:10:10")
+            Some("policy.toml:11:10")
         );
         assert_eq!(told.line.as_deref(), Some("allow = [\"@web\", \"198.51.100.7\"]"));
         assert_eq!(
             findings(&told),
             [
                 "packet: IPv4, TCP, SYN",
-                "port: tcp/8443 belongs to service payments-api (policy.toml:8:9)",
+                "port: tcp/8443 belongs to service payments-api (policy.toml:9:9)",
                 "source: 10.20.3.4 is in class 3 of 5 (sources that all rules treat alike)",
                 "rule: allow @web: 10.20.3.4 is in 10.20.0.0/16",
             ]
@@ -630,7 +642,7 @@ deny  = ["10.20.66.0/24"]
         );
         assert_eq!(
             told.hint.unwrap(),
-            "deny beats allow: to let it in, take 10.20.66.0/24 out of the deny list of payments-api (policy.toml:11:10)"
+            "deny beats allow: to let it in, take 10.20.66.0/24 out of the deny list of payments-api (policy.toml:12:10)"
         );
     }
 
@@ -653,10 +665,26 @@ deny  = ["10.20.66.0/24"]
     }
 
     #[test]
+    fn a_deny_by_a_group_points_at_the_group() {
+        let steps = steps(8443, 1, Reason::Denied);
+        let told = told(
+            "tcp 192.0.2.200 -> 8443",
+            Reason::Denied,
+            Some("@blocked"),
+            &steps,
+            false,
+        );
+        assert_eq!(
+            told.hint.unwrap(),
+            "to let it in, take 192.0.2.128/25 out of @blocked (policy.toml:6:11)"
+        );
+    }
+
+    #[test]
     fn who_is_not_allowed_is_told_who_is_and_how_to_join() {
         let steps = steps(8443, 1, Reason::NotAllowed);
         let told = told("tcp 192.0.2.9 -> 8443", Reason::NotAllowed, None, &steps, true);
-        assert_eq!(told.place.as_ref().map(|place| place.line), Some(8));
+        assert_eq!(told.place.as_ref().map(|place| place.line), Some(9));
         assert_eq!(
             findings(&told)[3..],
             [
@@ -696,7 +724,7 @@ deny  = ["10.20.66.0/24"]
         let mistaken = closed("udp 10.20.3.4 -> 8443", PortKey::udp(8443));
         assert_eq!(
             mistaken.hint.unwrap(),
-            "payments-api has tcp/8443, not udp/8443: to open it, add it to the ports of payments-api (policy.toml:8:9)"
+            "payments-api has tcp/8443, not udp/8443: to open it, add it to the ports of payments-api (policy.toml:9:9)"
         );
     }
 }
