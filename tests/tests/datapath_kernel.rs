@@ -17,7 +17,8 @@ use nix::{
 };
 use ravelin::{
     datapath::{
-        AttachError, Attachment, Datapath, EgressMode, EndingCounters, Features, NodeConfig, XdpMode, detach_all,
+        AttachError, Attachment, Datapath, EgressMode, EndingCounters, Features, NodeConfig, XdpMode,
+        detach_all,
         netlink::{self, Change, Interface, Watch},
     },
     policy::compile::{Compiled, Ending, Stats},
@@ -47,7 +48,11 @@ struct Lab {
 impl Lab {
     fn new() -> Lab {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let id = format!("dp-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let id = format!(
+            "dp-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         let lab = Lab {
             node: format!("{id}-n"),
             peer: format!("{id}-p"),
@@ -64,7 +69,9 @@ impl Lab {
     /// Makes the veth pair.
     fn link(&self) {
         let Lab { node, peer, .. } = self;
-        ip(&format!("-n {node} link add up0 type veth peer name up1 netns {peer}"));
+        ip(&format!(
+            "-n {node} link add up0 type veth peer name up1 netns {peer}"
+        ));
         ip(&format!("-n {node} addr add {NODE}/24 dev up0"));
         ip(&format!("-n {peer} addr add {PEER}/24 dev up1"));
         ip(&format!("-n {node} link set up0 up"));
@@ -113,8 +120,12 @@ impl Lab {
     }
 
     fn pins(&self) -> HashSet<String> {
-        let Ok(entries) = std::fs::read_dir(&self.pins) else { return HashSet::new() };
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        let Ok(entries) = std::fs::read_dir(&self.pins) else {
+            return HashSet::new();
+        };
+        entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
     }
 }
 
@@ -134,7 +145,9 @@ fn within<T: Send>(namespace: &str, run: impl FnOnce() -> T + Send) -> T {
             setns(file, CloneFlags::CLONE_NEWNET).unwrap();
             run()
         });
-        worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        worker
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
@@ -143,7 +156,10 @@ fn ip(arguments: &str) {
 }
 
 fn run(program: &str, arguments: &str) -> String {
-    let output = Command::new(program).args(arguments.split_whitespace()).output().unwrap();
+    let output = Command::new(program)
+        .args(arguments.split_whitespace())
+        .output()
+        .unwrap();
     assert!(
         output.status.success(),
         "{program} {arguments}: {}",
@@ -165,10 +181,14 @@ fn until(what: &str, mut so: impl FnMut() -> bool) {
 fn policy(allow: bool, pages: usize) -> Compiled {
     let endings = Reason::COUNT as u32;
     let mut image = vec![0; pages * PAGE_SIZE];
-    let mut put = |at: u32, value: &[u8]| image[at as usize..at as usize + value.len()].copy_from_slice(value);
+    let mut put =
+        |at: u32, value: &[u8]| image[at as usize..at as usize + value.len()].copy_from_slice(value);
     put(field::MAGIC, &MAGIC.to_le_bytes());
     put(field::LAYOUT, &LAYOUT_VERSION.to_le_bytes());
-    put(field::FLAGS, &(if allow { FLAG_DEFAULT_ALLOW } else { 0 }).to_le_bytes());
+    put(
+        field::FLAGS,
+        &(if allow { FLAG_DEFAULT_ALLOW } else { 0 }).to_le_bytes(),
+    );
     put(field::LENGTH, &(PAGE_SIZE as u64).to_le_bytes());
     put(field::SERVICES, &1_u32.to_le_bytes());
     put(field::CLASSES, &1_u32.to_le_bytes());
@@ -183,13 +203,25 @@ fn policy(allow: bool, pages: usize) -> Compiled {
     put(16_384, &Entry::leaf(0).0.to_le_bytes());
     let digest = *blake3::hash(&image).as_bytes();
     let endings = (0..endings)
-        .map(|number| Ending { reason: Reason::from_number(number as u8), service: None, rule: None })
+        .map(|number| Ending {
+            reason: Reason::from_number(number as u8),
+            service: None,
+            rule: None,
+        })
         .collect();
-    Compiled { image, digest, endings, stats: Stats::default() }
+    Compiled {
+        image,
+        digest,
+        endings,
+        stats: Stats::default(),
+    }
 }
 
 fn packets(counters: &EndingCounters, reason: Reason) -> u64 {
-    counters.endings.get(reason.number() as usize).map_or(0, |ending| ending.happened.packets)
+    counters
+        .endings
+        .get(reason.number() as usize)
+        .map_or(0, |ending| ending.happened.packets)
 }
 
 /// Packets and bytes of all endings.
@@ -205,7 +237,10 @@ fn total(counters: &EndingCounters) -> (u64, u64) {
 
 fn seen(datapath: &Datapath, ifindex: u32) -> (u64, u64) {
     let counter = datapath.interface_counters(ifindex).unwrap();
-    (counter.passed.packets + counter.dropped.packets, counter.passed.bytes + counter.dropped.bytes)
+    (
+        counter.passed.packets + counter.dropped.packets,
+        counter.passed.bytes + counter.dropped.bytes,
+    )
 }
 
 #[test]
@@ -224,12 +259,16 @@ fn enforces_a_policy_and_reads_it_back() {
     assert_eq!(attachment.egress, EgressMode::Tcx);
     assert_eq!((attachment.frags, attachment.detail), (true, None));
     lab.send(25);
-    until("25 datagrams drop", || packets(&datapath.counters().unwrap(), Reason::Closed) == 25);
+    until("25 datagrams drop", || {
+        packets(&datapath.counters().unwrap(), Reason::Closed) == 25
+    });
 
     let retired = datapath.switch(&policy(true, 1), 8).unwrap().unwrap();
     assert_eq!((retired.generation, packets(&retired, Reason::Closed)), (7, 25));
     lab.send(5);
-    until("5 datagrams pass", || packets(&datapath.counters().unwrap(), Reason::DefaultAllow) == 5);
+    until("5 datagrams pass", || {
+        packets(&datapath.counters().unwrap(), Reason::DefaultAllow) == 5
+    });
     assert_eq!(packets(&datapath.counters().unwrap(), Reason::Closed), 0);
 }
 
@@ -252,7 +291,10 @@ fn a_switch_under_traffic_is_atomic_and_loses_no_count() {
             let before = seen(&datapath, ifindex).0;
             until("packets come", || seen(&datapath, ifindex).0 > before + 50);
             let allow = generation % 2 == 0;
-            let retired = datapath.switch(&policy(allow, 1 + generation as usize % 5), generation).unwrap().unwrap();
+            let retired = datapath
+                .switch(&policy(allow, 1 + generation as usize % 5), generation)
+                .unwrap()
+                .unwrap();
             assert_eq!(retired.generation, generation - 1);
             let (wrong, right) = if allow {
                 (Reason::DefaultAllow, Reason::Closed)
@@ -293,7 +335,9 @@ fn a_restart_under_traffic_keeps_filtering_and_replaces_the_programs_in_place() 
                 lab.send(100);
             }
         });
-        until("packets come", || packets(&first.counters().unwrap(), Reason::Closed) > 100);
+        until("packets come", || {
+            packets(&first.counters().unwrap(), Reason::Closed) > 100
+        });
         drop(first);
         for _ in 0..5 {
             let mut next = lab.open();
@@ -301,11 +345,19 @@ fn a_restart_under_traffic_keeps_filtering_and_replaces_the_programs_in_place() 
             assert_eq!((in_force.generation, in_force.digest), (3, deny.digest));
             let count = packets(&next.counters().unwrap(), Reason::Closed);
             assert!(count > 100);
-            until("it kept filtering", || packets(&next.counters().unwrap(), Reason::Closed) > count + 100);
+            until("it kept filtering", || {
+                packets(&next.counters().unwrap(), Reason::Closed) > count + 100
+            });
             let attachment = lab.attach(&mut next);
-            assert_eq!((attachment.xdp, attachment.egress), (XdpMode::Native, EgressMode::Tcx));
+            assert_eq!(
+                (attachment.xdp, attachment.egress),
+                (XdpMode::Native, EgressMode::Tcx)
+            );
             let counters = next.counters().unwrap();
-            assert_eq!(packets(&counters, Reason::NoPolicy) + packets(&counters, Reason::DefaultAllow), 0);
+            assert_eq!(
+                packets(&counters, Reason::NoPolicy) + packets(&counters, Reason::DefaultAllow),
+                0
+            );
         }
         stop.store(true, Ordering::Relaxed);
     });
@@ -330,7 +382,11 @@ fn leftovers_of_a_crash_are_cleaned_and_the_policy_stays() {
     datapath.switch(&deny, 1).unwrap();
     drop(datapath);
     let layout = lab.pins.join(format!("v{LAYOUT_VERSION}"));
-    let (used, idle) = if layout.join("image-0").exists() { (0, 1) } else { (1, 0) };
+    let (used, idle) = if layout.join("image-0").exists() {
+        (0, 1)
+    } else {
+        (1, 0)
+    };
     // As if an agent had died between filling a slot and selecting it.
     for (kind, outer) in [("image", "IMAGES"), ("counters", "COUNTERS")] {
         let map = aya::maps::MapData::from_pin(layout.join(format!("{kind}-{used}"))).unwrap();
@@ -409,8 +465,14 @@ fn a_driver_without_native_xdp_gets_generic_and_says_so() {
     let bridge = lab.interface("br0");
     assert!(bridge.ethernet && !bridge.physical);
     let attachment = lab.node(|| datapath.attach(&bridge)).unwrap();
-    assert_eq!((attachment.xdp, attachment.egress), (XdpMode::Generic, EgressMode::Tcx));
-    assert_eq!(attachment.detail.unwrap(), "generic XDP: the driver has no native XDP");
+    assert_eq!(
+        (attachment.xdp, attachment.egress),
+        (XdpMode::Generic, EgressMode::Tcx)
+    );
+    assert_eq!(
+        attachment.detail.unwrap(),
+        "generic XDP: the driver has no native XDP"
+    );
     let attachment = lab.node(|| lab_attach_again(&lab, &bridge));
     assert_eq!(attachment.xdp, XdpMode::Generic);
     assert!(attachment.detail.unwrap().contains("kept from an earlier start"));
@@ -423,14 +485,20 @@ fn lab_attach_again(lab: &Lab, interface: &Interface) -> Attachment {
 #[test]
 fn a_driver_that_refuses_for_the_mtu_gives_its_reason() {
     let lab = Lab::new();
-    let mut datapath = lab.open_with(Features { frags: false, ..Features::ALL });
+    let mut datapath = lab.open_with(Features {
+        frags: false,
+        ..Features::ALL
+    });
     assert_eq!(datapath.degraded().len(), 1);
     ip(&format!("-n {} link set up0 mtu 9000", lab.node));
     ip(&format!("-n {} link set up1 mtu 9000", lab.peer));
     let attachment = lab.attach(&mut datapath);
     assert_eq!((attachment.xdp, attachment.frags), (XdpMode::Generic, false));
     let detail = attachment.detail.unwrap();
-    assert!(detail.contains("the driver says: ") && detail.contains("MTU is 9000"), "{detail}");
+    assert!(
+        detail.contains("the driver says: ") && detail.contains("MTU is 9000"),
+        "{detail}"
+    );
 }
 
 #[test]
@@ -443,7 +511,10 @@ fn interfaces_that_cannot_be_filtered_are_refused_in_a_sentence() {
     ip(&format!("-n {} tuntap add dev tun0 mode tun", lab.node));
     let tunnel = lab.interface("tun0");
     let error = lab.node(|| datapath.attach(&tunnel)).unwrap_err();
-    assert!(error.to_string().contains("carries no Ethernet headers"), "{error}");
+    assert!(
+        error.to_string().contains("carries no Ethernet headers"),
+        "{error}"
+    );
     let mut gone = lab.interface("up0");
     gone.index = 4_000_000;
     let error = lab.node(|| datapath.attach(&gone)).unwrap_err();
@@ -498,8 +569,14 @@ fn without_tcx_egress_is_one_clsact_filter_beside_those_of_others() {
     let lab = Lab::new();
     let Lab { node, .. } = &lab;
     run("tc", &format!("-n {node} qdisc add dev up0 clsact"));
-    run("tc", &format!("-n {node} filter add dev up0 egress pref 9 protocol ip u32 match u32 0 0 flowid 1:1"));
-    let features = Features { tcx: false, ..Features::ALL };
+    run(
+        "tc",
+        &format!("-n {node} filter add dev up0 egress pref 9 protocol ip u32 match u32 0 0 flowid 1:1"),
+    );
+    let features = Features {
+        tcx: false,
+        ..Features::ALL
+    };
     let filters = || run("tc", &format!("-n {node} filter show dev up0 egress"));
     for _ in 0..3 {
         let mut datapath = lab.open_with(features);
@@ -560,9 +637,16 @@ fn replies_to_connections_older_than_the_programs_come_through() {
     assert!(packets(&counters, Reason::Reply) >= 2);
     // What the peer sends to another port is not a reply.
     lab.send(3);
-    until("3 datagrams drop", || packets(&datapath.counters().unwrap(), Reason::Closed) == 3);
+    until("3 datagrams drop", || {
+        packets(&datapath.counters().unwrap(), Reason::Closed) == 3
+    });
     // New connections from here are let in by egress alone.
-    let second = lab.node(|| TcpStream::connect_timeout(&(PEER.parse::<std::net::IpAddr>().unwrap(), 7000).into(), Duration::from_secs(20)));
+    let second = lab.node(|| {
+        TcpStream::connect_timeout(
+            &(PEER.parse::<std::net::IpAddr>().unwrap(), 7000).into(),
+            Duration::from_secs(20),
+        )
+    });
     second.unwrap();
 }
 
@@ -608,7 +692,11 @@ fn observe_mode_and_failsafe_take_effect_with_the_configuration() {
     let lab = Lab::new();
     let mut datapath = lab.open();
     lab.attach(&mut datapath);
-    let config = NodeConfig { observe: true, link_control: LINK_LLDP, ..NodeConfig::default() };
+    let config = NodeConfig {
+        observe: true,
+        link_control: LINK_LLDP,
+        ..NodeConfig::default()
+    };
     datapath.configure(&config).unwrap();
     datapath.switch(&policy(false, 1), 1).unwrap();
     let closed = |datapath: &Datapath| {
@@ -619,15 +707,35 @@ fn observe_mode_and_failsafe_take_effect_with_the_configuration() {
     until("4 would drop", || closed(&datapath) == (0, 4));
 
     let own = vec![PEER.parse().unwrap(), "2001:db8::1".parse().unwrap()];
-    datapath.configure(&NodeConfig { observe: false, own, ..config.clone() }).unwrap();
+    datapath
+        .configure(&NodeConfig {
+            observe: false,
+            own,
+            ..config.clone()
+        })
+        .unwrap();
     lab.send(3);
-    until("3 pretend to be from here", || packets(&datapath.counters().unwrap(), Reason::Martian) == 3);
-    datapath.configure(&NodeConfig { observe: false, ..config.clone() }).unwrap();
+    until("3 pretend to be from here", || {
+        packets(&datapath.counters().unwrap(), Reason::Martian) == 3
+    });
+    datapath
+        .configure(&NodeConfig {
+            observe: false,
+            ..config.clone()
+        })
+        .unwrap();
     lab.send(2);
     until("2 drop", || closed(&datapath) == (2, 4));
 
-    let too_many = (0..5000_u32).map(|low| std::net::Ipv4Addr::from(low).into()).collect();
-    datapath.configure(&NodeConfig { own: too_many, ..config }).unwrap_err();
+    let too_many = (0..5000_u32)
+        .map(|low| std::net::Ipv4Addr::from(low).into())
+        .collect();
+    datapath
+        .configure(&NodeConfig {
+            own: too_many,
+            ..config
+        })
+        .unwrap_err();
 }
 
 #[test]
@@ -641,11 +749,16 @@ fn events_arrive_also_when_the_ring_was_full_before() {
     lab.send(20_000);
     until("the ring is full", || {
         let suppressed = datapath.suppressed().unwrap();
-        suppressed.iter().any(|(reason, count)| *reason == Reason::Closed && *count > 0)
+        suppressed
+            .iter()
+            .any(|(reason, count)| *reason == Reason::Closed && *count > 0)
     });
     datapath.listen(0, 0).unwrap();
     let ifindex = lab.interface("up0").index;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let mut events = datapath.events().unwrap();
         assert!(datapath.events().is_err(), "two readers");
@@ -659,7 +772,10 @@ fn events_arrive_also_when_the_ring_was_full_before() {
         assert!(read > 5000, "{read}");
         datapath.listen(EVENTS_DROP, u32::MAX).unwrap();
         lab.send(1);
-        let event = tokio::time::timeout(Duration::from_secs(20), events.next()).await.unwrap().unwrap();
+        let event = tokio::time::timeout(Duration::from_secs(20), events.next())
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(event.reason, Reason::Closed.number());
         drop(events);
         datapath.events().unwrap();
@@ -670,10 +786,18 @@ fn events_arrive_also_when_the_ring_was_full_before() {
 fn changes_of_interfaces_and_addresses_are_followed() {
     let lab = Lab::new();
     lab.node(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(async {
             let mut watch = Watch::new().unwrap();
-            let index = netlink::interfaces().unwrap().iter().find(|found| found.name == "up0").unwrap().index;
+            let index = netlink::interfaces()
+                .unwrap()
+                .iter()
+                .find(|found| found.name == "up0")
+                .unwrap()
+                .index;
             ip(&format!("-n {} link set up0 down", lab.node));
             ip(&format!("-n {} link set up0 name eth9", lab.node));
             ip(&format!("-n {} addr add 198.51.100.1/32 dev eth9", lab.node));
@@ -681,7 +805,10 @@ fn changes_of_interfaces_and_addresses_are_followed() {
             ip(&format!("-n {} link del eth9", lab.node));
             let mut changes = Vec::new();
             loop {
-                let change = tokio::time::timeout(Duration::from_secs(20), watch.next()).await.unwrap().unwrap();
+                let change = tokio::time::timeout(Duration::from_secs(20), watch.next())
+                    .await
+                    .unwrap()
+                    .unwrap();
                 let last = matches!(&change, Change::Gone { .. });
                 changes.push(change);
                 if last {
@@ -689,10 +816,20 @@ fn changes_of_interfaces_and_addresses_are_followed() {
                 }
             }
             let address = "198.51.100.1".parse().unwrap();
-            assert!(changes.iter().any(|change| matches!(change, Change::Link(link) if link.name == "eth9" && !link.up)));
+            assert!(
+                changes
+                    .iter()
+                    .any(|change| matches!(change, Change::Link(link) if link.name == "eth9" && !link.up))
+            );
             assert!(changes.contains(&Change::AddressAdded { index, address }));
             assert!(changes.contains(&Change::AddressRemoved { index, address }));
-            assert_eq!(changes.last(), Some(&Change::Gone { index, name: "eth9".into() }));
+            assert_eq!(
+                changes.last(),
+                Some(&Change::Gone {
+                    index,
+                    name: "eth9".into()
+                })
+            );
         });
     });
 }
