@@ -370,7 +370,16 @@ mod tests {
         assert!(place.reload().expect("valid").is_some());
         assert!(place.reload().expect("valid").is_none());
         std::fs::write(place.dir.path().join("bad.txt"), "192.0.2.66\n192.0.2.67\n").expect("written");
-        assert_eq!(place.reload().expect("valid").expect("changed").compiled.stats.prefixes_v4, 3);
+        assert_eq!(
+            place
+                .reload()
+                .expect("valid")
+                .expect("changed")
+                .compiled
+                .stats
+                .prefixes_v4,
+            3
+        );
         // A list that is missing is looked for again, though the text is the same.
         std::fs::remove_file(place.dir.path().join("bad.txt")).expect("removed");
         assert!(matches!(place.reload(), Err(Refusal::Invalid(_))));
@@ -389,7 +398,10 @@ mod tests {
         }
         assert!(matches!(place.reload(), Err(Refusal::Missing(_))));
         let kept = place.basis.last_good().expect("readable").expect("there");
-        assert_eq!((kept.compiled.digest, kept.origin), (first.compiled.digest, Origin::LastGood));
+        assert_eq!(
+            (kept.compiled.digest, kept.origin),
+            (first.compiled.digest, Origin::LastGood)
+        );
     }
 
     #[test]
@@ -401,19 +413,31 @@ mod tests {
             for_seconds: None,
         };
         let mut seen = Seen::default();
-        assert!(matches!(place.basis.edit(&allow("@nobody"), &mut seen), Err(Refusal::Invalid(_))));
+        assert!(matches!(
+            place.basis.edit(&allow("@nobody"), &mut seen),
+            Err(Refusal::Invalid(_))
+        ));
         assert_eq!(place.text(), POLICY);
 
-        let (_, written) = place.basis.edit(&allow("198.51.100.7"), &mut seen).expect("taken");
+        let (_, written) = place
+            .basis
+            .edit(&allow("198.51.100.7"), &mut seen)
+            .expect("taken");
         assert!(place.text().contains("\"198.51.100.7\"") && place.text().contains("# us"));
         assert!(seen.still(Some(&place.text())));
         written.expect("changed").undo();
         assert_eq!(place.text(), POLICY);
 
-        assert!(matches!(place.basis.apply("version = 2", &mut seen), Err(Refusal::Invalid(_))));
+        assert!(matches!(
+            place.basis.apply("version = 2", &mut seen),
+            Err(Refusal::Invalid(_))
+        ));
         assert_eq!(place.text(), POLICY);
         std::fs::remove_file(&place.basis.path).expect("removed");
-        assert!(matches!(place.basis.edit(&allow("198.51.100.7"), &mut seen), Err(Refusal::Missing(_))));
+        assert!(matches!(
+            place.basis.edit(&allow("198.51.100.7"), &mut seen),
+            Err(Refusal::Missing(_))
+        ));
         let (_, written) = place.basis.apply(POLICY, &mut seen).expect("taken");
         assert_eq!(place.text(), POLICY);
         written.expect("made").undo();
@@ -429,12 +453,23 @@ mod tests {
             for_seconds: Some(60),
         };
         let (candidate, _) = place.basis.edit(&change, &mut Seen::default()).expect("taken");
-        assert_eq!(candidate.deadlines.next(&*place.clock), Some(Duration::from_secs(60)));
+        assert_eq!(
+            candidate.deadlines.next(&*place.clock),
+            Some(Duration::from_secs(60))
+        );
         let with = candidate.compiled.digest;
         place.basis.deadlines = candidate.deadlines;
 
         *place.clock.0.lock().expect("one thread") += 59;
-        assert_eq!(place.reload().expect("valid").expect("first look").compiled.digest, with);
+        assert_eq!(
+            place
+                .reload()
+                .expect("valid")
+                .expect("first look")
+                .compiled
+                .digest,
+            with
+        );
         *place.clock.0.lock().expect("one thread") += 1;
         place.basis.seen = None;
         let after = place.reload().expect("valid").expect("forced");
