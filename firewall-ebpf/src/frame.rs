@@ -119,6 +119,24 @@ macro_rules! frame {
 frame!(XdpFrame);
 frame!(SkbFrame);
 
+/// A load of a whole word from a packet, wherever it stands. The kernel allows it on machines that do, the verifier
+/// sees to the rest; from `read_unaligned` the compiler makes single bytes.
+macro_rules! load {
+    ($width:literal, $base:expr, $at:expr) => {{
+        let word: u64;
+        // SAFETY: `window` checked the bytes up to N, and callers read below N (the verifier proves it again).
+        unsafe {
+            asm!(
+                concat!("{0} = *(", $width, " *)({1} + 0)"),
+                out(reg) word,
+                in(reg) $base.add($at),
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+        word
+    }};
+}
+
 /// `N` bytes of a frame that were checked against its end.
 pub struct PacketWindow<const N: usize>(*const u8);
 
@@ -130,17 +148,14 @@ impl<const N: usize> Window for PacketWindow<N> {
     }
     #[inline(always)]
     fn u16(&self, at: usize) -> u16 {
-        // SAFETY: as in `u8`.
-        u16::from_be(unsafe { self.0.add(at).cast::<u16>().read_unaligned() })
+        u16::from_be(load!("u16", self.0, at) as u16)
     }
     #[inline(always)]
     fn u32(&self, at: usize) -> u32 {
-        // SAFETY: as in `u8`.
-        u32::from_be(unsafe { self.0.add(at).cast::<u32>().read_unaligned() })
+        u32::from_be(load!("u32", self.0, at) as u32)
     }
     #[inline(always)]
     fn u64(&self, at: usize) -> u64 {
-        // SAFETY: as in `u8`.
-        u64::from_be(unsafe { self.0.add(at).cast::<u64>().read_unaligned() })
+        u64::from_be(load!("u64", self.0, at))
     }
 }

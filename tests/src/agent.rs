@@ -166,7 +166,7 @@ impl Agent {
         let mut command = Command::new(binary()?);
         command
             .arg("agent")
-            .args(["--instance", &self.instance, "--metrics", METRICS])
+            .args(["--instance", &self.instance])
             .arg("--policy")
             .arg(self.policy_file())
             .arg("--socket")
@@ -177,6 +177,9 @@ impl Agent {
             .env_remove("RAVELIN_CONFIG")
             .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::null());
+        if !self.flags.iter().any(|flag| flag == "--metrics") {
+            command.args(["--metrics", METRICS]);
+        }
         Ok(command)
     }
 

@@ -129,16 +129,23 @@ impl Sender {
     /// # Errors
     /// There is no such interface, or this process may not open a packet socket.
     pub fn open(namespace: &Namespace, interface: &str) -> Result<Sender> {
-        let ifindex = namespace.ifindex(interface)?;
-        let socket = namespace.run(|| {
-            // SAFETY: socket() takes no pointers.
-            let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-            if fd < 0 {
-                return Err(std::io::Error::last_os_error()).context("opening a packet socket");
-            }
-            // SAFETY: the call above made `fd`, and nothing else owns it.
-            Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-        })?;
+        namespace.run(|| Sender::open_here(interface))
+    }
+
+    /// [`Sender::open`] in the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_here(interface: &str) -> Result<Sender> {
+        let ifindex =
+            nix::net::if_::if_nametoindex(interface).with_context(|| format!("looking for {interface}"))?;
+        // SAFETY: socket() takes no pointers.
+        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(std::io::Error::last_os_error()).context("opening a packet socket");
+        }
+        // SAFETY: the call above made `fd`, and nothing else owns it.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         let address = libc::sockaddr_ll {
             sll_family: libc::AF_PACKET as u16,
             sll_protocol: 0,

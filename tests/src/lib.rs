@@ -9,6 +9,7 @@ pub mod frame;
 pub mod kernel;
 pub mod lab;
 pub mod netns;
+pub mod rotate;
 pub mod session;
 pub mod traffic;
 pub mod wait;

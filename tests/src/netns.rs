@@ -186,6 +186,28 @@ pub fn link(a: End<'_>, b: End<'_>, mtu: u32) -> Result<()> {
     Ok(())
 }
 
+/// Makes a veth pair whose ends have these hardware addresses, and sets both up at the same moment.
+///
+/// # Errors
+/// What `ip` says.
+pub fn link_at_once(a: End<'_>, a_address: &str, b: End<'_>, b_address: &str) -> Result<()> {
+    ip(&format!(
+        "link add name {} netns {} address {a_address} type veth peer name {} netns {} address {b_address}",
+        a.1,
+        a.0.name(),
+        b.1,
+        b.0.name()
+    ))?;
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| a.0.ip(&format!("link set {} up", a.1)));
+        b.0.ip(&format!("link set {} up", b.1))?;
+        other
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            .map(drop)
+    })
+}
+
 /// Runs `ip`; the arguments are split at blanks.
 ///
 /// # Errors

@@ -282,6 +282,8 @@ pub struct Received {
     pub missing: Vec<u64>,
     /// The longest time between two datagrams.
     pub longest_gap: Duration,
+    /// From the first datagram to the last.
+    pub span: Duration,
 }
 
 impl Sink {
@@ -337,6 +339,7 @@ impl Sink {
 fn receive(server: &UdpSocket, stop: &AtomicBool, received: &AtomicU64) -> Received {
     let mut seen: Vec<bool> = Vec::new();
     let mut outcome = Received::default();
+    let mut first: Option<Instant> = None;
     let mut last: Option<Instant> = None;
     let mut buffer = [0; 64];
     while !stop.load(Ordering::Relaxed) {
@@ -357,6 +360,7 @@ fn receive(server: &UdpSocket, stop: &AtomicBool, received: &AtomicU64) -> Recei
             .longest_gap
             .max(last.map_or(Duration::ZERO, |last| now - last));
         last = Some(now);
+        outcome.span = now - *first.get_or_insert(now);
         if seen.len() <= index {
             seen.resize(index + 1, false);
         }
