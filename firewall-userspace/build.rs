@@ -22,8 +22,16 @@ fn main() -> ExitCode {
 }
 
 fn build() -> Result<PathBuf, String> {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("the crate has no parent directory")?;
-    for watched in ["firewall-ebpf", "firewall-common", "xtask/src/toolchain.rs", "Cargo.toml", "Cargo.lock"] {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .ok_or("the crate has no parent directory")?;
+    for watched in [
+        "firewall-ebpf",
+        "firewall-common",
+        "xtask/src/toolchain.rs",
+        "Cargo.toml",
+        "Cargo.lock",
+    ] {
         println!("cargo::rerun-if-changed={}", workspace.join(watched).display());
     }
     for name in toolchain::ENVIRONMENT {
@@ -34,14 +42,24 @@ fn build() -> Result<PathBuf, String> {
     }
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
     // <target>/<profile>/build/<package>/out
-    let target = out.ancestors().nth(4).ok_or("OUT_DIR is not below a target directory")?.join("bpf");
+    let target = out
+        .ancestors()
+        .nth(4)
+        .ok_or("OUT_DIR is not below a target directory")?
+        .join("bpf");
     let tools = toolchain::find()?;
-    let features: &[&str] = if std::env::var_os("CARGO_FEATURE_KERNEL_LOG").is_some() { &["log"] } else { &[] };
+    let features: &[&str] = if std::env::var_os("CARGO_FEATURE_KERNEL_LOG").is_some() {
+        &["log"]
+    } else {
+        &[]
+    };
     let status = toolchain::build_command(&tools, workspace, &target, features)
         .status()
         .map_err(|error| format!("starting {}: {error}", tools.cargo.display()))?;
     if !status.success() {
-        return Err(format!("building the kernel programs with {tools} failed ({status}); its messages stand above"));
+        return Err(format!(
+            "building the kernel programs with {tools} failed ({status}); its messages stand above"
+        ));
     }
     let built = target.join(toolchain::TARGET).join("bpf/ravelin-ebpf");
     let object = out.join("ravelin-ebpf.o");

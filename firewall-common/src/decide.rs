@@ -62,7 +62,11 @@ pub struct Outcome {
 impl Outcome {
     #[inline(always)]
     const fn bare(reason: Reason) -> Outcome {
-        Outcome { reason, ending: reason.number() as u32, service: NO_SERVICE }
+        Outcome {
+            reason,
+            ending: reason.number() as u32,
+            service: NO_SERVICE,
+        }
     }
 }
 
@@ -77,16 +81,26 @@ pub enum Step {
     Failsafe(u32),
     NotFailsafe,
     /// The port table was asked.
-    Port { key: PortKey, service: u16 },
+    Port {
+        key: PortKey,
+        service: u16,
+    },
     /// The class table was asked.
     Class(u32),
     /// The verdict table was asked; reason 0: no match.
-    Verdict { reason: u8, ending: u32 },
+    Verdict {
+        reason: u8,
+        ending: u32,
+    },
     /// The gate was asked whether the host opened anything from this port.
-    Gate { open: bool },
+    Gate {
+        open: bool,
+    },
     /// The socket table was asked.
     Socket(Socket),
-    Default { allow: bool },
+    Default {
+        allow: bool,
+    },
 }
 
 /// Judges a frame that came in. `packet` receives what was read of it.
@@ -119,7 +133,11 @@ pub fn ingress<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &mut Packet) 
             Some(image) => {
                 let allow = image.default_allows();
                 kernel.step(Step::Default { allow });
-                Outcome::bare(if allow { Reason::DefaultAllow } else { Reason::EtherType })
+                Outcome::bare(if allow {
+                    Reason::DefaultAllow
+                } else {
+                    Reason::EtherType
+                })
             }
         },
     }
@@ -177,9 +195,16 @@ fn policy<K: Kernel>(kernel: &K, packet: &Packet) -> Option<Outcome> {
     };
     let cell = image.verdict(service, class)?;
     kernel.step(Step::Class(class));
-    kernel.step(Step::Verdict { reason: cell.reason(), ending: cell.ending() });
+    kernel.step(Step::Verdict {
+        reason: cell.reason(),
+        ending: cell.ending(),
+    });
     if let Some(reason) = Reason::from_number(cell.reason()) {
-        return Some(Outcome { reason, ending: cell.ending(), service });
+        return Some(Outcome {
+            reason,
+            ending: cell.ending(),
+            service,
+        });
     }
     // Only the row of no service has cells without a verdict.
     if service != NO_SERVICE {
@@ -198,7 +223,11 @@ fn policy<K: Kernel>(kernel: &K, packet: &Packet) -> Option<Outcome> {
 
 #[inline(always)]
 fn closed(packet: &Packet) -> Outcome {
-    Outcome::bare(if packet.is_icmp_error() { Reason::IcmpError } else { Reason::Closed })
+    Outcome::bare(if packet.is_icmp_error() {
+        Reason::IcmpError
+    } else {
+        Reason::Closed
+    })
 }
 
 /// The slot of the port table that a packet knocks at.
@@ -242,10 +271,18 @@ fn is_martian(packet: &Packet) -> bool {
 
 #[inline(always)]
 fn is_own_source<K: Kernel>(kernel: &K, src: Address) -> bool {
-    let Some(config) = kernel.config() else { return false };
+    let Some(config) = kernel.config() else {
+        return false;
+    };
     let bit = bloom_bit(src.high, src.low);
-    let Some(word) = config.own_bloom.get(bit as usize >> 6) else { return false };
-    word >> (bit & 63) & 1 != 0 && kernel.is_own(AddressKey { high: src.high, low: src.low })
+    let Some(word) = config.own_bloom.get(bit as usize >> 6) else {
+        return false;
+    };
+    word >> (bit & 63) & 1 != 0
+        && kernel.is_own(AddressKey {
+            high: src.high,
+            low: src.low,
+        })
 }
 
 /// What a host cannot live without.
@@ -338,7 +375,9 @@ fn reply_cell(packet: &Packet) -> Option<(Bank, u16)> {
 /// Whether the packet answers what the host opened, to this very peer.
 #[inline(always)]
 fn is_reply<K: Kernel>(kernel: &K, packet: &Packet) -> bool {
-    let Some((bank, port)) = reply_cell(packet) else { return false };
+    let Some((bank, port)) = reply_cell(packet) else {
+        return false;
+    };
     if bank != Bank::Tcp {
         let peer = gate::peer(kernel.seed(), packet.src.high, packet.src.low, packet.src_port);
         if kernel.gate(bank, port).answers(peer, kernel.now_s()) {
@@ -356,7 +395,9 @@ fn is_reply<K: Kernel>(kernel: &K, packet: &Packet) -> bool {
 /// What a frame that goes out leaves in the gate: bank, port, and the peer to write.
 #[inline(always)]
 pub fn egress<F: Frame>(frame: &F, seed: u64, packet: &mut Packet) -> Option<(Bank, u16, u32)> {
-    let Ok(Kind::Ip) = parse(frame, packet) else { return None };
+    let Ok(Kind::Ip) = parse(frame, packet) else {
+        return None;
+    };
     let (bank, port) = match packet.protocol {
         protocol::TCP if packet.opens_tcp() => (Bank::Tcp, packet.src_port),
         protocol::UDP => (Bank::Udp, packet.src_port),

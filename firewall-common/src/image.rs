@@ -233,7 +233,9 @@ impl<'a, P: Pages> Image<'a, P> {
         let mut rest = address << bits;
         // The root takes at least 8 bits, each node 8 more.
         for _ in 0..3 {
-            let EntryKind::Node(node) = entry.kind() else { break };
+            let EntryKind::Node(node) = entry.kind() else {
+                break;
+            };
             entry = self.node(node, rest >> 24)?;
             rest <<= 8;
         }

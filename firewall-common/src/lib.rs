@@ -7,14 +7,14 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
-pub mod verdict;
-pub mod packet;
-pub mod image;
-pub mod decide;
 pub mod control;
 pub mod counter;
+pub mod decide;
 pub mod event;
 pub mod gate;
+pub mod image;
+pub mod packet;
+pub mod verdict;
 
 /// Version of everything that a pinned map holds. Maps live under a directory named by it, so an agent never
 /// reads maps of another layout: it makes its own and then replaces the programs.

@@ -330,8 +330,14 @@ fn ipv6<F: Frame>(frame: &F, at: u32, packet: &mut Packet) -> Result<Rest, Reaso
         return Err(Reason::Ipv6Header);
     }
     packet.version = 6;
-    packet.src = Address { high: header.u64(8), low: header.u64(16) };
-    packet.dst = Address { high: header.u64(24), low: header.u64(32) };
+    packet.src = Address {
+        high: header.u64(8),
+        low: header.u64(16),
+    };
+    packet.dst = Address {
+        high: header.u64(24),
+        low: header.u64(32),
+    };
     packet.hop_limit = header.u8(7);
     let carried = frame.len().saturating_sub(at + 40);
     let mut payload = header.u16(4) as u32;
@@ -343,7 +349,12 @@ fn ipv6<F: Frame>(frame: &F, at: u32, packet: &mut Packet) -> Result<Rest, Reaso
         return Err(Reason::IpShort);
     }
 
-    let mut rest = Rest { at: at + 40, payload: clamp(payload), next: header.u8(6), fragmented: false };
+    let mut rest = Rest {
+        at: at + 40,
+        payload: clamp(payload),
+        next: header.u8(6),
+        fragmented: false,
+    };
     // Hop-by-hop is legal in the first place only (RFC 8200 section 4.1), and Linux reads it there only.
     for count in 0..=MAX_EXTENSIONS {
         if !is_walked(rest.next) {
@@ -355,7 +366,11 @@ fn ipv6<F: Frame>(frame: &F, at: u32, packet: &mut Packet) -> Result<Rest, Reaso
         rest = extension(frame, rest.opaque(frame))?;
     }
     packet.protocol = rest.next;
-    Err(if rest.next == protocol::HOP_BY_HOP { Reason::ExtensionHeader } else { Reason::ExtensionDepth })
+    Err(if rest.next == protocol::HOP_BY_HOP {
+        Reason::ExtensionHeader
+    } else {
+        Reason::ExtensionDepth
+    })
 }
 
 /// Extension headers that Linux walks over. Mobility (135) is not among them: it ends the chain there, as a protocol.
@@ -363,18 +378,18 @@ fn ipv6<F: Frame>(frame: &F, at: u32, packet: &mut Packet) -> Result<Rest, Reaso
 const fn is_walked(next: u8) -> bool {
     matches!(
         next,
-        protocol::HOP_BY_HOP
-            | protocol::ROUTING
-            | protocol::FRAGMENT
-            | protocol::AH
-            | protocol::DESTINATION
+        protocol::HOP_BY_HOP | protocol::ROUTING | protocol::FRAGMENT | protocol::AH | protocol::DESTINATION
     )
 }
 
 /// Steps over one extension header.
 #[inline(always)]
 fn extension<F: Frame>(frame: &F, rest: Rest) -> Result<Rest, Reason> {
-    let short = if rest.fragmented { Reason::FragmentShort } else { Reason::ExtensionHeader };
+    let short = if rest.fragmented {
+        Reason::FragmentShort
+    } else {
+        Reason::ExtensionHeader
+    };
     let header = checked::<F, 8>(frame, rest).ok_or(short)?;
     let mut fragmented = rest.fragmented;
     let units = header.u8(1) as u32;
@@ -399,7 +414,12 @@ fn extension<F: Frame>(frame: &F, rest: Rest) -> Result<Rest, Reason> {
     if len > rest.payload {
         return Err(short);
     }
-    Ok(Rest { at: rest.at + len, payload: rest.payload - len, next: header.u8(0), fragmented })
+    Ok(Rest {
+        at: rest.at + len,
+        payload: rest.payload - len,
+        next: header.u8(0),
+        fragmented,
+    })
 }
 
 #[inline(always)]
@@ -413,7 +433,11 @@ fn transport<F: Frame>(frame: &F, rest: Rest, packet: &mut Packet) -> Result<(),
     let rest = rest.opaque(frame);
     packet.protocol = rest.next;
     packet.fragmented = rest.fragmented;
-    let short = if rest.fragmented { Reason::FragmentShort } else { Reason::TransportShort };
+    let short = if rest.fragmented {
+        Reason::FragmentShort
+    } else {
+        Reason::TransportShort
+    };
     match rest.next {
         protocol::TCP => {
             let header = checked::<F, 20>(frame, rest).ok_or(short)?;
@@ -425,7 +449,11 @@ fn transport<F: Frame>(frame: &F, rest: Rest, packet: &mut Packet) -> Result<(),
                 return Err(Reason::TcpHeader);
             }
             if header_len > rest.payload {
-                return Err(if rest.fragmented { Reason::FragmentShort } else { Reason::TcpHeader });
+                return Err(if rest.fragmented {
+                    Reason::FragmentShort
+                } else {
+                    Reason::TcpHeader
+                });
             }
             if VALID_TCP_FLAGS >> (packet.tcp_flags & 63) & 1 == 0 {
                 return Err(Reason::TcpFlags);
@@ -459,7 +487,11 @@ fn transport<F: Frame>(frame: &F, rest: Rest, packet: &mut Packet) -> Result<(),
 /// `N` bytes at the front of the rest, if the IP header and the frame both have them.
 #[inline(always)]
 fn checked<F: Frame, const N: usize>(frame: &F, rest: Rest) -> Option<F::Window<N>> {
-    if rest.payload < N as u32 { None } else { frame.window::<N>(rest.at) }
+    if rest.payload < N as u32 {
+        None
+    } else {
+        frame.window::<N>(rest.at)
+    }
 }
 
 /// Bit `n` is set if flags `n` (six low bits) may stand together: the table of Linux conntrack

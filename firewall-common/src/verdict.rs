@@ -117,7 +117,11 @@ impl Reason {
     }
 
     pub const fn verdict(self) -> Verdict {
-        if self.number() < Self::FIRST_DROP { Verdict::Pass } else { Verdict::Drop }
+        if self.number() < Self::FIRST_DROP {
+            Verdict::Pass
+        } else {
+            Verdict::Drop
+        }
     }
 }
 
@@ -127,7 +131,11 @@ mod tests {
 
     #[test]
     fn numbers_are_unique_ordered_and_fit_the_tables() {
-        assert!(Reason::ALL.windows(2).all(|pair| pair[0].number() < pair[1].number()));
+        assert!(
+            Reason::ALL
+                .windows(2)
+                .all(|pair| pair[0].number() < pair[1].number())
+        );
         for reason in Reason::ALL {
             assert!((reason.number() as usize) < Reason::COUNT);
             assert_eq!(Reason::from_number(reason.number()), Some(*reason));

@@ -14,7 +14,13 @@ use firewall_common::verdict::Verdict;
 
 /// Counts the packet, reports it to whoever listens, and returns what happens to it.
 #[inline(always)]
-pub fn account(ctx: &XdpContext, frame: &XdpFrame, node: &Node, packet: &Packet, outcome: Outcome) -> Verdict {
+pub fn account(
+    ctx: &XdpContext,
+    frame: &XdpFrame,
+    node: &Node,
+    packet: &Packet,
+    outcome: Outcome,
+) -> Verdict {
     let judged = outcome.reason.verdict();
     let observed = judged == Verdict::Drop && node.config().is_some_and(|config| config.observe != 0);
     let verdict = if observed { Verdict::Pass } else { judged };
@@ -24,13 +30,23 @@ pub fn account(ctx: &XdpContext, frame: &XdpFrame, node: &Node, packet: &Packet,
     if let Some(cell) = IFACES.get_ptr_mut(interface_cell(ifindex)) {
         // SAFETY: this CPU's own cell; XDP programs do not interrupt each other.
         let cell = unsafe { &mut *cell };
-        let side = if verdict == Verdict::Pass { &mut cell.passed } else { &mut cell.dropped };
+        let side = if verdict == Verdict::Pass {
+            &mut cell.passed
+        } else {
+            &mut cell.dropped
+        };
         side.packets += 1;
         side.bytes += frame.len() as u64;
     }
 
-    let Some(control) = node.control else { return verdict };
-    let wanted = if judged == Verdict::Drop { EVENTS_DROP } else { EVENTS_PASS };
+    let Some(control) = node.control else {
+        return verdict;
+    };
+    let wanted = if judged == Verdict::Drop {
+        EVENTS_DROP
+    } else {
+        EVENTS_PASS
+    };
     if control.events & wanted != 0 {
         report(frame, node, packet, outcome, ifindex, observed);
     }
@@ -40,8 +56,12 @@ pub fn account(ctx: &XdpContext, frame: &XdpFrame, node: &Node, packet: &Packet,
 #[inline(always)]
 fn count(frame: &XdpFrame, node: &Node, outcome: Outcome, observed: bool) {
     let Some(control) = node.control else { return };
-    let Some(counters) = COUNTERS.get(node.slot) else { return };
-    let Some(stride) = control.stride.get(node.slot as usize) else { return };
+    let Some(counters) = COUNTERS.get(node.slot) else {
+        return;
+    };
+    let Some(stride) = control.stride.get(node.slot as usize) else {
+        return;
+    };
     // SAFETY: the helper takes no arguments.
     let cpu = unsafe { bpf_get_smp_processor_id() } as u32;
     let index = counter::index(*stride, cpu, observed, outcome.ending);
@@ -56,7 +76,9 @@ fn count(frame: &XdpFrame, node: &Node, outcome: Outcome, observed: bool) {
 #[inline(always)]
 fn report(frame: &XdpFrame, node: &Node, packet: &Packet, outcome: Outcome, ifindex: u32, observed: bool) {
     let Some(control) = node.control else { return };
-    let Some(sampler) = SAMPLER.get_ptr_mut(outcome.reason.number() as u32) else { return };
+    let Some(sampler) = SAMPLER.get_ptr_mut(outcome.reason.number() as u32) else {
+        return;
+    };
     // SAFETY: this CPU's own cell.
     let sampler = unsafe { &mut *sampler };
     // SAFETY: the helper takes no arguments.

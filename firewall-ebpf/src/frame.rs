@@ -19,14 +19,22 @@ impl XdpFrame {
     #[inline(always)]
     pub fn linear(ctx: &XdpContext) -> XdpFrame {
         let (data, data_end) = (ctx.data(), ctx.data_end());
-        XdpFrame { data, data_end, len: (data_end - data) as u32, zero: zero(control()) }
+        XdpFrame {
+            data,
+            data_end,
+            len: (data_end - data) as u32,
+            zero: zero(control()),
+        }
     }
 
     #[inline(always)]
     pub fn multi_buffer(ctx: &XdpContext) -> XdpFrame {
         // SAFETY: the helper takes the context that the program was called with.
         let len = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as u32;
-        XdpFrame { len, ..XdpFrame::linear(ctx) }
+        XdpFrame {
+            len,
+            ..XdpFrame::linear(ctx)
+        }
     }
 }
 
@@ -51,7 +59,12 @@ impl SkbFrame {
             let _ = ctx.pull_data(if len < Self::HEADERS { len } else { Self::HEADERS });
         }
         let (data, data_end) = Self::linear(ctx);
-        SkbFrame { data, data_end, len, zero: zero(control()) }
+        SkbFrame {
+            data,
+            data_end,
+            len,
+            zero: zero(control()),
+        }
     }
 
     /// Read anew each time: pulling data invalidates what was read before.
@@ -59,7 +72,12 @@ impl SkbFrame {
     fn linear(ctx: &TcContext) -> (usize, usize) {
         let skb = ctx.skb.skb;
         // SAFETY: fields of the context that the program was called with.
-        unsafe { ((&raw const (*skb).data).read_volatile() as usize, (&raw const (*skb).data_end).read_volatile() as usize) }
+        unsafe {
+            (
+                (&raw const (*skb).data).read_volatile() as usize,
+                (&raw const (*skb).data_end).read_volatile() as usize,
+            )
+        }
     }
 }
 
@@ -101,6 +119,24 @@ macro_rules! frame {
 frame!(XdpFrame);
 frame!(SkbFrame);
 
+/// A load of a whole word from a packet, wherever it stands. The kernel allows it on machines that do, the verifier
+/// sees to the rest; from `read_unaligned` the compiler makes single bytes.
+macro_rules! load {
+    ($width:literal, $base:expr, $at:expr) => {{
+        let word: u64;
+        // SAFETY: `window` checked the bytes up to N, and callers read below N (the verifier proves it again).
+        unsafe {
+            asm!(
+                concat!("{0} = *(", $width, " *)({1} + 0)"),
+                out(reg) word,
+                in(reg) $base.add($at),
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+        word
+    }};
+}
+
 /// `N` bytes of a frame that were checked against its end.
 pub struct PacketWindow<const N: usize>(*const u8);
 
@@ -112,17 +148,14 @@ impl<const N: usize> Window for PacketWindow<N> {
     }
     #[inline(always)]
     fn u16(&self, at: usize) -> u16 {
-        // SAFETY: as in `u8`.
-        u16::from_be(unsafe { self.0.add(at).cast::<u16>().read_unaligned() })
+        u16::from_be(load!("u16", self.0, at) as u16)
     }
     #[inline(always)]
     fn u32(&self, at: usize) -> u32 {
-        // SAFETY: as in `u8`.
-        u32::from_be(unsafe { self.0.add(at).cast::<u32>().read_unaligned() })
+        u32::from_be(load!("u32", self.0, at) as u32)
     }
     #[inline(always)]
     fn u64(&self, at: usize) -> u64 {
-        // SAFETY: as in `u8`.
-        u64::from_be(unsafe { self.0.add(at).cast::<u64>().read_unaligned() })
+        u64::from_be(load!("u64", self.0, at))
     }
 }

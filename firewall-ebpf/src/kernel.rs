@@ -3,9 +3,9 @@
 use core::arch::asm;
 
 use crate::maps::{CONFIG, CONTROL, GATE, IMAGES, ImageMap, LOCAL};
-use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as TupleV4};
-use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as TupleV6};
 use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as TupleV6};
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as TupleV4};
 use aya_ebpf::helpers::generated::{
     bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
 };
@@ -31,12 +31,23 @@ impl<'a> Node<'a> {
     pub fn new(ctx: &'a XdpContext) -> Node<'a> {
         let control = control();
         // SAFETY: an aligned word of a map that the agent stores atomically.
-        let selector = Selector(control.map_or(0, |control| unsafe { (&raw const control.selector).read_volatile() }));
+        let selector = Selector(control.map_or(0, |control| unsafe {
+            (&raw const control.selector).read_volatile()
+        }));
         let slot = selector.image();
         let config = CONFIG.get(selector.config());
         // Before the first policy the slots are empty.
-        let image = IMAGES.get(slot).map(|pages| PolicyPages { pages, zero: zero(control) });
-        Node { ctx, control, slot, config, image }
+        let image = IMAGES.get(slot).map(|pages| PolicyPages {
+            pages,
+            zero: zero(control),
+        });
+        Node {
+            ctx,
+            control,
+            slot,
+            config,
+            image,
+        }
     }
 }
 
@@ -80,7 +91,10 @@ impl Kernel for Node<'_> {
     #[inline(always)]
     fn gate(&self, bank: Bank, port: u16) -> Cell {
         // SAFETY: an aligned word of a map, written by whole words only.
-        Cell(GATE.get_ptr(bank.cell(port)).map_or(0, |cell| unsafe { cell.read_volatile() }))
+        Cell(
+            GATE.get_ptr(bank.cell(port))
+                .map_or(0, |cell| unsafe { cell.read_volatile() }),
+        )
     }
 
     #[inline(always)]
@@ -134,8 +148,13 @@ impl Node<'_> {
         let (mut tuple, size) = tuple(packet, src_port);
         // SAFETY: the tuple is `size` bytes at least; a socket that is found is released below.
         unsafe {
-            let socket =
-                bpf_skc_lookup_tcp(self.ctx.as_ptr(), &raw mut tuple, size, BPF_F_CURRENT_NETNS as i64 as u64, 0);
+            let socket = bpf_skc_lookup_tcp(
+                self.ctx.as_ptr(),
+                &raw mut tuple,
+                size,
+                BPF_F_CURRENT_NETNS as i64 as u64,
+                0,
+            );
             if socket.is_null() {
                 return None;
             }
@@ -150,15 +169,24 @@ impl Node<'_> {
         let (mut tuple, size) = tuple(packet, packet.src_port);
         // SAFETY: as in `tcp_state`.
         unsafe {
-            let socket: *mut bpf_sock =
-                bpf_sk_lookup_udp(self.ctx.as_ptr(), &raw mut tuple, size, BPF_F_CURRENT_NETNS as i64 as u64, 0);
+            let socket: *mut bpf_sock = bpf_sk_lookup_udp(
+                self.ctx.as_ptr(),
+                &raw mut tuple,
+                size,
+                BPF_F_CURRENT_NETNS as i64 as u64,
+                0,
+            );
             if socket.is_null() {
                 return Socket::Unknown;
             }
             // The lookup gives a connected socket only to its peer; an unconnected one has no remote port.
             let connected = (*socket).dst_port != 0;
             bpf_sk_release(socket.cast());
-            if connected { Socket::Opened } else { Socket::Unknown }
+            if connected {
+                Socket::Opened
+            } else {
+                Socket::Unknown
+            }
         }
     }
 }
@@ -188,7 +216,12 @@ fn tuple(packet: &Packet, src_port: u16) -> (bpf_sock_tuple, u32) {
 
 #[inline(always)]
 fn words(high: u64, low: u64) -> [u32; 4] {
-    [((high >> 32) as u32).to_be(), (high as u32).to_be(), ((low >> 32) as u32).to_be(), (low as u32).to_be()]
+    [
+        ((high >> 32) as u32).to_be(),
+        (high as u32).to_be(),
+        ((low >> 32) as u32).to_be(),
+        (low as u32).to_be(),
+    ]
 }
 
 /// The pages of the image that a packet is judged by.

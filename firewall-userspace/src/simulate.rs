@@ -33,7 +33,11 @@ pub struct Flows {
 
 /// How a frame ends at this node, and every step on the way.
 pub fn decide(node: &Node, frame: &[u8]) -> (Outcome, Vec<Step>) {
-    let run = Run { node, pages: SlicePages(node.image), steps: RefCell::default() };
+    let run = Run {
+        node,
+        pages: SlicePages(node.image),
+        steps: RefCell::default(),
+    };
     let mut packet = Packet::EMPTY;
     let outcome = decide::ingress(&SliceFrame(frame), &run, &mut packet);
     (outcome, run.steps.into_inner())
@@ -58,7 +62,12 @@ impl<'a> Kernel for Run<'a> {
         self.node.own.contains(&address)
     }
     fn gate(&self, bank: Bank, port: u16) -> gate::Cell {
-        self.node.flows.gate.get(&bank.cell(port)).copied().unwrap_or(gate::Cell(0))
+        self.node
+            .flows
+            .gate
+            .get(&bank.cell(port))
+            .copied()
+            .unwrap_or(gate::Cell(0))
     }
     fn seed(&self) -> u64 {
         self.node.flows.seed
@@ -67,9 +76,17 @@ impl<'a> Kernel for Run<'a> {
         self.node.flows.now_s
     }
     fn socket(&self, packet: &Packet) -> Socket {
-        let peer = AddressKey { high: packet.src.high, low: packet.src.low };
+        let peer = AddressKey {
+            high: packet.src.high,
+            low: packet.src.low,
+        };
         let key = (packet.protocol, peer, packet.src_port, packet.dst_port);
-        self.node.flows.sockets.get(&key).copied().unwrap_or(Socket::Unknown)
+        self.node
+            .flows
+            .sockets
+            .get(&key)
+            .copied()
+            .unwrap_or(Socket::Unknown)
     }
     fn step(&self, step: Step) {
         self.steps.borrow_mut().push(step);
@@ -79,10 +96,16 @@ impl<'a> Kernel for Run<'a> {
 /// An address as the layouts hold it: halves, IPv4 in the low 32 bits.
 pub fn address_key(address: IpAddr) -> AddressKey {
     match address {
-        IpAddr::V4(v4) => AddressKey { high: 0, low: u32::from(v4) as u64 },
+        IpAddr::V4(v4) => AddressKey {
+            high: 0,
+            low: u32::from(v4) as u64,
+        },
         IpAddr::V6(v6) => {
             let bits = u128::from(v6);
-            AddressKey { high: (bits >> 64) as u64, low: bits as u64 }
+            AddressKey {
+                high: (bits >> 64) as u64,
+                low: bits as u64,
+            }
         }
     }
 }
@@ -110,11 +133,25 @@ pub struct FrameBuilder {
 /// What a built frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
-    Tcp { src_port: u16, dst_port: u16, flags: u8 },
-    Udp { src_port: u16, dst_port: u16 },
-    Sctp { src_port: u16, dst_port: u16 },
+    Tcp {
+        src_port: u16,
+        dst_port: u16,
+        flags: u8,
+    },
+    Udp {
+        src_port: u16,
+        dst_port: u16,
+    },
+    Sctp {
+        src_port: u16,
+        dst_port: u16,
+    },
     /// ICMP or ICMPv6, by the family of the addresses.
-    Icmp { icmp_type: u8, code: u8, id: u16 },
+    Icmp {
+        icmp_type: u8,
+        code: u8,
+        id: u16,
+    },
     /// The payload alone, under this protocol number.
     Raw(u8),
 }
@@ -140,7 +177,15 @@ impl FrameBuilder {
     }
 
     pub fn tcp_syn(src: IpAddr, src_port: u16, dst: IpAddr, dst_port: u16) -> FrameBuilder {
-        Self::new(src, dst, Transport::Tcp { src_port, dst_port, flags: tcp::SYN })
+        Self::new(
+            src,
+            dst,
+            Transport::Tcp {
+                src_port,
+                dst_port,
+                flags: tcp::SYN,
+            },
+        )
     }
 
     pub fn udp(src: IpAddr, src_port: u16, dst: IpAddr, dst_port: u16) -> FrameBuilder {
@@ -192,12 +237,20 @@ impl FrameBuilder {
                 frame.extend_from_slice(&ethertype::IPV6.to_be_bytes());
                 let mut chain = Vec::new();
                 for (index, (_, body)) in self.extensions.iter().enumerate() {
-                    chain.push(self.extensions.get(index + 1).map_or(self.protocol(), |(number, _)| *number));
+                    chain.push(
+                        self.extensions
+                            .get(index + 1)
+                            .map_or(self.protocol(), |(number, _)| *number),
+                    );
                     chain.extend_from_slice(body);
                 }
                 frame.extend_from_slice(&[0x60, 0, 0, 0]);
                 frame.extend_from_slice(&((chain.len() + segment.len()) as u16).to_be_bytes());
-                frame.push(self.extensions.first().map_or(self.protocol(), |(number, _)| *number));
+                frame.push(
+                    self.extensions
+                        .first()
+                        .map_or(self.protocol(), |(number, _)| *number),
+                );
                 frame.push(self.hop_limit);
                 frame.extend_from_slice(&src.octets());
                 frame.extend_from_slice(&dst.octets());
@@ -223,7 +276,11 @@ impl FrameBuilder {
     fn segment(&self) -> Vec<u8> {
         let mut out = Vec::new();
         let sum_at = match self.transport {
-            Transport::Tcp { src_port, dst_port, flags } => {
+            Transport::Tcp {
+                src_port,
+                dst_port,
+                flags,
+            } => {
                 out.extend_from_slice(&src_port.to_be_bytes());
                 out.extend_from_slice(&dst_port.to_be_bytes());
                 out.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
@@ -254,7 +311,11 @@ impl FrameBuilder {
         if let Some(at) = sum_at {
             let sum = checksum(&out, self.pseudo_header(out.len()));
             // RFC 768: a sum of zero is sent as ones.
-            let sum = if sum == 0 && matches!(self.transport, Transport::Udp { .. }) { 0xffff } else { sum };
+            let sum = if sum == 0 && matches!(self.transport, Transport::Udp { .. }) {
+                0xffff
+            } else {
+                sum
+            };
             out[at..at + 2].copy_from_slice(&sum.to_be_bytes());
         }
         out
@@ -282,5 +343,8 @@ fn checksum(bytes: &[u8], start: u32) -> u16 {
 }
 
 fn sum_words(bytes: &[u8]) -> u32 {
-    bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]))).sum()
+    bytes
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)])))
+        .sum()
 }

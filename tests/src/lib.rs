@@ -6,8 +6,10 @@
 pub mod agent;
 pub mod bench;
 pub mod frame;
+pub mod kernel;
 pub mod lab;
 pub mod netns;
+pub mod rotate;
 pub mod session;
 pub mod traffic;
 pub mod wait;

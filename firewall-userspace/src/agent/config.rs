@@ -141,7 +141,9 @@ pub enum ConfigError {
     Read { path: PathBuf, source: std::io::Error },
     #[error("{}: {message}", path.display())]
     Parse { path: PathBuf, message: String },
-    #[error("{count} failsafe rules, more than the {limit} that the kernel side holds ('from any' takes two)")]
+    #[error(
+        "{count} failsafe rules, more than the {limit} that the kernel side holds ('from any' takes two)"
+    )]
     TooManyFailsafe { count: usize, limit: usize },
     #[error("the path {} of {key} is relative; the agent needs an absolute one", path.display())]
     Relative { key: &'static str, path: PathBuf },
@@ -153,10 +155,15 @@ impl Config {
     /// # Errors
     /// A file that cannot be read or holds a mistake; a missing file only if it was named.
     pub fn resolve(args: Args) -> Result<Config, ConfigError> {
-        let path = args.config.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_CONFIG));
+        let path = args
+            .config
+            .clone()
+            .unwrap_or_else(|| PathBuf::from(DEFAULT_CONFIG));
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && args.config.is_none() => String::new(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && args.config.is_none() => {
+                String::new()
+            }
             Err(source) => return Err(ConfigError::Read { path, source }),
         };
         Config::merge(&text, &path, args)
@@ -178,14 +185,21 @@ impl Config {
         };
         let count = failsafe.iter().map(|rule| rule.entries().len()).sum();
         if count > MAX_FAILSAFE {
-            return Err(ConfigError::TooManyFailsafe { count, limit: MAX_FAILSAFE });
+            return Err(ConfigError::TooManyFailsafe {
+                count,
+                limit: MAX_FAILSAFE,
+            });
         }
-        let instance = args.instance.or(file.instance).map_or_else(|| DEFAULT_INSTANCE.to_owned(), |name| name.0);
+        let instance = args
+            .instance
+            .or(file.instance)
+            .map_or_else(|| DEFAULT_INSTANCE.to_owned(), |name| name.0);
         let config = Config {
             policy: absolute(args.policy, file.policy, "policy")?.unwrap_or_else(|| DEFAULT_POLICY.into()),
             interfaces: many(args.interfaces, file.interfaces),
             metrics: args.metrics.or(file.metrics).unwrap_or_default().0,
-            socket: absolute(args.socket, file.socket, "socket")?.unwrap_or_else(|| default_socket(&instance)),
+            socket: absolute(args.socket, file.socket, "socket")?
+                .unwrap_or_else(|| default_socket(&instance)),
             socket_group: args.socket_group.or(file.socket_group),
             state_dir: absolute(args.state_dir, file.state_dir, "state_dir")?
                 .unwrap_or_else(|| default_state_dir(&instance)),
@@ -198,7 +212,10 @@ impl Config {
             log_drops: args.log_drops.or(file.log_drops).unwrap_or_default(),
             kernel_log: args.kernel_log.or(file.kernel_log).unwrap_or_default(),
             log_format: args.log_format.or(file.log_format).unwrap_or_default(),
-            log_level: args.log_level.or(file.log_level).unwrap_or_else(|| "info".to_owned()),
+            log_level: args
+                .log_level
+                .or(file.log_level)
+                .unwrap_or_else(|| "info".to_owned()),
         };
         Ok(config)
     }
@@ -216,7 +233,9 @@ fn absolute(
     key: &'static str,
 ) -> Result<Option<PathBuf>, ConfigError> {
     match (flag, file) {
-        (Some(path), _) => std::path::absolute(&path).map(Some).map_err(|_| ConfigError::Relative { key, path }),
+        (Some(path), _) => std::path::absolute(&path)
+            .map(Some)
+            .map_err(|_| ConfigError::Relative { key, path }),
         (None, Some(path)) if path.is_relative() => Err(ConfigError::Relative { key, path }),
         (None, file) => Ok(file),
     }
@@ -244,7 +263,10 @@ impl<'de, T: Deserialize<'de> + FromStr<Err = String>> Deserialize<'de> for OneO
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
                 text.parse().map(|one| OneOrMany(vec![one])).map_err(E::custom)
             }
-            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut sequence: A) -> Result<Self::Value, A::Error> {
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(
+                self,
+                mut sequence: A,
+            ) -> Result<Self::Value, A::Error> {
                 let mut many = Vec::new();
                 while let Some(one) = sequence.next_element()? {
                     many.push(one);
@@ -314,8 +336,13 @@ pub struct Instance(pub String);
 impl FromStr for Instance {
     type Err = String;
     fn from_str(text: &str) -> Result<Instance, String> {
-        let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-        let rest = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+        let first = text
+            .bytes()
+            .next()
+            .is_some_and(|byte| byte.is_ascii_alphanumeric());
+        let rest = text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
         match first && rest && text.len() <= 48 {
             true => Ok(Instance(text.to_owned())),
             false => Err(format!(
@@ -401,7 +428,9 @@ impl FromStr for Pattern {
         // IFNAMSIZ counts the final zero.
         let long = !text.contains('*') && text.len() > 15;
         match text.is_empty() || long || text.bytes().any(bad) {
-            true => Err(format!("interface {text:?}: a name of up to 15 characters, or a pattern such as eth*")),
+            true => Err(format!(
+                "interface {text:?}: a name of up to 15 characters, or a pattern such as eth*"
+            )),
             false => Ok(Pattern(text.to_owned())),
         }
     }
@@ -424,7 +453,11 @@ impl FailsafeRule {
 
     /// As the kernel takes it: one entry a family.
     pub fn entries(&self) -> Vec<Failsafe> {
-        let base = Failsafe { dst_port: self.port, protocol: self.protocol, ..Failsafe::default() };
+        let base = Failsafe {
+            dst_port: self.port,
+            protocol: self.protocol,
+            ..Failsafe::default()
+        };
         match self.from {
             None => vec![Failsafe { version: 4, ..base }, Failsafe { version: 6, ..base }],
             Some(IpNetwork::V4(network)) => vec![Failsafe {
@@ -488,7 +521,10 @@ impl FromStr for FailsafeRule {
         };
         let from = match who {
             "any" => None,
-            who => Some(who.parse::<IpNetwork>().map_err(|_| bad(&format!("{who:?} is not an address or prefix")))?),
+            who => Some(
+                who.parse::<IpNetwork>()
+                    .map_err(|_| bad(&format!("{who:?} is not an address or prefix")))?,
+            ),
         };
         Ok(FailsafeRule { protocol, port, from })
     }
@@ -555,15 +591,25 @@ mod tests {
             ("polcy = \"x\"", "line 1, column 1", "unknown field `polcy`"),
             ("\nmode = \"watch\"", "line 2, column 8", "enforce"),
             ("metrics = \"9477\"", "line 1, column 11", "127.0.0.1:9477"),
-            ("failsafe = [\"tcp/22\"]", "line 1, column 12", "PROTOCOL/PORT from PREFIX"),
+            (
+                "failsafe = [\"tcp/22\"]",
+                "line 1, column 12",
+                "PROTOCOL/PORT from PREFIX",
+            ),
             ("instance = \"../etc\"", "line 1, column 12", "letters, digits"),
             ("link_control = \"lacp,foo\"", "line 1, column 16", "\"foo\""),
         ] {
             let error = merge(text).expect_err(text).to_string();
-            assert!(error.starts_with("agent.toml: ") && error.contains(place), "{error}");
+            assert!(
+                error.starts_with("agent.toml: ") && error.contains(place),
+                "{error}"
+            );
             assert!(error.contains(words), "{error}");
         }
-        assert!(matches!(merge("socket = \"x.sock\""), Err(ConfigError::Relative { key: "socket", .. })));
+        assert!(matches!(
+            merge("socket = \"x.sock\""),
+            Err(ConfigError::Relative { key: "socket", .. })
+        ));
     }
 
     #[test]
@@ -576,7 +622,10 @@ mod tests {
         };
         let text = "mode = \"enforce\"\nmetrics = \"127.0.0.1:1\"\ninterfaces = [\"eth*\"]\nlog_drops = true";
         let config = Config::merge(text, Path::new("agent.toml"), args).expect("valid");
-        assert_eq!((config.mode, config.metrics, config.log_drops), (Mode::Observe, None, true));
+        assert_eq!(
+            (config.mode, config.metrics, config.log_drops),
+            (Mode::Observe, None, true)
+        );
         assert!(config.interfaces[0].matches("wan0") && !config.interfaces[0].matches("eth0"));
     }
 
@@ -603,21 +652,40 @@ mod tests {
     #[test]
     fn failsafe_rules_become_kernel_entries() {
         let rule: FailsafeRule = "tcp/22 from 203.0.113.9".parse().expect("a rule");
-        let [entry] = rule.entries()[..] else { panic!("one entry") };
+        let [entry] = rule.entries()[..] else {
+            panic!("one entry")
+        };
         assert_eq!((entry.version, entry.protocol, entry.dst_port), (4, 6, 22));
         assert_eq!((entry.prefix_low, entry.mask_low), (0xcb00_7109, 0xffff_ffff));
         assert_eq!(rule.to_string(), "tcp/22 from 203.0.113.9");
 
         let rule: FailsafeRule = "udp/51820 from 2001:db8:10::/48".parse().expect("a rule");
-        let [entry] = rule.entries()[..] else { panic!("one entry") };
-        assert_eq!((entry.prefix_high, entry.mask_high), (0x2001_0db8_0010_0000, 0xffff_ffff_ffff_0000));
+        let [entry] = rule.entries()[..] else {
+            panic!("one entry")
+        };
+        assert_eq!(
+            (entry.prefix_high, entry.mask_high),
+            (0x2001_0db8_0010_0000, 0xffff_ffff_ffff_0000)
+        );
         assert_eq!((entry.prefix_low, entry.mask_low), (0, 0));
 
         let rule: FailsafeRule = "tcp/22 from any".parse().expect("a rule");
-        assert_eq!(rule.entries().iter().map(|entry| entry.version).collect::<Vec<_>>(), [4, 6]);
+        assert_eq!(
+            rule.entries()
+                .iter()
+                .map(|entry| entry.version)
+                .collect::<Vec<_>>(),
+            [4, 6]
+        );
         assert!(rule.admits_anyone());
 
-        for bad in ["tcp/22", "tcp/0 from any", "icmp/8 from any", "tcp/22 from here", "tcp from any"] {
+        for bad in [
+            "tcp/22",
+            "tcp/0 from any",
+            "icmp/8 from any",
+            "tcp/22 from here",
+            "tcp from any",
+        ] {
             let error = bad.parse::<FailsafeRule>().expect_err(bad);
             assert!(error.contains("tcp/22 from 203.0.113.9"), "{error}");
         }
@@ -627,6 +695,9 @@ mod tests {
     fn more_failsafe_rules_than_the_kernel_holds_are_refused() {
         let rules: Vec<String> = (1..=17).map(|port| format!("\"tcp/{port} from any\"")).collect();
         let error = merge(&format!("failsafe = [{}]", rules.join(","))).expect_err("34 entries");
-        assert!(matches!(error, ConfigError::TooManyFailsafe { count: 34, limit: 32 }));
+        assert!(matches!(
+            error,
+            ConfigError::TooManyFailsafe { count: 34, limit: 32 }
+        ));
     }
 }

@@ -41,6 +41,9 @@ pub struct EndingName {
     pub rule: Option<RuleKey>,
 }
 
+/// What can always happen to a service.
+const OF_A_SERVICE: [Reason; 3] = [Reason::Allowed, Reason::NotAllowed, Reason::ServiceDenied];
+
 pub const PASS: &str = "pass";
 pub const DROP: &str = "drop";
 pub const WOULD_DROP: &str = "would-drop";
@@ -101,6 +104,18 @@ impl Totals {
             }
             if let Some(rule) = &name.rule {
                 totals.rules.entry(rule.clone()).or_default();
+            }
+            if name.service.is_empty() {
+                continue;
+            }
+            // What this policy happens not to do to a service, the next one may: its series do not come and go.
+            for reason in OF_A_SERVICE {
+                let key = ServiceKey {
+                    service: name.service.clone(),
+                    verdict: verdict_word(reason).into(),
+                    reason: reason.word().into(),
+                };
+                totals.services.entry(key).or_default();
             }
         }
         totals
@@ -275,6 +290,7 @@ mod tests {
     fn observing_shows_what_would_drop_from_the_start() {
         let names = vec![name("api", Reason::NotAllowed, None)];
         let ledger = Ledger::new(1, names, Totals::default());
+        assert_eq!(packets(&ledger.totals(None, false), "api", PASS, Reason::Allowed), Some(0));
         assert_eq!(packets(&ledger.totals(None, false), "api", WOULD_DROP, Reason::NotAllowed), None);
         assert_eq!(packets(&ledger.totals(None, true), "api", WOULD_DROP, Reason::NotAllowed), Some(0));
         let counter = EndingCounter { would_drop: Counter { packets: 2, bytes: 120 }, ..EndingCounter::default() };

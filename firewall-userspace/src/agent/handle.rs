@@ -26,7 +26,11 @@ pub enum Command {
     PolicyText(Reply<Option<String>>),
     Explain(Reply<Option<ExplainBasis>>),
     Suppressed(Reply<u64>),
-    Reload { why: &'static str, force: bool, reply: Option<Reply<Outcome>> },
+    Reload {
+        why: &'static str,
+        force: bool,
+        reply: Option<Reply<Outcome>>,
+    },
     Edit(Edit, Reply<Outcome>),
     Apply(ApplyRequest, Reply<Outcome>),
     Mode(Mode, Reply<Result<(), Refusal>>),

@@ -19,11 +19,16 @@ impl Keeper {
                     policy = newer;
                 }
                 if let Err(error) = policy.write(&state_dir) {
-                    log::error!("cannot keep the last good policy in {}: {error}", state_dir.display());
+                    log::error!(
+                        "cannot keep the last good policy in {}: {error}",
+                        state_dir.display()
+                    );
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("ravelin-keeper".into()).spawn(keep)?;
+        let thread = std::thread::Builder::new()
+            .name("ravelin-keeper".into())
+            .spawn(keep)?;
         Ok(Keeper { policies, thread })
     }
 

@@ -193,9 +193,11 @@ impl Links {
             && self.patterns.iter().filter(named).all(there)
     }
 
+    /// The addresses of this host; without the loopback's, which cannot come from the wire whoever has them.
     pub fn own_addresses(&self) -> Vec<IpAddr> {
-        let all: BTreeSet<IpAddr> = self.known.values().flat_map(|one| one.addresses.iter().copied()).collect();
-        all.into_iter().collect()
+        let all = self.known.values().flat_map(|one| one.addresses.iter().copied());
+        let own: BTreeSet<IpAddr> = all.filter(|address| !address.is_loopback()).collect();
+        own.into_iter().collect()
     }
 }
 

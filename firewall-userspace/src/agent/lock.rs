@@ -8,6 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Held while it lives.
 #[derive(Debug)]
@@ -24,6 +25,9 @@ pub enum LockError {
 fn pid_text(pid: Option<u32>) -> String {
     pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
 }
+
+/// How long a holder may take to die: a killed agent keeps its locks until the kernel has taken it apart.
+const DYING: Duration = Duration::from_millis(750);
 
 /// Locks `<state_dir>/lock`, made if missing, and writes the process id into it.
 pub fn state_dir(state_dir: &Path) -> Result<Lock, LockError> {
@@ -43,11 +47,19 @@ pub fn pins(pins: &Path) -> Result<Lock, LockError> {
     take(File::open(pins).map_err(failed)?, pins).map(Lock)
 }
 
-fn take(file: File, path: &Path) -> Result<Flock<File>, LockError> {
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(mut file, errno)| match errno {
-        nix::Error::EWOULDBLOCK => LockError::Held { path: path.to_owned(), pid: holder(&mut file) },
-        errno => LockError::Io { path: path.to_owned(), source: errno.into() },
-    })
+fn take(mut file: File, path: &Path) -> Result<Flock<File>, LockError> {
+    let begun = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((back, nix::Error::EWOULDBLOCK)) if begun.elapsed() < DYING => file = back,
+            Err((mut file, nix::Error::EWOULDBLOCK)) => {
+                return Err(LockError::Held { path: path.to_owned(), pid: holder(&mut file) });
+            }
+            Err((_, errno)) => return Err(LockError::Io { path: path.to_owned(), source: errno.into() }),
+        }
+        std::thread::sleep(Duration::from_millis(25));
+    }
 }
 
 /// Who holds the lock: what the kernel says, else what the holder wrote.

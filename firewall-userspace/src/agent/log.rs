@@ -2,6 +2,7 @@
 
 use super::config::LogFormat;
 use crate::monitor::time::rfc3339;
+use log::LevelFilter;
 use std::io::Write;
 use std::time::SystemTime;
 
@@ -9,6 +10,10 @@ use std::time::SystemTime;
 pub fn init(format: LogFormat, filter: &str) {
     let mut builder = env_logger::Builder::new();
     builder.parse_filters(filter);
+    if !filter.contains(['=', ',']) {
+        // A level alone means this program; what the loader says of every relocation has to be asked for by name.
+        builder.filter_module("aya", LevelFilter::Info).filter_module("aya_obj", LevelFilter::Info);
+    }
     if format == LogFormat::Json {
         builder.format(|out, record| {
             let line = serde_json::json!({

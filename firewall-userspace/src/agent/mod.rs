@@ -46,7 +46,11 @@ const LAST_ANSWERS: Duration = Duration::from_secs(2);
 /// If it cannot start: then nothing was changed, and what was in force still is.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     log::init(config.log_format, &config.log_level);
-    info!("ravelin {} starts, instance {}", env!("CARGO_PKG_VERSION"), config.instance);
+    info!(
+        "ravelin {} starts, instance {}",
+        env!("CARGO_PKG_VERSION"),
+        config.instance
+    );
     for rule in config.failsafe.iter().filter(|rule| rule.admits_anyone()) {
         warn!("the failsafe {rule} lets everybody in, whatever the policy says");
     }
@@ -66,19 +70,33 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let hub = Hub::new(move |wanted| {
         teller.tell(Command::Listen(wanted));
     });
-    let outlets =
-        Outlets { readiness: readiness_out, files: files_out, directory: directory.clone(), hub: hub.clone() };
+    let outlets = Outlets {
+        readiness: readiness_out,
+        files: files_out,
+        directory: directory.clone(),
+        hub: hub.clone(),
+    };
 
     let (started, start) = oneshot::channel();
     let (stopped, mut stop) = oneshot::channel();
     let owner_config = config.clone();
     let (owner_agent, owner_hub) = (agent.clone(), hub.clone());
     // Detached on purpose: its end is told by the channel, also if it panics.
-    std::thread::Builder::new().name("ravelin-owner".into()).spawn(move || {
-        let result = own(owner_config, outlets, inbox, started, owner_agent, owner_hub, directory);
-        // Who waits for it is the function that this thread was made by.
-        let _ = stopped.send(result);
-    })?;
+    std::thread::Builder::new()
+        .name("ravelin-owner".into())
+        .spawn(move || {
+            let result = own(
+                owner_config,
+                outlets,
+                inbox,
+                started,
+                owner_agent,
+                owner_hub,
+                directory,
+            );
+            // Who waits for it is the function that this thread was made by.
+            let _ = stopped.send(result);
+        })?;
     if start.await.is_err() {
         return Err(match stop.await {
             Ok(Err(error)) => error,
@@ -107,7 +125,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     let hinted = agent.clone();
     tasks.spawn(watch::run(files, move || {
-        hinted.tell(Command::Reload { why: "the file changed", force: false, reply: None })
+        hinted.tell(Command::Reload {
+            why: "the file changed",
+            force: false,
+            reply: None,
+        })
     }));
     info!("ready: the socket is {}", config.socket.display());
     notify(&[NotifyState::Ready]);
@@ -126,7 +148,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tasks.abort_all();
     let _ = close.send(());
     let _ = tokio::time::timeout(LAST_ANSWERS, serving).await;
-    result.unwrap_or_else(|_| Err(anyhow!("the agent failed in an unexpected way; what was in force stays in force")))
+    result.unwrap_or_else(|_| {
+        Err(anyhow!(
+            "the agent failed in an unexpected way; what was in force stays in force"
+        ))
+    })
 }
 
 /// The whole life of the owner, on its own thread.
@@ -139,14 +165,26 @@ fn own(
     hub: Arc<Hub>,
     directory: Arc<RwLock<Directory>>,
 ) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async move {
         // Pins that are there may be somebody's: not even looked at without the lock. If not, they are made first.
-        let early = config.pins.exists().then(|| lock::pins(&config.pins)).transpose()?;
+        let early = config
+            .pins
+            .exists()
+            .then(|| lock::pins(&config.pins))
+            .transpose()?;
         let mut datapath = Datapath::open(&config.pins).context("cannot set up the data path")?;
         let _pins_lock = early.map_or_else(|| lock::pins(&config.pins), Ok)?;
         let events = datapath.events().context("cannot read events")?;
-        let mut owner = Owner::new(config, datapath, Arc::new(SystemClock), &clock::boot_id(), outlets)?;
+        let mut owner = Owner::new(
+            config,
+            datapath,
+            Arc::new(SystemClock),
+            &clock::boot_id(),
+            outlets,
+        )?;
         let watch = owner.start().await?;
         let pump = tokio::spawn(monitor::pump::run(events, directory, hub, agent));
         // Nobody waits for it any more only if the agent is ending anyway.

@@ -100,7 +100,11 @@ struct Job {
 #[derive(Clone)]
 enum Work {
     /// `ending`: a temporary entry ends, which it must even if the file has become bad.
-    Reload { why: &'static str, force: bool, ending: bool },
+    Reload {
+        why: &'static str,
+        force: bool,
+        ending: bool,
+    },
     Edit(Edit),
     Apply(ApplyRequest),
 }
@@ -174,8 +178,13 @@ impl Owner {
     /// From nothing to filtering. In this order, so that no packet is judged by nothing or by a half: policy,
     /// configuration, the gate of replies, and only then the interfaces.
     pub async fn start(&mut self) -> Result<Watch, StartError> {
-        let datapath = self.datapath.as_mut().ok_or_else(|| StartError::NoPolicy("already detached".into()))?;
-        self.in_force = datapath.in_force().map_err(|error| StartError::Datapath(boxed(error)))?;
+        let datapath = self
+            .datapath
+            .as_mut()
+            .ok_or_else(|| StartError::NoPolicy("already detached".into()))?;
+        self.in_force = datapath
+            .in_force()
+            .map_err(|error| StartError::Datapath(boxed(error)))?;
         if let Some(in_force) = &self.in_force {
             self.ledger = self.state.ledger(in_force.generation);
             log::info!("generation {} is in force from before", in_force.generation);
@@ -192,7 +201,15 @@ impl Owner {
             Ok(None) => Ok(Ready::Same),
             Err(error) => instead(&basis, error),
         };
-        match self.finish(Work::Reload { why: "start", force: true, ending: false }, loaded, Some(seen)) {
+        match self.finish(
+            Work::Reload {
+                why: "start",
+                force: true,
+                ending: false,
+            },
+            loaded,
+            Some(seen),
+        ) {
             Ok(_) => {}
             Err(refusal) if self.in_force.is_some() => {
                 log::warn!("what was in force before stays in force: {refusal}");
@@ -201,7 +218,8 @@ impl Owner {
             Err(refusal) => return Err(StartError::NoPolicy(self.first_policy(&refusal))),
         }
 
-        self.configure_now().map_err(|error| StartError::Datapath(boxed(error)))?;
+        self.configure_now()
+            .map_err(|error| StartError::Datapath(boxed(error)))?;
         self.sweep();
         let since = Instant::now();
         self.carry_out(todo, since);
@@ -225,13 +243,20 @@ impl Owner {
     }
 
     /// Until told to stop. True if the data path is to be left in force.
-    pub async fn run(&mut self, mut commands: mpsc::UnboundedReceiver<Command>, mut watch: Watch) -> &'static str {
+    pub async fn run(
+        &mut self,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+        mut watch: Watch,
+    ) -> &'static str {
         loop {
             self.start_job();
             if self.configure && commands.is_empty() {
                 self.configure = false;
                 if let Err(error) = self.configure_now() {
-                    self.note("configure", Some(format!("the own addresses are out of date: {}", chain(&error))));
+                    self.note(
+                        "configure",
+                        Some(format!("the own addresses are out of date: {}", chain(&error))),
+                    );
                 } else {
                     self.notes.remove("configure");
                 }
@@ -314,7 +339,11 @@ impl Owner {
         }
         if self.next_end.is_some_and(|end| end <= self.clock.boot()) {
             self.next_end = None;
-            let work = Work::Reload { why: "a temporary entry ends", force: true, ending: true };
+            let work = Work::Reload {
+                why: "a temporary entry ends",
+                force: true,
+                ending: true,
+            };
             self.jobs.push_back(Job { work, reply: None });
         }
     }
@@ -365,13 +394,27 @@ impl Owner {
                 let _ = reply.send(total);
             }
             Command::Reload { why, force, reply } => {
-                let waiting = |job: &Job| matches!(job.work, Work::Reload { force: waiting, .. } if waiting || !force);
+                let waiting =
+                    |job: &Job| matches!(job.work, Work::Reload { force: waiting, .. } if waiting || !force);
                 if reply.is_some() || !self.jobs.iter().any(waiting) {
-                    self.jobs.push_back(Job { work: Work::Reload { why, force, ending: false }, reply });
+                    self.jobs.push_back(Job {
+                        work: Work::Reload {
+                            why,
+                            force,
+                            ending: false,
+                        },
+                        reply,
+                    });
                 }
             }
-            Command::Edit(edit, reply) => self.jobs.push_back(Job { work: Work::Edit(edit), reply: Some(reply) }),
-            Command::Apply(apply, reply) => self.jobs.push_back(Job { work: Work::Apply(apply), reply: Some(reply) }),
+            Command::Edit(edit, reply) => self.jobs.push_back(Job {
+                work: Work::Edit(edit),
+                reply: Some(reply),
+            }),
+            Command::Apply(apply, reply) => self.jobs.push_back(Job {
+                work: Work::Apply(apply),
+                reply: Some(reply),
+            }),
             Command::Mode(mode, reply) => drop(reply.send(self.set_mode(mode))),
             Command::Detach(reply) => {
                 let result = self.detach();
@@ -382,7 +425,10 @@ impl Owner {
                 }
             }
             Command::Listen(events) => {
-                let result = self.datapath.as_mut().map(|datapath| datapath.listen(events, monitor::PER_SECOND));
+                let result = self
+                    .datapath
+                    .as_mut()
+                    .map(|datapath| datapath.listen(events, monitor::PER_SECOND));
                 if let Some(Err(error)) = result {
                     log::error!("cannot turn events on or off: {}", chain(&error));
                 }
@@ -457,7 +503,10 @@ impl Owner {
             }
             Ok(Ready::Instead(candidate, refusal)) => match self.put_in_force(*candidate, work.why()) {
                 Ok(applied) => {
-                    log::warn!("the last good policy is in force instead (generation {})", applied.generation);
+                    log::warn!(
+                        "the last good policy is in force instead (generation {})",
+                        applied.generation
+                    );
                     self.failed(&refusal);
                     return Ok(applied);
                 }
@@ -468,7 +517,12 @@ impl Owner {
         match &outcome {
             Ok(_) => {
                 let now = self.clock.wall();
-                self.reload = LastReload { error: None, at: now, success_at: now, from_file: true };
+                self.reload = LastReload {
+                    error: None,
+                    at: now,
+                    success_at: now,
+                    from_file: true,
+                };
             }
             Err(refusal) if reload => self.failed(refusal),
             // What was refused before the file was touched concerns only who asked.
@@ -488,9 +542,17 @@ impl Owner {
     fn unchanged(&self) -> Applied {
         Applied {
             generation: self.in_force.as_ref().map_or(0, |in_force| in_force.generation),
-            digest: self.in_force.as_ref().map(|in_force| hex(&in_force.digest)).unwrap_or_default(),
+            digest: self
+                .in_force
+                .as_ref()
+                .map(|in_force| hex(&in_force.digest))
+                .unwrap_or_default(),
             changed: false,
-            warnings: self.desired.as_ref().map(|desired| desired.warnings.clone()).unwrap_or_default(),
+            warnings: self
+                .desired
+                .as_ref()
+                .map(|desired| desired.warnings.clone())
+                .unwrap_or_default(),
             diff: Vec::new(),
         }
     }
@@ -500,13 +562,25 @@ impl Owner {
         let Some(datapath) = self.datapath.as_mut() else {
             return Err(Refusal::Failed("everything is detached".into()));
         };
-        let same_image = self.in_force.as_ref().is_some_and(|in_force| in_force.digest == candidate.compiled.digest);
+        let same_image = self
+            .in_force
+            .as_ref()
+            .is_some_and(|in_force| in_force.digest == candidate.compiled.digest);
         // Without names, those of the same image are as good as any.
-        let same_names = self.ledger.as_ref().is_none_or(|ledger| ledger.names() == candidate.names);
+        let same_names = self
+            .ledger
+            .as_ref()
+            .is_none_or(|ledger| ledger.names() == candidate.names);
         let changed = !(same_image && same_names);
         let generation = match (&self.in_force, changed) {
             (Some(in_force), false) => in_force.generation,
-            (in_force, _) => in_force.as_ref().map_or(0, |one| one.generation).max(self.state.newest()) + 1,
+            (in_force, _) => {
+                in_force
+                    .as_ref()
+                    .map_or(0, |one| one.generation)
+                    .max(self.state.newest())
+                    + 1
+            }
         };
         let mut directory = self.out.directory.write().unwrap_or_else(PoisonError::into_inner);
         directory.add_generation(generation, &candidate.names);
@@ -514,12 +588,17 @@ impl Owner {
         if changed {
             self.state.prepare(generation, &candidate.names);
             save_state(&self.state, &self.config);
-            let retired = datapath.switch(&candidate.compiled, generation).map_err(|error| {
-                Refusal::Failed(format!("the kernel did not take the policy: {}", chain(&error)))
-            })?;
+            let retired = datapath
+                .switch(&candidate.compiled, generation)
+                .map_err(|error| {
+                    Refusal::Failed(format!("the kernel did not take the policy: {}", chain(&error)))
+                })?;
             let base = self.ledger.take().unwrap_or_default();
             self.ledger = Some(base.turn(retired.as_ref(), generation, candidate.names));
-            self.in_force = Some(InForce { generation, digest: candidate.compiled.digest });
+            self.in_force = Some(InForce {
+                generation,
+                digest: candidate.compiled.digest,
+            });
         } else if self.ledger.is_none() {
             self.ledger = Some(Ledger::new(generation, candidate.names, Totals::default()));
         }
@@ -537,12 +616,19 @@ impl Owner {
                 log::warn!("cannot keep the deadlines of temporary entries: {error}");
             }
         }
-        self.next_end = self.deadlines.next(&*self.clock).map(|left| self.clock.boot() + left);
+        self.next_end = self
+            .deadlines
+            .next(&*self.clock)
+            .map(|left| self.clock.boot() + left);
         if candidate.origin == Origin::File {
-            self.keeper.keep(LastGood { generation, ..candidate.source.clone() });
+            self.keeper.keep(LastGood {
+                generation,
+                ..candidate.source.clone()
+            });
         }
         let digest = hex(&candidate.compiled.digest);
-        for warning in &candidate.warnings {
+        let known = self.desired.as_ref().map(|desired| desired.warnings.as_slice()).unwrap_or_default();
+        for warning in candidate.warnings.iter().filter(|warning| !known.contains(warning)) {
             log::warn!("{warning}");
         }
         let stats = candidate.compiled.stats;
@@ -569,7 +655,13 @@ impl Owner {
         } else {
             log::info!("generation {generation} stays in force ({why}): the policy means the same");
         }
-        Ok(Applied { generation, digest, changed, warnings: candidate.warnings, diff: candidate.diff })
+        Ok(Applied {
+            generation,
+            digest,
+            changed,
+            warnings: candidate.warnings,
+            diff: candidate.diff,
+        })
     }
 
     // --- interfaces
@@ -593,12 +685,22 @@ impl Owner {
             self.detach_one(index, &name);
         }
         for (index, name) in todo.detach {
-            log::warn!("interface {name} ({index}) is not among those asked for any more: not filtered from now on");
+            log::warn!(
+                "interface {name} ({index}) is not among those asked for any more: not filtered from now on"
+            );
             self.detach_one(index, &name);
         }
         self.configure |= todo.own_addresses;
-        let names = self.links.known().map(|interface| (interface.index, interface.name.clone())).collect();
-        self.out.directory.write().unwrap_or_else(PoisonError::into_inner).interfaces = names;
+        let names = self
+            .links
+            .known()
+            .map(|interface| (interface.index, interface.name.clone()))
+            .collect();
+        self.out
+            .directory
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .interfaces = names;
         if todo.relist {
             log::debug!("changes of interfaces were lost, listing anew");
             self.relist(since);
@@ -606,7 +708,8 @@ impl Owner {
     }
 
     fn attach(&mut self, index: u32, since: Instant) {
-        let (Some(interface), Some(datapath)) = (self.links.get(index).cloned(), self.datapath.as_mut()) else {
+        let (Some(interface), Some(datapath)) = (self.links.get(index).cloned(), self.datapath.as_mut())
+        else {
             return;
         };
         match datapath.attach(&interface) {
@@ -615,17 +718,32 @@ impl Owner {
                     "interface {} ({index}): {} XDP{}, egress by {}{}",
                     interface.name,
                     xdp_word(attachment.xdp),
-                    if attachment.frags { "" } else { " without jumbo frames" },
+                    if attachment.frags {
+                        ""
+                    } else {
+                        " without jumbo frames"
+                    },
                     egress_word(attachment.egress),
-                    attachment.detail.as_deref().map(|detail| format!(" ({detail})")).unwrap_or_default(),
+                    attachment
+                        .detail
+                        .as_deref()
+                        .map(|detail| format!(" ({detail})"))
+                        .unwrap_or_default(),
                 );
-                log::debug!("{} was attached {:.1} ms after its event", interface.name, since.elapsed().as_secs_f64() * 1e3);
+                log::debug!(
+                    "{} was attached {:.1} ms after its event",
+                    interface.name,
+                    since.elapsed().as_secs_f64() * 1e3
+                );
                 self.links.attached(index, attachment);
             }
             Err(error) => {
                 let text = chain(&error);
                 let wait = self.links.refused(index, text.clone(), Instant::now());
-                log::warn!("interface {} ({index}) is not filtered, trying again in {wait:?}: {text}", interface.name);
+                log::warn!(
+                    "interface {} ({index}) is not filtered, trying again in {wait:?}: {text}",
+                    interface.name
+                );
             }
         }
     }
@@ -634,14 +752,19 @@ impl Owner {
     fn detach_strays(&mut self) {
         let attached = match self.datapath.as_ref().map(Datapath::attached) {
             Some(Ok(attached)) => attached,
-            Some(Err(error)) => return log::warn!("cannot tell what an earlier agent attached to: {}", chain(&error)),
+            Some(Err(error)) => {
+                return log::warn!("cannot tell what an earlier agent attached to: {}", chain(&error));
+            }
             None => return,
         };
         for index in attached {
             match self.links.get(index).cloned() {
                 Some(interface) if self.links.wanted(&interface) => {}
                 Some(interface) => {
-                    log::warn!("interface {} ({index}) is not among those asked for: not filtered from now on", interface.name);
+                    log::warn!(
+                        "interface {} ({index}) is not among those asked for: not filtered from now on",
+                        interface.name
+                    );
                     self.detach_one(index, &interface.name);
                 }
                 None => self.detach_one(index, "that is gone"),
@@ -669,7 +792,9 @@ impl Owner {
     fn configure_now(&mut self) -> Result<(), datapath::DatapathError> {
         let config = self.node_config();
         self.configure = false;
-        self.datapath.as_mut().map_or(Ok(()), |datapath| datapath.configure(&config))
+        self.datapath
+            .as_mut()
+            .map_or(Ok(()), |datapath| datapath.configure(&config))
     }
 
     fn set_mode(&mut self, mode: Mode) -> Result<(), Refusal> {
@@ -677,7 +802,10 @@ impl Owner {
         self.mode = mode;
         if let Err(error) = self.configure_now() {
             self.mode = before;
-            return Err(Refusal::Failed(format!("the kernel did not take the mode: {}", chain(&error))));
+            return Err(Refusal::Failed(format!(
+                "the kernel did not take the mode: {}",
+                chain(&error)
+            )));
         }
         self.state.set_mode(mode, self.config.mode);
         save_state(&self.state, &self.config);
@@ -686,21 +814,29 @@ impl Owner {
     }
 
     fn detach(&mut self) -> Result<Vec<String>, Refusal> {
-        let indexes: Vec<(u32, String)> =
-            self.links.states().map(|(interface, _)| (interface.index, interface.name.clone())).collect();
+        let indexes: Vec<(u32, String)> = self
+            .links
+            .states()
+            .map(|(interface, _)| (interface.index, interface.name.clone()))
+            .collect();
         for (index, name) in indexes {
             self.detach_one(index, &name);
         }
         self.datapath = None;
-        let removed = datapath::detach_all(&self.config.pins)
-            .map_err(|error| Refusal::Failed(format!("not everything could be detached: {}", chain(&error))))?;
+        let removed = datapath::detach_all(&self.config.pins).map_err(|error| {
+            Refusal::Failed(format!("not everything could be detached: {}", chain(&error)))
+        })?;
         log::warn!("detached: this host is not filtered any more");
         Ok(removed)
     }
 
     /// The last thing. Says what stays.
     pub fn stop(mut self, why: &str) {
-        let mut names: Vec<String> = self.links.states().map(|(interface, _)| interface.name.clone()).collect();
+        let mut names: Vec<String> = self
+            .links
+            .states()
+            .map(|(interface, _)| interface.name.clone())
+            .collect();
         names.sort();
         if self.datapath.is_some() && self.config.detach_on_exit {
             if let Err(error) = self.detach() {
@@ -713,7 +849,11 @@ impl Owner {
             let generation = self.in_force.as_ref().map_or(0, |in_force| in_force.generation);
             log::info!(
                 "stopping ({why}); generation {generation} stays in force on {}; `ravelin detach` would take it off",
-                if names.is_empty() { "no interface".to_owned() } else { names.join(", ") }
+                if names.is_empty() {
+                    "no interface".to_owned()
+                } else {
+                    names.join(", ")
+                }
             );
         }
         self.keeper.finish();
@@ -721,7 +861,9 @@ impl Owner {
 }
 
 /// Waits for the running job; forever if there is none.
-async fn job(running: &mut Option<(Job, oneshot::Receiver<Done>)>) -> Result<Done, oneshot::error::RecvError> {
+async fn job(
+    running: &mut Option<(Job, oneshot::Receiver<Done>)>,
+) -> Result<Done, oneshot::error::RecvError> {
     match running {
         Some((_, done)) => done.await,
         None => std::future::pending().await,
@@ -739,20 +881,31 @@ fn perform(basis: &Basis, work: Work) -> Done {
                 Err(refusal) if ending => instead(basis, refusal),
                 Err(refusal) => Err(refusal),
             };
-            Done { result, seen: Some(seen) }
+            Done {
+                result,
+                seen: Some(seen),
+            }
         }
         // What was refused did not change the file, so it tells nothing about it.
         Work::Edit(change) => {
             let result = basis.edit(&change, &mut seen).map(boxed);
-            Done { seen: result.is_ok().then_some(seen), result }
+            Done {
+                seen: result.is_ok().then_some(seen),
+                result,
+            }
         }
         Work::Apply(request) if request.dry_run => {
-            let result = basis.try_apply(&request.text).map(|candidate| Ready::WouldBe(Box::new(candidate)));
+            let result = basis
+                .try_apply(&request.text)
+                .map(|candidate| Ready::WouldBe(Box::new(candidate)));
             Done { result, seen: None }
         }
         Work::Apply(request) => {
             let result = basis.apply(&request.text, &mut seen).map(boxed);
-            Done { seen: result.is_ok().then_some(seen), result }
+            Done {
+                seen: result.is_ok().then_some(seen),
+                result,
+            }
         }
     }
 }

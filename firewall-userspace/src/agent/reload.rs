@@ -109,8 +109,10 @@ impl Written {
     pub fn undo(self) {
         let result = match &self.old {
             Some(old) => write_over(&self.path, Some(&self.new), old),
-            None => std::fs::remove_file(&self.path)
-                .map_err(|source| WriteError::Io { path: self.path.clone(), source }),
+            None => std::fs::remove_file(&self.path).map_err(|source| WriteError::Io {
+                path: self.path.clone(),
+                source,
+            }),
         };
         if let Err(error) = result {
             log::error!("could not undo the change of the policy file: {}", chain(&error));
@@ -135,13 +137,17 @@ impl Basis {
             return Ok(None);
         }
         *seen = Seen::text(text.as_deref());
-        let text = text.ok_or_else(|| Refusal::Missing(format!("there is no policy file {}", self.path.display())))?;
+        let text =
+            text.ok_or_else(|| Refusal::Missing(format!("there is no policy file {}", self.path.display())))?;
         let mut candidate = self.prepare(&text, Lists::new(), Origin::File, seen)?;
         if candidate.source.text != text {
             match write_over(&self.path, Some(&text), &candidate.source.text) {
                 Ok(()) => seen.text = Seen::text(Some(&candidate.source.text)).text,
                 Err(error) => {
-                    let warning = format!("entries that have ended stay in the file, without effect: {}", chain(&error));
+                    let warning = format!(
+                        "entries that have ended stay in the file, without effect: {}",
+                        chain(&error)
+                    );
                     candidate.warnings.push(warning);
                 }
             }
@@ -151,9 +157,16 @@ impl Basis {
 
     /// The agent's own copy of the last policy that was in force.
     pub fn last_good(&self) -> Result<Option<Candidate>, Refusal> {
-        let Some(kept) = LastGood::read(&self.state_dir) else { return Ok(None) };
-        let basis = Basis { path: kept.path.clone(), ..self.clone() };
-        basis.prepare(&kept.text, kept.lists, Origin::LastGood, &mut Seen::default()).map(Some)
+        let Some(kept) = LastGood::read(&self.state_dir) else {
+            return Ok(None);
+        };
+        let basis = Basis {
+            path: kept.path.clone(),
+            ..self.clone()
+        };
+        basis
+            .prepare(&kept.text, kept.lists, Origin::LastGood, &mut Seen::default())
+            .map(Some)
     }
 
     /// Changes one thing in the policy file, if the result is a policy.
@@ -165,7 +178,8 @@ impl Basis {
                     "there is no policy file {path} to edit; write it again with `ravelin apply -f FILE`"
                 ))
             })?;
-            edit::edit(text, change, self.clock.wall().as_secs()).map_err(|error| Refusal::Invalid(chain(&error)))
+            edit::edit(text, change, self.clock.wall().as_secs())
+                .map_err(|error| Refusal::Invalid(chain(&error)))
         })
     }
 
@@ -201,7 +215,16 @@ impl Basis {
                 return Ok((candidate, None));
             }
             match write_over(&self.path, old.as_deref(), &new) {
-                Ok(()) => return Ok((candidate, Some(Written { path: self.path.clone(), old, new }))),
+                Ok(()) => {
+                    return Ok((
+                        candidate,
+                        Some(Written {
+                            path: self.path.clone(),
+                            old,
+                            new,
+                        }),
+                    ));
+                }
                 Err(WriteError::Changed(_)) => continue,
                 Err(error) => return Err(Refusal::Failed(chain(&error))),
             }
@@ -220,7 +243,13 @@ impl Basis {
 
     /// Parses and compiles. `kept`: the content of list files, if they are not to be read from where the policy
     /// says. The list files asked for are noted in `seen`.
-    fn prepare(&self, text: &str, kept: Lists, origin: Origin, seen: &mut Seen) -> Result<Candidate, Refusal> {
+    fn prepare(
+        &self,
+        text: &str,
+        kept: Lists,
+        origin: Origin,
+        seen: &mut Seen,
+    ) -> Result<Candidate, Refusal> {
         let mut lists = kept;
         // What the deadlines say counts, so all entries are wanted, whatever the wall clock says now.
         let mut parse = |text: &str| -> Result<Loaded, Refusal> {
@@ -234,7 +263,8 @@ impl Basis {
                     Ok(content)
                 }
             };
-            file::parse_with(text, &self.path, 0, &mut read).map_err(|error| Refusal::Invalid(error.to_string()))
+            file::parse_with(text, &self.path, 0, &mut read)
+                .map_err(|error| Refusal::Invalid(error.to_string()))
         };
         let mut loaded = parse(text)?;
         let mut deadlines = self.deadlines.clone();
@@ -242,8 +272,10 @@ impl Basis {
         if !ended.is_empty() {
             let mut without = text.to_owned();
             for entry in &ended {
-                without = edit::edit(&without, &entry.edit, self.clock.wall().as_secs())
-                    .map_err(|error| Refusal::Invalid(format!("taking out {}: {}", entry.entry, chain(&error))))?;
+                without =
+                    edit::edit(&without, &entry.edit, self.clock.wall().as_secs()).map_err(|error| {
+                        Refusal::Invalid(format!("taking out {}: {}", entry.entry, chain(&error)))
+                    })?;
             }
             loaded = parse(&without)?;
         }
@@ -260,7 +292,12 @@ impl Basis {
             names: names(&loaded.policy, &compiled),
             warnings: loaded.warnings.iter().map(ToString::to_string).collect(),
             diff,
-            source: LastGood { generation: 0, path: self.path.clone(), text: loaded.text.clone(), lists },
+            source: LastGood {
+                generation: 0,
+                path: self.path.clone(),
+                text: loaded.text.clone(),
+                lists,
+            },
             policy: loaded.policy,
             compiled,
             deadlines,

@@ -32,7 +32,10 @@ struct Deadline {
 
 impl Deadlines {
     pub fn new(boot_id: &str) -> Deadlines {
-        Deadlines { boot_id: boot_id.to_owned(), entries: BTreeMap::new() }
+        Deadlines {
+            boot_id: boot_id.to_owned(),
+            entries: BTreeMap::new(),
+        }
     }
 
     /// Those of an earlier run of the agent, if the machine was not restarted since.
@@ -55,7 +58,10 @@ impl Deadlines {
             let key = key(entry);
             let deadline = self.entries.remove(&key).unwrap_or_else(|| {
                 let left = Duration::from_secs(entry.until).saturating_sub(wall);
-                Deadline { entry: entry.entry.clone(), at_ms: millis(boot.saturating_add(left)) }
+                Deadline {
+                    entry: entry.entry.clone(),
+                    at_ms: millis(boot.saturating_add(left)),
+                }
             });
             if deadline.at_ms <= millis(boot) {
                 ended.push(entry.clone());
@@ -75,7 +81,12 @@ impl Deadlines {
     /// How long until the next of those that have not ended.
     pub fn next(&self, clock: &dyn Clock) -> Option<Duration> {
         let now = millis(clock.boot());
-        let next = self.entries.values().map(|deadline| deadline.at_ms).filter(|at| *at > now).min()?;
+        let next = self
+            .entries
+            .values()
+            .map(|deadline| deadline.at_ms)
+            .filter(|at| *at > now)
+            .min()?;
         Some(Duration::from_millis(next - now))
     }
 
@@ -129,7 +140,13 @@ mod tests {
     }
 
     fn deny(source: &str, until: u64) -> TemporaryEntry {
-        TemporaryEntry { entry: format!("deny {source}"), edit: Edit::Undeny { source: source.into() }, until }
+        TemporaryEntry {
+            entry: format!("deny {source}"),
+            edit: Edit::Undeny {
+                source: source.into(),
+            },
+            until,
+        }
     }
 
     #[test]
@@ -141,10 +158,19 @@ mod tests {
         assert_eq!(deadlines.next(&clock), Some(Duration::from_secs(60)));
         clock.set(999_999, 109);
         assert_eq!(deadlines.update(&entries, &clock).len(), 0);
-        assert_eq!(deadlines.status(&clock)[0], Temporary { entry: "deny 192.0.2.0/24".into(), seconds_left: 1 });
+        assert_eq!(
+            deadlines.status(&clock)[0],
+            Temporary {
+                entry: "deny 192.0.2.0/24".into(),
+                seconds_left: 1
+            }
+        );
         clock.set(5, 110);
         assert_eq!(deadlines.update(&entries, &clock).len(), 1);
-        assert_eq!((deadlines.next(&clock), deadlines.status(&clock).len()), (None, 0));
+        assert_eq!(
+            (deadlines.next(&clock), deadlines.status(&clock).len()),
+            (None, 0)
+        );
         // Still in the file, because it could not be written: still ended.
         assert_eq!(deadlines.update(&entries, &clock).len(), 1);
     }

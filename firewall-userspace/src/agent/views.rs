@@ -23,7 +23,9 @@ impl Owner {
             generation: self.in_force.as_ref().map_or(0, |in_force| in_force.generation),
             ready: self.in_force.is_some() && self.links.ready(),
         };
-        self.out.readiness.send_if_modified(|known| std::mem::replace(known, now) != now);
+        self.out
+            .readiness
+            .send_if_modified(|known| std::mem::replace(known, now) != now);
     }
 
     pub(super) fn status(&self) -> Status {
@@ -81,11 +83,23 @@ impl Owner {
         PolicyStatus {
             path: self.config.policy.display().to_string(),
             generation: self.in_force.as_ref().map_or(0, |in_force| in_force.generation),
-            digest: self.in_force.as_ref().map(|in_force| hex(&in_force.digest)).unwrap_or_default(),
+            digest: self
+                .in_force
+                .as_ref()
+                .map(|in_force| hex(&in_force.digest))
+                .unwrap_or_default(),
             applied_at: desired.map_or(0, |desired| desired.applied_at),
-            origin: if self.reload.from_file { Origin::File } else { Origin::LastGood }.word().into(),
+            origin: if self.reload.from_file {
+                Origin::File
+            } else {
+                Origin::LastGood
+            }
+            .word()
+            .into(),
             last_error: self.reload.error.clone(),
-            warnings: desired.map(|desired| desired.warnings.clone()).unwrap_or_default(),
+            warnings: desired
+                .map(|desired| desired.warnings.clone())
+                .unwrap_or_default(),
             stats: desired.map(|desired| desired.stats).unwrap_or_default(),
             temporary: self.deadlines.status(&*self.clock),
         }
@@ -95,11 +109,18 @@ impl Owner {
         let counted = self.datapath.as_ref().and_then(|datapath| {
             datapath
                 .interface_counters(index)
-                .inspect_err(|error| log::warn!("cannot read the counters of interface {index}: {}", chain(error)))
+                .inspect_err(|error| {
+                    log::warn!("cannot read the counters of interface {index}: {}", chain(error))
+                })
                 .ok()
         });
-        let count = |counter: Counter| Count { packets: counter.packets, bytes: counter.bytes };
-        counted.map(|counted| (count(counted.passed), count(counted.dropped))).unwrap_or_default()
+        let count = |counter: Counter| Count {
+            packets: counter.packets,
+            bytes: counter.bytes,
+        };
+        counted
+            .map(|counted| (count(counted.passed), count(counted.dropped)))
+            .unwrap_or_default()
     }
 
     pub(super) fn totals(&self) -> Totals {
@@ -116,7 +137,9 @@ impl Owner {
     }
 
     pub(super) fn suppressed(&self) -> Vec<(Reason, u64)> {
-        let Some(datapath) = &self.datapath else { return Vec::new() };
+        let Some(datapath) = &self.datapath else {
+            return Vec::new();
+        };
         datapath
             .suppressed()
             .inspect_err(|error| log::warn!("cannot read what was suppressed: {}", chain(error)))
@@ -124,7 +147,9 @@ impl Owner {
     }
 
     pub(super) fn services(&self) -> Vec<ServiceRow> {
-        let Some(desired) = &self.desired else { return Vec::new() };
+        let Some(desired) = &self.desired else {
+            return Vec::new();
+        };
         let totals = self.totals();
         let policy = &desired.policy;
         let sources = |index: usize, action| {
@@ -136,7 +161,10 @@ impl Owner {
                 .collect()
         };
         let counted = |name: &str, verdict: &str| {
-            let matching = totals.services.iter().filter(|(key, _)| key.service == name && key.verdict == verdict);
+            let matching = totals
+                .services
+                .iter()
+                .filter(|(key, _)| key.service == name && key.verdict == verdict);
             matching.fold(Count::default(), |sum, (_, count)| Count {
                 packets: sum.packets + count.packets,
                 bytes: sum.bytes + count.bytes,
@@ -159,7 +187,9 @@ impl Owner {
     }
 
     pub(super) fn rules(&self) -> Vec<RuleRow> {
-        let Some(desired) = &self.desired else { return Vec::new() };
+        let Some(desired) = &self.desired else {
+            return Vec::new();
+        };
         let totals = self.totals();
         let policy = &desired.policy;
         let row = |rule: &Rule| {
@@ -169,7 +199,10 @@ impl Owner {
                 action: counters::word(rule.action).into(),
                 source: rule.source.clone(),
             };
-            let lists = rule.lists.iter().filter_map(|list| policy.lists.get(*list as usize));
+            let lists = rule
+                .lists
+                .iter()
+                .filter_map(|list| policy.lists.get(*list as usize));
             RuleRow {
                 prefixes: lists.map(|list| list.len()).sum(),
                 place: rule.place.clone(),
@@ -186,7 +219,12 @@ impl Owner {
         let totals = self.totals();
         let counted = totals.services.into_iter().filter(|(_, count)| count.packets > 0);
         counted
-            .map(|(key, count)| CounterRow { service: key.service, verdict: key.verdict, reason: key.reason, count })
+            .map(|(key, count)| CounterRow {
+                service: key.service,
+                verdict: key.verdict,
+                reason: key.reason,
+                count,
+            })
             .collect()
     }
 
@@ -262,10 +300,16 @@ pub(super) fn egress_word(mode: EgressMode) -> &'static str {
 
 fn address_key(address: IpAddr) -> AddressKey {
     match address {
-        IpAddr::V4(address) => AddressKey { high: 0, low: u32::from(address).into() },
+        IpAddr::V4(address) => AddressKey {
+            high: 0,
+            low: u32::from(address).into(),
+        },
         IpAddr::V6(address) => {
             let bits = u128::from(address);
-            AddressKey { high: (bits >> 64) as u64, low: bits as u64 }
+            AddressKey {
+                high: (bits >> 64) as u64,
+                low: bits as u64,
+            }
         }
     }
 }

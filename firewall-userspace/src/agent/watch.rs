@@ -35,15 +35,21 @@ pub async fn run(mut files: watch::Receiver<Vec<PathBuf>>, hint: impl Fn() -> bo
         }
     });
     let mut watches = match watcher {
-        Ok(watcher) => Some(Watches { watcher, directories: BTreeMap::new() }),
+        Ok(watcher) => Some(Watches {
+            watcher,
+            directories: BTreeMap::new(),
+        }),
         Err(error) => {
             log::warn!("cannot watch the policy file, looking at it every {LOOK:?} instead: {error}");
             None
         }
     };
     loop {
-        let entries: BTreeSet<PathBuf> =
-            files.borrow_and_update().iter().flat_map(|path| links_on_the_way(path).unwrap_or_default()).collect();
+        let entries: BTreeSet<PathBuf> = files
+            .borrow_and_update()
+            .iter()
+            .flat_map(|path| links_on_the_way(path).unwrap_or_default())
+            .collect();
         if let Some(watches) = &mut watches {
             watches.set(entries.iter().filter_map(|entry| entry.parent()));
         }
@@ -78,8 +84,9 @@ struct Watches {
 impl Watches {
     fn set<'a>(&mut self, wanted: impl Iterator<Item = &'a Path>) {
         let identity = |path: &Path| std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
-        let wanted: BTreeMap<PathBuf, (u64, u64)> =
-            wanted.filter_map(|path| Some((path.to_owned(), identity(path)?))).collect();
+        let wanted: BTreeMap<PathBuf, (u64, u64)> = wanted
+            .filter_map(|path| Some((path.to_owned(), identity(path)?)))
+            .collect();
         self.directories.retain(|path, id| {
             let keep = wanted.get(path) == Some(id);
             if !keep {

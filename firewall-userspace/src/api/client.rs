@@ -50,14 +50,19 @@ pub enum ClientError {
     #[error("the agent sent a line of more than {MAX_LINE} bytes")]
     LongLine,
     #[error("the request cannot be written")]
-    Request { source: Box<dyn std::error::Error + Send + Sync> },
+    Request {
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 fn also(others: &[PathBuf]) -> String {
     if others.is_empty() {
         return String::new();
     }
-    let names: Vec<String> = others.iter().map(|path| format!("--socket {}", path.display())).collect();
+    let names: Vec<String> = others
+        .iter()
+        .map(|path| format!("--socket {}", path.display()))
+        .collect();
     format!(" (others are here: {})", names.join(", "))
 }
 
@@ -73,7 +78,10 @@ fn who_may(group: &Option<String>) -> String {
 
 impl Client {
     pub fn new(socket: &Path) -> Client {
-        Client { socket: socket.to_owned(), patience: PATIENCE }
+        Client {
+            socket: socket.to_owned(),
+            patience: PATIENCE,
+        }
     }
 
     /// Waits this much longer for the answer, for requests that themselves wait.
@@ -90,7 +98,11 @@ impl Client {
 
     /// # Errors
     /// As [`Client::get`].
-    pub async fn post<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T, ClientError> {
+    pub async fn post<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T, ClientError> {
         let body = serde_json::to_vec(body).map_err(|error| ClientError::Request { source: error.into() })?;
         self.ask(Method::POST, path, body.into()).await
     }
@@ -101,25 +113,43 @@ impl Client {
     /// As [`Client::get`].
     pub async fn stream(&self, path: &str) -> Result<Lines, ClientError> {
         let response = self.send(Method::GET, path, Bytes::new()).await?;
-        Ok(Lines { body: response.into_body(), buffer: BytesMut::new() })
+        Ok(Lines {
+            body: response.into_body(),
+            buffer: BytesMut::new(),
+        })
     }
 
-    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, ClientError> {
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<T, ClientError> {
         let answer = async {
             let response = self.send(method, path, body).await?;
-            let body = response.into_body().collect().await.map_err(|source| ClientError::Lost { source })?;
-            serde_json::from_slice(&body.to_bytes())
-                .map_err(|source| ClientError::Answer { path: path.to_owned(), source })
+            let body = response
+                .into_body()
+                .collect()
+                .await
+                .map_err(|source| ClientError::Lost { source })?;
+            serde_json::from_slice(&body.to_bytes()).map_err(|source| ClientError::Answer {
+                path: path.to_owned(),
+                source,
+            })
         };
         match tokio::time::timeout(self.patience, answer).await {
             Ok(answer) => answer,
-            Err(_) => Err(ClientError::Silent { patience: self.patience }),
+            Err(_) => Err(ClientError::Silent {
+                patience: self.patience,
+            }),
         }
     }
 
     /// Sends one request; an answer that is not 2xx becomes [`ClientError::Refused`].
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, ClientError> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|source| self.no_connection(source))?;
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| self.no_connection(source))?;
         let lost = |source| ClientError::Lost { source };
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
         // Its error is also that of the request below.
@@ -143,10 +173,14 @@ impl Client {
     fn no_connection(&self, source: std::io::Error) -> ClientError {
         let socket = self.socket.clone();
         match source.kind() {
-            ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
-                ClientError::NoAgent { others: other_sockets(&socket), socket }
-            }
-            ErrorKind::PermissionDenied => ClientError::Permission { group: group_of(&socket), socket },
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => ClientError::NoAgent {
+                others: other_sockets(&socket),
+                socket,
+            },
+            ErrorKind::PermissionDenied => ClientError::Permission {
+                group: group_of(&socket),
+                socket,
+            },
             _ => ClientError::Connect { socket, source },
         }
     }
@@ -158,9 +192,15 @@ fn refused(status: StatusCode, path: &str, body: &[u8]) -> ClientError {
         Err(_) if status == StatusCode::NOT_FOUND => {
             format!("the agent does not know {path}; are agent and command of the same version?")
         }
-        Err(_) => format!("the agent answered {status} to {path}: {}", String::from_utf8_lossy(body).trim()),
+        Err(_) => format!(
+            "the agent answered {status} to {path}: {}",
+            String::from_utf8_lossy(body).trim()
+        ),
     };
-    ClientError::Refused { status: status.as_u16(), message }
+    ClientError::Refused {
+        status: status.as_u16(),
+        message,
+    }
 }
 
 /// Sockets beside the one that nobody listens at.
@@ -183,7 +223,10 @@ fn group_of(socket: &Path) -> Option<String> {
         None => Err(error),
     });
     let group = nix::unistd::Gid::from_raw(metadata.ok()?.gid());
-    nix::unistd::Group::from_gid(group).ok().flatten().map(|group| group.name)
+    nix::unistd::Group::from_gid(group)
+        .ok()
+        .flatten()
+        .map(|group| group.name)
 }
 
 /// A stream of lines.
@@ -252,7 +295,10 @@ mod tests {
         let body = "HTTP/1.1 200 OK\r\ncontent-length: 25\r\n\r\n{\"uptime_seconds\": 7    }";
         let (socket, server) = serve(folder.path(), body).await;
         // Records are whole: a missing field is an error that says so.
-        let error = Client::new(&socket).get::<Status>("/v1/status").await.unwrap_err();
+        let error = Client::new(&socket)
+            .get::<Status>("/v1/status")
+            .await
+            .unwrap_err();
         assert!(matches!(error, ClientError::Answer { .. }), "{error:?}");
         assert!(server.await.unwrap().starts_with("GET /v1/status HTTP/1.1\r\n"));
     }
@@ -260,10 +306,16 @@ mod tests {
     #[tokio::test]
     async fn an_error_of_the_agent_is_passed_on_in_its_words() {
         let folder = tempfile::tempdir().unwrap();
-        let answer = "HTTP/1.1 403 Forbidden\r\ncontent-length: 32\r\n\r\n{\"error\": \"only root may do so\"} ";
+        let answer =
+            "HTTP/1.1 403 Forbidden\r\ncontent-length: 32\r\n\r\n{\"error\": \"only root may do so\"} ";
         let (socket, server) = serve(folder.path(), answer).await;
-        let request = ModeRequest { mode: "observe".into() };
-        let error = Client::new(&socket).post::<_, ()>("/v1/mode", &request).await.unwrap_err();
+        let request = ModeRequest {
+            mode: "observe".into(),
+        };
+        let error = Client::new(&socket)
+            .post::<_, ()>("/v1/mode", &request)
+            .await
+            .unwrap_err();
         assert_eq!(error.to_string(), "only root may do so");
         assert!(server.await.unwrap().contains("{\"mode\":\"observe\"}"));
     }
@@ -285,7 +337,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("edge.sock"), "").unwrap();
         let socket = folder.path().join("default.sock");
-        let error = Client::new(&socket).get::<Status>("/v1/status").await.unwrap_err();
+        let error = Client::new(&socket)
+            .get::<Status>("/v1/status")
+            .await
+            .unwrap_err();
         let edge = folder.path().join("edge.sock");
         assert_eq!(
             error.to_string(),
@@ -301,7 +356,10 @@ mod tests {
     async fn an_agent_that_dies_is_told_from_one_that_refuses() {
         let folder = tempfile::tempdir().unwrap();
         let (socket, _server) = serve(folder.path(), "").await;
-        let error = Client::new(&socket).get::<Status>("/v1/status").await.unwrap_err();
+        let error = Client::new(&socket)
+            .get::<Status>("/v1/status")
+            .await
+            .unwrap_err();
         assert!(matches!(error, ClientError::Lost { .. }), "{error:?}");
     }
 }

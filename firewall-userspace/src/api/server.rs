@@ -19,8 +19,8 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use axum::serve::IncomingStream;
-use serde::de::DeserializeOwned;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use std::fs::Permissions;
 use std::future::Future;
 use std::io;
@@ -53,7 +53,12 @@ struct Shared {
 }
 
 /// Serves until `stop` is done, then lets answers under way finish for a moment.
-pub async fn serve(listener: UnixListener, agent: Handle, hub: Arc<Hub>, stop: impl Future<Output = ()> + Send + 'static) {
+pub async fn serve(
+    listener: UnixListener,
+    agent: Handle,
+    hub: Arc<Hub>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) {
     let service = router(Shared { agent, hub }).into_make_service_with_connect_info::<Peer>();
     let server = axum::serve(listener, service).with_graceful_shutdown(stop);
     if let Err(error) = server.await {
@@ -75,8 +80,15 @@ fn router(shared: Shared) -> Router {
         .route("/v1/edit", post(edit))
         .route("/v1/mode", post(mode))
         .route("/v1/detach", post(detach))
-        .fallback(async || Failure::new(StatusCode::NOT_FOUND, "no such path; the agent may be of another version"))
-        .method_not_allowed_fallback(async || Failure::new(StatusCode::METHOD_NOT_ALLOWED, "not that method on this path"))
+        .fallback(async || {
+            Failure::new(
+                StatusCode::NOT_FOUND,
+                "no such path; the agent may be of another version",
+            )
+        })
+        .method_not_allowed_fallback(async || {
+            Failure::new(StatusCode::METHOD_NOT_ALLOWED, "not that method on this path")
+        })
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(shared)
 }
@@ -87,7 +99,10 @@ struct Wait {
     generation: Option<u64>,
 }
 
-async fn status(State(shared): State<Shared>, Parameters(wait): Parameters<Wait>) -> Result<Response, Failure> {
+async fn status(
+    State(shared): State<Shared>,
+    Parameters(wait): Parameters<Wait>,
+) -> Result<Response, Failure> {
     if let Some(wait_ms) = wait.wait_ms {
         let limit = Duration::from_millis(wait_ms).min(MAX_WAIT);
         shared.agent.ready(wait.generation.unwrap_or(0), limit).await;
@@ -119,20 +134,39 @@ async fn policy(State(shared): State<Shared>) -> Result<Response, Failure> {
 }
 
 async fn reload(_: Writer, State(shared): State<Shared>) -> Result<Response, Failure> {
-    let command = |reply| Command::Reload { why: "asked for", force: true, reply: Some(reply) };
+    let command = |reply| Command::Reload {
+        why: "asked for",
+        force: true,
+        reply: Some(reply),
+    };
     applied(shared.agent.ask(command).await?)
 }
 
-async fn apply(_: Writer, State(shared): State<Shared>, JsonBody(request): JsonBody<ApplyRequest>) -> Result<Response, Failure> {
+async fn apply(
+    _: Writer,
+    State(shared): State<Shared>,
+    JsonBody(request): JsonBody<ApplyRequest>,
+) -> Result<Response, Failure> {
     applied(shared.agent.ask(|reply| Command::Apply(request, reply)).await?)
 }
 
-async fn edit(_: Writer, State(shared): State<Shared>, JsonBody(change): JsonBody<Edit>) -> Result<Response, Failure> {
+async fn edit(
+    _: Writer,
+    State(shared): State<Shared>,
+    JsonBody(change): JsonBody<Edit>,
+) -> Result<Response, Failure> {
     applied(shared.agent.ask(|reply| Command::Edit(change, reply)).await?)
 }
 
-async fn mode(_: Writer, State(shared): State<Shared>, JsonBody(request): JsonBody<ModeRequest>) -> Result<Response, Failure> {
-    let mode = request.mode.parse().map_err(|error: String| Failure::new(StatusCode::BAD_REQUEST, error))?;
+async fn mode(
+    _: Writer,
+    State(shared): State<Shared>,
+    JsonBody(request): JsonBody<ModeRequest>,
+) -> Result<Response, Failure> {
+    let mode = request
+        .mode
+        .parse()
+        .map_err(|error: String| Failure::new(StatusCode::BAD_REQUEST, error))?;
     shared.agent.ask(|reply| Command::Mode(mode, reply)).await??;
     Ok(Json(shared.agent.ask(Command::Status).await?).into_response())
 }
@@ -147,13 +181,24 @@ fn applied(outcome: Outcome) -> Result<Response, Failure> {
     Ok(Json(outcome?).into_response())
 }
 
-async fn explain(State(shared): State<Shared>, JsonBody(request): JsonBody<ExplainRequest>) -> Result<Response, Failure> {
+async fn explain(
+    State(shared): State<Shared>,
+    JsonBody(request): JsonBody<ExplainRequest>,
+) -> Result<Response, Failure> {
     let basis = shared.agent.ask(Command::Explain).await?.ok_or_else(|| {
-        Failure::new(StatusCode::CONFLICT, "the policy in force was put there by an earlier agent; its text is not known")
+        Failure::new(
+            StatusCode::CONFLICT,
+            "the policy in force was put there by an earlier agent; its text is not known",
+        )
     })?;
     // A big policy has to be compiled again for it.
     let explained = tokio::task::spawn_blocking(move || explained(&basis, &request.packet)).await;
-    explained.map_err(|_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "explaining failed in an unexpected way"))?
+    explained.map_err(|_| {
+        Failure::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "explaining failed in an unexpected way",
+        )
+    })?
 }
 
 fn explained(basis: &ExplainBasis, packet: &str) -> Result<Response, Failure> {
@@ -165,7 +210,12 @@ fn explained(basis: &ExplainBasis, packet: &str) -> Result<Response, Failure> {
             &again
         }
     };
-    let node = simulate::Node { image: &compiled.image, config: &basis.control, own: &basis.own, flows: &simulate::Flows::default() };
+    let node = simulate::Node {
+        image: &compiled.image,
+        config: &basis.control,
+        own: &basis.own,
+        flows: &simulate::Flows::default(),
+    };
     let mut explanation = explain::explain(&basis.policy, &basis.text, compiled, &node, packet)
         .map_err(|error| Failure::new(StatusCode::BAD_REQUEST, chain(&error)))?;
     explanation.generation = basis.generation;
@@ -189,7 +239,11 @@ async fn monitor(State(shared): State<Shared>, Parameters(query): Parameters<Mon
         });
         Some((line, listener))
     });
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+    (
+        [(header::CONTENT_TYPE, "application/x-ndjson")],
+        Body::from_stream(lines),
+    )
+        .into_response()
 }
 
 /// Proof that who asks may change things.
@@ -199,7 +253,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Writer {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Writer, Failure> {
-        let peer = ConnectInfo::<Peer>::from_request_parts(parts, state).await.map_or(Peer(None), |info| info.0);
+        let peer = ConnectInfo::<Peer>::from_request_parts(parts, state)
+            .await
+            .map_or(Peer(None), |info| info.0);
         may_change(peer.0.map(|peer| peer.uid()), nix::unistd::geteuid().as_raw())
     }
 }
@@ -211,7 +267,10 @@ fn may_change(peer: Option<u32>, agent: u32) -> Result<Writer, Failure> {
             StatusCode::FORBIDDEN,
             format!("user id {uid} may look but not change things; do it as root (sudo)"),
         )),
-        None => Err(Failure::new(StatusCode::FORBIDDEN, "the kernel does not tell who is asking")),
+        None => Err(Failure::new(
+            StatusCode::FORBIDDEN,
+            "the kernel does not tell who is asking",
+        )),
     }
 }
 
@@ -225,9 +284,12 @@ impl<T: DeserializeOwned, S: Send + Sync> axum::extract::FromRequest<S> for Json
         let bytes = Bytes::from_request(request, state)
             .await
             .map_err(|rejection| Failure::new(rejection.status(), rejection.body_text()))?;
-        serde_json::from_slice(&bytes)
-            .map(JsonBody)
-            .map_err(|error| Failure::new(StatusCode::BAD_REQUEST, format!("the request is not understood: {error}")))
+        serde_json::from_slice(&bytes).map(JsonBody).map_err(|error| {
+            Failure::new(
+                StatusCode::BAD_REQUEST,
+                format!("the request is not understood: {error}"),
+            )
+        })
     }
 }
 
@@ -253,7 +315,10 @@ struct Failure {
 
 impl Failure {
     fn new(status: StatusCode, error: impl Into<String>) -> Failure {
-        Failure { status, error: error.into() }
+        Failure {
+            status,
+            error: error.into(),
+        }
     }
 }
 
@@ -309,13 +374,23 @@ impl Drop for SocketFile {
 /// Makes the socket: 0660, in a directory of 0750, which is made if missing. What an agent that was killed left
 /// behind is replaced. Never open to more than that, not for a moment: it gets its name when it has its mode.
 pub fn bind(path: &Path, group: Option<&str>) -> Result<(UnixListener, SocketFile), SocketError> {
-    let failed = |source: io::Error| SocketError::Io { path: path.to_owned(), source };
-    let directory = path.parent().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+    let failed = |source: io::Error| SocketError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let directory = path
+        .parent()
+        .ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
     let gid = match group {
         None => None,
         Some(name) => {
             let group = nix::unistd::Group::from_name(name).map_err(|errno| failed(errno.into()))?;
-            Some(group.ok_or_else(|| SocketError::NoGroup(name.to_owned()))?.gid.as_raw())
+            Some(
+                group
+                    .ok_or_else(|| SocketError::NoGroup(name.to_owned()))?
+                    .gid
+                    .as_raw(),
+            )
         }
     };
     if !directory.exists() {
@@ -328,7 +403,11 @@ pub fn bind(path: &Path, group: Option<&str>) -> Result<(UnixListener, SocketFil
     }
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => return Err(SocketError::InUse(path.to_owned())),
-        Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => {}
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+            ) => {}
         Err(error) => return Err(failed(error)),
     }
     let nameless = path.with_extension(format!("{}.tmp", std::process::id()));
@@ -340,7 +419,13 @@ pub fn bind(path: &Path, group: Option<&str>) -> Result<(UnixListener, SocketFil
         let inode = std::fs::symlink_metadata(&nameless)?.ino();
         std::fs::rename(&nameless, path)?;
         listener.set_nonblocking(true)?;
-        Ok((UnixListener::from_std(listener)?, SocketFile { path: path.to_owned(), inode }))
+        Ok((
+            UnixListener::from_std(listener)?,
+            SocketFile {
+                path: path.to_owned(),
+                inode,
+            },
+        ))
     })();
     if result.is_err() {
         let _ = std::fs::remove_file(&nameless);
@@ -367,7 +452,10 @@ mod tests {
         let path = dir.path().join("run/agent.sock");
         let mode = |path: &Path| std::fs::metadata(path).expect("there").mode() & 0o777;
         let (listener, file) = bind(&path, None).expect("made");
-        assert_eq!((mode(&path), mode(path.parent().expect("a parent"))), (0o660, 0o750));
+        assert_eq!(
+            (mode(&path), mode(path.parent().expect("a parent"))),
+            (0o660, 0o750)
+        );
         assert!(matches!(bind(&path, None), Err(SocketError::InUse(_))));
 
         // Killed: the file stays.
@@ -376,6 +464,9 @@ mod tests {
         let (listener, file) = bind(&path, None).expect("made again");
         drop((listener, file));
         assert!(!path.exists());
-        assert!(matches!(bind(&path, Some("no-such-group-here")), Err(SocketError::NoGroup(_))));
+        assert!(matches!(
+            bind(&path, Some("no-such-group-here")),
+            Err(SocketError::NoGroup(_))
+        ));
     }
 }

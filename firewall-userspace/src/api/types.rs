@@ -148,16 +148,43 @@ pub struct ApplyRequest {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Edit {
-    Allow { service: String, source: String, for_seconds: Option<u64> },
-    Revoke { service: String, source: String },
-    Deny { source: String, for_seconds: Option<u64> },
-    Undeny { source: String },
+    Allow {
+        service: String,
+        source: String,
+        for_seconds: Option<u64>,
+    },
+    Revoke {
+        service: String,
+        source: String,
+    },
+    Deny {
+        source: String,
+        for_seconds: Option<u64>,
+    },
+    Undeny {
+        source: String,
+    },
     /// Takes a source off the deny list of a service: how a temporary entry there ends.
-    ServiceUndeny { service: String, source: String },
-    ServiceAdd { name: String, ports: Vec<String>, allow: Vec<String>, deny: Vec<String> },
+    ServiceUndeny {
+        service: String,
+        source: String,
+    },
+    ServiceAdd {
+        name: String,
+        ports: Vec<String>,
+        allow: Vec<String>,
+        deny: Vec<String>,
+    },
     /// `None` leaves a list as it is.
-    ServiceSet { name: String, ports: Option<Vec<String>>, allow: Option<Vec<String>>, deny: Option<Vec<String>> },
-    ServiceRemove { name: String },
+    ServiceSet {
+        name: String,
+        ports: Option<Vec<String>>,
+        allow: Option<Vec<String>>,
+        deny: Option<Vec<String>>,
+    },
+    ServiceRemove {
+        name: String,
+    },
 }
 
 /// `POST /v1/mode`: `enforce` or `observe`.

@@ -24,6 +24,9 @@ pub struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<Answer> {
     let config = config::Config::resolve(args.config)?;
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(agent::run(config))?;
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(agent::run(config))?;
     Ok(Answer::Yes)
 }

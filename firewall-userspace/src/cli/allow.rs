@@ -26,5 +26,9 @@ pub struct Args {
 
 pub(super) fn run(args: Args, context: &Context) -> anyhow::Result<Answer> {
     let for_seconds = args.for_.map(|time| time.as_secs());
-    context.edit(&Edit::Allow { service: args.service, source: args.source, for_seconds })
+    context.edit(&Edit::Allow {
+        service: args.service,
+        source: args.source,
+        for_seconds,
+    })
 }

@@ -28,13 +28,19 @@ pub struct Args {
 pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
     let (text, path) = if args.file.as_os_str() == "-" {
         let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).context("reading the policy from standard input")?;
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .context("reading the policy from standard input")?;
         (text, "standard input".to_owned())
     } else {
         let text = std::fs::read_to_string(&args.file)
             .with_context(|| format!("reading the policy {}", args.file.display()))?;
         (text, args.file.display().to_string())
     };
-    let request = ApplyRequest { text, path, dry_run: args.dry_run };
+    let request = ApplyRequest {
+        text,
+        path,
+        dry_run: args.dry_run,
+    };
     context.change("/v1/apply", &request, args.dry_run)
 }

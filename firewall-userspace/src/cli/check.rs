@@ -25,7 +25,10 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
     let path = args.file.display().to_string();
     let errors = match file::load(&args.file, now) {
         Ok(loaded) => match compile(&loaded.policy) {
@@ -50,25 +53,40 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
         message("error", error);
     }
     if context.json {
-        context.show(&CheckReport { path, errors, ..CheckReport::default() }, |_| String::new())?;
+        context.show(
+            &CheckReport {
+                path,
+                errors,
+                ..CheckReport::default()
+            },
+            |_| String::new(),
+        )?;
     }
     Ok(Answer::No)
 }
 
 fn report(path: String, loaded: &Loaded) -> CheckReport {
     let policy = &loaded.policy;
-    let services = policy.services.iter().enumerate().map(|(index, service)| CheckService {
-        name: service.name.clone(),
-        ports: service.ports_text.clone(),
-        allow: sources(policy, index, Action::Allow),
-        deny: sources(policy, index, Action::Deny),
-    });
+    let services = policy
+        .services
+        .iter()
+        .enumerate()
+        .map(|(index, service)| CheckService {
+            name: service.name.clone(),
+            ports: service.ports_text.clone(),
+            allow: sources(policy, index, Action::Allow),
+            deny: sources(policy, index, Action::Deny),
+        });
     CheckReport {
         path,
         valid: true,
         default: if policy.default_allow { "allow" } else { "deny" }.to_owned(),
         warnings: loaded.warnings.iter().map(ToString::to_string).collect(),
-        files: loaded.files.iter().map(|file| file.display().to_string()).collect(),
+        files: loaded
+            .files
+            .iter()
+            .map(|file| file.display().to_string())
+            .collect(),
         services: services.collect(),
         ..CheckReport::default()
     }
@@ -76,7 +94,10 @@ fn report(path: String, loaded: &Loaded) -> CheckReport {
 
 fn sources(policy: &Policy, service: usize, action: Action) -> Vec<String> {
     let mine = policy.rules.iter().filter(|rule| {
-        rule.action == action && rule.service.is_some_and(|ServiceId(id)| usize::from(id) == service)
+        rule.action == action
+            && rule
+                .service
+                .is_some_and(|ServiceId(id)| usize::from(id) == service)
     });
     mine.map(|rule| rule.source.clone()).collect()
 }

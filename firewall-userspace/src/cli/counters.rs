@@ -23,14 +23,20 @@ pub struct Args {
 
 pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
     let Some(interval) = args.watch else {
-        return context.show_from("/v1/counters", |rows: &Vec<CounterRow>| output::counters(rows, None, &context.style));
+        return context.show_from("/v1/counters", |rows: &Vec<CounterRow>| {
+            output::counters(rows, None, &context.style)
+        });
     };
     context.wait(watch(interval, context))
 }
 
 async fn watch(interval: Duration, context: &Context) -> anyhow::Result<Answer> {
     // On a terminal each reading takes the place of the one before.
-    let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+    let clear = if std::io::stdout().is_terminal() {
+        "\x1b[H\x1b[2J"
+    } else {
+        ""
+    };
     let mut ticks = tokio::time::interval(interval);
     let mut before: Option<(Vec<CounterRow>, Instant)> = None;
     loop {
@@ -48,9 +54,16 @@ async fn watch(interval: Duration, context: &Context) -> anyhow::Result<Answer> 
         if context.json {
             print(&(serde_json::to_string(&rows)? + "\n"))?;
         } else {
-            let rates = before.as_ref().map(|(rows, at)| Rates { before: rows, elapsed: now - *at });
+            let rates = before.as_ref().map(|(rows, at)| Rates {
+                before: rows,
+                elapsed: now - *at,
+            });
             let table = output::counters(&rows, rates, &context.style);
-            let gap = if clear.is_empty() && before.is_some() { "\n" } else { "" };
+            let gap = if clear.is_empty() && before.is_some() {
+                "\n"
+            } else {
+                ""
+            };
             print(&format!("{clear}{gap}{table}"))?;
         }
         before = Some((rows, now));

@@ -23,5 +23,8 @@ pub struct Args {
 
 pub(super) fn run(args: Args, context: &Context) -> anyhow::Result<Answer> {
     let for_seconds = args.for_.map(|time| time.as_secs());
-    context.edit(&Edit::Deny { source: args.source, for_seconds })
+    context.edit(&Edit::Deny {
+        source: args.source,
+        for_seconds,
+    })
 }

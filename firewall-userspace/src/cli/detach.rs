@@ -33,11 +33,15 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
         return Ok(Answer::No);
     }
     let nothing = serde_json::json!({});
-    let asked = context.wait(async { Ok(context.client().post::<_, Detached>("/v1/detach", &nothing).await) })?;
+    let asked =
+        context.wait(async { Ok(context.client().post::<_, Detached>("/v1/detach", &nothing).await) })?;
     let done = match asked {
         Ok(done) => done,
         Err(ClientError::NoAgent { .. }) => {
-            let pins = args.pins.clone().unwrap_or_else(|| default_pins(&context.instance));
+            let pins = args
+                .pins
+                .clone()
+                .unwrap_or_else(|| default_pins(&context.instance));
             let removed = datapath::detach_all(&pins)
                 .with_context(|| format!("detaching without an agent, by {}", pins.display()))?;
             Detached { removed }
@@ -45,7 +49,10 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
         Err(error) => return Err(error.into()),
     };
     context.show(&done, |done| match done.removed.is_empty() {
-        true => format!("nothing to detach: instance {} filters nothing here\n", context.instance),
+        true => format!(
+            "nothing to detach: instance {} filters nothing here\n",
+            context.instance
+        ),
         false => done.removed.iter().map(|line| line.clone() + "\n").collect(),
     })?;
     Ok(Answer::Yes)
@@ -53,7 +60,10 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
 
 fn confirmed(instance: &str) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
-        return Err(usage("detach", "there is no terminal to ask on: detach with --yes if you mean it"));
+        return Err(usage(
+            "detach",
+            "there is no terminal to ask on: detach with --yes if you mean it",
+        ));
     }
     let mut stderr = std::io::stderr();
     write!(

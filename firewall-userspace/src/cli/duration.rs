@@ -27,11 +27,20 @@ pub fn parse(text: &str) -> Result<Duration, String> {
         let letters = after.len() - after.trim_start_matches(|c: char| !c.is_ascii_digit()).len();
         let (unit, after) = after.split_at(letters);
         if unit.is_empty() {
-            return Err(format!("\"{number}\" has no unit: write {number}s, {number}m, {number}h or {number}d"));
+            return Err(format!(
+                "\"{number}\" has no unit: write {number}s, {number}m, {number}h or {number}d"
+            ));
         }
-        let Some(&(_, seconds)) = UNITS.iter().find(|(letter, _)| unit.len() == 1 && unit.starts_with(*letter)) else {
-            let meant = UNITS.iter().find(|(letter, _)| unit.starts_with(*letter) && unit != "ms");
-            let hint = meant.map(|(letter, _)| format!("; did you mean {number}{letter}?")).unwrap_or_default();
+        let Some(&(_, seconds)) = UNITS
+            .iter()
+            .find(|(letter, _)| unit.len() == 1 && unit.starts_with(*letter))
+        else {
+            let meant = UNITS
+                .iter()
+                .find(|(letter, _)| unit.starts_with(*letter) && unit != "ms");
+            let hint = meant
+                .map(|(letter, _)| format!("; did you mean {number}{letter}?"))
+                .unwrap_or_default();
             return Err(format!("unknown unit \"{unit}\" (d, h, m or s){hint}"));
         };
         if seconds >= last_unit {
@@ -44,7 +53,9 @@ pub fn parse(text: &str) -> Result<Duration, String> {
             .and_then(|number| number.checked_mul(seconds))
             .and_then(|part| part.checked_add(total))
             .filter(|&total| total <= LONGEST)
-            .ok_or_else(|| format!("\"{text}\" is longer than a hundred years; without a duration it is for good"))?;
+            .ok_or_else(|| {
+                format!("\"{text}\" is longer than a hundred years; without a duration it is for good")
+            })?;
         rest = after;
     }
     if total == 0 {
@@ -74,7 +85,14 @@ mod tests {
 
     #[test]
     fn reads_durations() {
-        let cases = [("90s", 90), ("2h", 7200), ("1h30m", 5400), ("7d", 604_800), ("1d1h1m1s", 90_061), ("0h5m", 300)];
+        let cases = [
+            ("90s", 90),
+            ("2h", 7200),
+            ("1h30m", 5400),
+            ("7d", 604_800),
+            ("1d1h1m1s", 90_061),
+            ("0h5m", 300),
+        ];
         for (text, seconds) in cases {
             assert_eq!(parse(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
@@ -83,17 +101,29 @@ mod tests {
     #[test]
     fn errors_say_what_would_be_accepted() {
         let cases = [
-            ("", "a duration is missing: write for example 90s, 10m, 1h30m or 7d"),
+            (
+                "",
+                "a duration is missing: write for example 90s, 10m, 1h30m or 7d",
+            ),
             ("10", "\"10\" has no unit: write 10s, 10m, 10h or 10d"),
             ("1h30", "\"30\" has no unit: write 30s, 30m, 30h or 30d"),
             ("5min", "unknown unit \"min\" (d, h, m or s); did you mean 5m?"),
             ("5ms", "unknown unit \"ms\" (d, h, m or s)"),
             ("2w", "unknown unit \"w\" (d, h, m or s)"),
-            ("h", "\"h\" does not begin with a number: write for example 90s, 10m, 1h30m or 7d"),
-            ("-2h", "\"-2h\" does not begin with a number: write for example 90s, 10m, 1h30m or 7d"),
+            (
+                "h",
+                "\"h\" does not begin with a number: write for example 90s, 10m, 1h30m or 7d",
+            ),
+            (
+                "-2h",
+                "\"-2h\" does not begin with a number: write for example 90s, 10m, 1h30m or 7d",
+            ),
             ("30m1h", "units go from large to small, each once, as in 1d2h30m"),
             ("1h1h", "units go from large to small, each once, as in 1d2h30m"),
-            ("0s", "\"0s\" is no time at all: write for example 90s, 10m, 1h30m or 7d"),
+            (
+                "0s",
+                "\"0s\" is no time at all: write for example 90s, 10m, 1h30m or 7d",
+            ),
             (
                 "99999999999999999999d",
                 "\"99999999999999999999d\" is longer than a hundred years; without a duration it is for good",

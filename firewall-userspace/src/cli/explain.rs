@@ -57,15 +57,28 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
         }
     };
     context.show(&explanation, |record| output::explanation(record, &context.style))?;
-    Ok(if explanation.verdict == "pass" { Answer::Yes } else { Answer::No })
+    Ok(if explanation.verdict == "pass" {
+        Answer::Yes
+    } else {
+        Answer::No
+    })
 }
 
 /// The packet as one text; whether it can be read is a question of usage, so it is asked here.
 fn described(args: &Args) -> anyhow::Result<String> {
     let mut packet = args.packet.join(" ");
     if let Some(end) = packet.strip_suffix(" -") {
-        let taken = if std::io::stdout().is_terminal() { "" } else { " (and the output went into a file)" };
-        return Err(usage("explain", format!("the shell took '>' as a redirection{taken}: write 'to', or quote the packet: '{end} -> ...'")));
+        let taken = if std::io::stdout().is_terminal() {
+            ""
+        } else {
+            " (and the output went into a file)"
+        };
+        return Err(usage(
+            "explain",
+            format!(
+                "the shell took '>' as a redirection{taken}: write 'to', or quote the packet: '{end} -> ...'"
+            ),
+        ));
     }
     if let Some(flags) = &args.flags {
         packet += &format!(" flags {flags}");
@@ -79,13 +92,27 @@ fn described(args: &Args) -> anyhow::Result<String> {
 
 /// A node that enforces this policy, with no failsafe and no addresses of its own.
 fn offline(path: &Path, packet: &str) -> anyhow::Result<Explanation> {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
     let loaded = file::load(path, now)?;
     for warning in &loaded.warnings {
         message("warning", &warning.to_string());
     }
     let compiled = compile(&loaded.policy).with_context(|| path.display().to_string())?;
     let own = HashSet::new();
-    let node = Node { image: &compiled.image, config: &Config::DEFAULT, own: &own, flows: &crate::simulate::Flows::default() };
-    Ok(explain::explain(&loaded.policy, &loaded.text, &compiled, &node, packet)?)
+    let node = Node {
+        image: &compiled.image,
+        config: &Config::DEFAULT,
+        own: &own,
+        flows: &crate::simulate::Flows::default(),
+    };
+    Ok(explain::explain(
+        &loaded.policy,
+        &loaded.text,
+        &compiled,
+        &node,
+        packet,
+    )?)
 }

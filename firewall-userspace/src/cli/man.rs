@@ -30,9 +30,12 @@ pub(super) fn run(args: &Args, _: &Context) -> anyhow::Result<Answer> {
     }
     let command = match &args.command {
         None => &root,
-        Some(name) => root
-            .find_subcommand(name)
-            .ok_or_else(|| usage("man", format!("there is no command \"{name}\"; `ravelin help` lists them")))?,
+        Some(name) => root.find_subcommand(name).ok_or_else(|| {
+            usage(
+                "man",
+                format!("there is no command \"{name}\"; `ravelin help` lists them"),
+            )
+        })?,
     };
     print(&page(command)?)?;
     Ok(Answer::Yes)
@@ -43,7 +46,9 @@ fn write_all(command: &Command, dir: &Path) -> anyhow::Result<()> {
     let name = command.get_display_name().unwrap_or_else(|| command.get_name());
     let path = dir.join(format!("{name}.1"));
     std::fs::write(&path, page(command)?).with_context(|| format!("writing {}", path.display()))?;
-    command.get_subcommands().try_for_each(|below| write_all(below, dir))
+    command
+        .get_subcommands()
+        .try_for_each(|below| write_all(below, dir))
 }
 
 fn page(command: &Command) -> anyhow::Result<String> {

@@ -19,6 +19,7 @@ mod monitor;
 mod reload;
 mod revoke;
 mod rules;
+mod schema;
 mod service;
 mod services;
 mod source;
@@ -39,7 +40,7 @@ use std::process::ExitCode;
 /// A host firewall: XDP filters what comes in, a policy file says who may reach which service.
 ///
 /// One agent per host (`ravelin agent`) keeps the policy in force; every other command talks to it over a local
-/// socket, except check and `explain --file`, which need no agent.
+/// socket, except check, schema and `explain --file`, which need no agent.
 ///
 /// The policy is one TOML file, /etc/ravelin/policy.toml. Edit it by hand, or with allow, revoke, deny, undeny and
 /// service, which keep its comments. A mistake in it changes nothing: what was in force stays in force.
@@ -101,6 +102,7 @@ enum Command {
     Enforce(mode::EnforceArgs),
     Detach(detach::Args),
     Agent(Box<agent::Args>),
+    Schema(schema::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -119,11 +121,13 @@ pub fn parse() -> Cli {
 
 /// An arrow begins like a flag: `-> 8443` becomes `to 8443` before clap sees it.
 fn arguments(raw: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
-    raw.flat_map(|argument| match argument.to_str().and_then(|text| text.strip_prefix("->")) {
-        Some("") => vec!["to".into()],
-        Some(rest) => vec!["to".into(), rest.into()],
-        None => vec![argument],
-    })
+    raw.flat_map(
+        |argument| match argument.to_str().and_then(|text| text.strip_prefix("->")) {
+            Some("") => vec!["to".into()],
+            Some(rest) => vec!["to".into(), rest.into()],
+            None => vec![argument],
+        },
+    )
 }
 
 /// Runs a command.
@@ -131,7 +135,9 @@ fn arguments(raw: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsStri
 /// # Errors
 /// Whatever kept it from an answer; [`exit_code`] says what the process makes of it.
 pub fn run(cli: Cli) -> anyhow::Result<Answer> {
-    let instance = cli.instance.map_or_else(|| config::DEFAULT_INSTANCE.to_owned(), |instance| instance.0);
+    let instance = cli
+        .instance
+        .map_or_else(|| config::DEFAULT_INSTANCE.to_owned(), |instance| instance.0);
     let context = Context {
         socket: cli.socket.unwrap_or_else(|| config::default_socket(&instance)),
         json: cli.output == Format::Json,
@@ -157,6 +163,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Answer> {
         Command::Enforce(args) => mode::enforce(&args, &context),
         Command::Detach(args) => detach::run(&args, &context),
         Command::Agent(args) => agent::run(*args),
+        Command::Schema(args) => schema::run(&args, &context),
         Command::Completions(args) => completions::run(&args, &context),
         Command::Man(args) => man::run(&args, &context),
     }
@@ -186,7 +193,11 @@ pub fn exit_code(outcome: anyhow::Result<Answer>) -> ExitCode {
 /// A message on standard error.
 fn message(kind: &str, text: &str) {
     let style = Style::of(&std::io::stderr());
-    let kind = if kind == "error" { style.bad(kind) } else { style.warn(kind) };
+    let kind = if kind == "error" {
+        style.bad(kind)
+    } else {
+        style.warn(kind)
+    };
     // Nobody is left to tell if standard error is closed.
     let _ = writeln!(std::io::stderr(), "{kind}: {text}");
 }
@@ -218,7 +229,10 @@ impl Context {
 
     /// Runs a future of a command that only waits for the agent.
     fn wait<T>(&self, future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(future)
     }
 
     /// Prints a record as JSON or as text.
@@ -284,27 +298,49 @@ mod tests {
         };
         assert_eq!(joined("explain tcp 10.0.0.1 -> 80"), "explain tcp 10.0.0.1 to 80");
         assert_eq!(joined("explain tcp 10.0.0.1 ->80"), "explain tcp 10.0.0.1 to 80");
-        assert_eq!(joined("allow web 10.0.0.1 --for 2h"), "allow web 10.0.0.1 --for 2h");
+        assert_eq!(
+            joined("allow web 10.0.0.1 --for 2h"),
+            "allow web 10.0.0.1 --for 2h"
+        );
     }
 
     #[test]
     fn global_flags_stand_anywhere() {
         let cli = parsed("ravelin status --instance edge -o json").unwrap();
-        assert_eq!((cli.instance.as_ref().map(|instance| instance.0.as_str()), cli.output), (Some("edge"), Format::Json));
+        assert_eq!(
+            (
+                cli.instance.as_ref().map(|instance| instance.0.as_str()),
+                cli.output
+            ),
+            (Some("edge"), Format::Json)
+        );
         assert!(parsed("ravelin -o json status").is_ok());
         assert!(parsed("ravelin status -o yaml").is_err());
         // The agent has flags of the same names for itself.
-        for line in ["ravelin --instance edge agent --mode observe", "ravelin agent --instance edge --socket /tmp/s"] {
-            let Command::Agent(args) = parsed(line).unwrap().command else { panic!("not the agent: {line}") };
-            assert!(format!("{args:?}").contains("instance: Some(Instance(\"edge\"))"), "{args:?}");
+        for line in [
+            "ravelin --instance edge agent --mode observe",
+            "ravelin agent --instance edge --socket /tmp/s",
+        ] {
+            let Command::Agent(args) = parsed(line).unwrap().command else {
+                panic!("not the agent: {line}")
+            };
+            assert!(
+                format!("{args:?}").contains("instance: Some(Instance(\"edge\"))"),
+                "{args:?}"
+            );
         }
     }
 
     #[test]
     fn durations_and_sources_are_checked_before_the_agent_is_asked() {
         assert!(parsed("ravelin allow web 10.0.0.1 --for 2h").is_ok());
-        let error = parsed("ravelin allow web 10.0.0.1 --for 2").unwrap_err().to_string();
-        assert!(error.contains("\"2\" has no unit: write 2s, 2m, 2h or 2d"), "{error}");
+        let error = parsed("ravelin allow web 10.0.0.1 --for 2")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("\"2\" has no unit: write 2s, 2m, 2h or 2d"),
+            "{error}"
+        );
         assert!(parsed("ravelin deny 10.0.0.0/33").is_err());
         assert!(parsed("ravelin deny 2001:db8::/32 --for 10m").is_ok());
     }

@@ -15,7 +15,11 @@ pub struct ObserveArgs {}
 pub struct EnforceArgs {}
 
 pub(super) fn observe(_: &ObserveArgs, context: &Context) -> anyhow::Result<Answer> {
-    set("observe", "observing: drops are counted, nothing is dropped; back with `ravelin enforce`\n", context)
+    set(
+        "observe",
+        "observing: drops are counted, nothing is dropped; back with `ravelin enforce`\n",
+        context,
+    )
 }
 
 pub(super) fn enforce(_: &EnforceArgs, context: &Context) -> anyhow::Result<Answer> {
@@ -23,7 +27,9 @@ pub(super) fn enforce(_: &EnforceArgs, context: &Context) -> anyhow::Result<Answ
 }
 
 fn set(mode: &str, text: &str, context: &Context) -> anyhow::Result<Answer> {
-    let request = ModeRequest { mode: mode.to_owned() };
+    let request = ModeRequest {
+        mode: mode.to_owned(),
+    };
     let record: Status = context.wait(async { Ok(context.client().post("/v1/mode", &request).await?) })?;
     context.show(&record, |_| text.to_owned())?;
     Ok(Answer::Yes)

@@ -25,7 +25,10 @@ pub struct Args {
 
 pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
     context.wait(async {
-        let mut lines = context.client().stream(&format!("/v1/monitor?passes={}", args.passes)).await?;
+        let mut lines = context
+            .client()
+            .stream(&format!("/v1/monitor?passes={}", args.passes))
+            .await?;
         if !context.json {
             print(&output::event_header(&context.style))?;
         }
@@ -34,8 +37,8 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
             let Some(line) = lines.next().await? else {
                 bail!("the agent has stopped, and with it the events");
             };
-            let record: EventRecord =
-                serde_json::from_slice(&line).context("an event of the agent is not understood; is it another version?")?;
+            let record: EventRecord = serde_json::from_slice(&line)
+                .context("an event of the agent is not understood; is it another version?")?;
             let text = match context.json {
                 true => serde_json::to_string(&record)? + "\n",
                 false => output::event(&record, &context.style),

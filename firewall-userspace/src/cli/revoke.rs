@@ -19,5 +19,8 @@ pub struct Args {
 }
 
 pub(super) fn run(args: Args, context: &Context) -> anyhow::Result<Answer> {
-    context.edit(&Edit::Revoke { service: args.service, source: args.source })
+    context.edit(&Edit::Revoke {
+        service: args.service,
+        source: args.source,
+    })
 }

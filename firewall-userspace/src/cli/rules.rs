@@ -12,5 +12,7 @@ use crate::output;
 pub struct Args {}
 
 pub(super) fn run(_: &Args, context: &Context) -> anyhow::Result<Answer> {
-    context.show_from("/v1/rules", |rows: &Vec<RuleRow>| output::rules(rows, &context.style))
+    context.show_from("/v1/rules", |rows: &Vec<RuleRow>| {
+        output::rules(rows, &context.style)
+    })
 }

@@ -66,16 +66,33 @@ pub(super) fn run(args: Args, context: &Context) -> anyhow::Result<Answer> {
     // Given, or emptied on purpose, or left as it is.
     let list = |given: Vec<String>, emptied: bool| (emptied || !given.is_empty()).then_some(given);
     let edit = match args.command {
-        Command::Add { name, ports, sources } => {
-            Edit::ServiceAdd { name, ports, allow: sources.allow, deny: sources.deny }
-        }
-        Command::Set { name, ports, sources, no_allow, no_deny } => {
+        Command::Add { name, ports, sources } => Edit::ServiceAdd {
+            name,
+            ports,
+            allow: sources.allow,
+            deny: sources.deny,
+        },
+        Command::Set {
+            name,
+            ports,
+            sources,
+            no_allow,
+            no_deny,
+        } => {
             let (allow, deny) = (list(sources.allow, no_allow), list(sources.deny, no_deny));
             let ports = list(ports, false);
             if ports.is_none() && allow.is_none() && deny.is_none() {
-                return Err(usage("service set", "nothing to set: give --port, --allow, --deny, --no-allow or --no-deny"));
+                return Err(usage(
+                    "service set",
+                    "nothing to set: give --port, --allow, --deny, --no-allow or --no-deny",
+                ));
             }
-            Edit::ServiceSet { name, ports, allow, deny }
+            Edit::ServiceSet {
+                name,
+                ports,
+                allow,
+                deny,
+            }
         }
         Command::Remove { name } => Edit::ServiceRemove { name },
     };

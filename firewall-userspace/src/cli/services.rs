@@ -12,5 +12,7 @@ use crate::output;
 pub struct Args {}
 
 pub(super) fn run(_: &Args, context: &Context) -> anyhow::Result<Answer> {
-    context.show_from("/v1/services", |rows: &Vec<ServiceRow>| output::services(rows, &context.style))
+    context.show_from("/v1/services", |rows: &Vec<ServiceRow>| {
+        output::services(rows, &context.style)
+    })
 }

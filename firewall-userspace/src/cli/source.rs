@@ -11,7 +11,10 @@ pub fn parse(text: &str) -> Result<String, String> {
     match source::parse(text) {
         Ok(parsed) if parsed.host_bits => {
             let host = text.split('/').next().unwrap_or_default();
-            Err(format!("has host bits set: write {} for the network, {host} for the host", parsed.source))
+            Err(format!(
+                "has host bits set: write {} for the network, {host} for the host",
+                parsed.source
+            ))
         }
         Ok(parsed) => Ok(parsed.source.to_string()),
         Err(error) => Err(match error.hint {

@@ -27,16 +27,24 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
     let status = context.wait(async {
         match args.wait {
             None => Ok(context.client().get::<Status>("/v1/status").await?),
-            Some(patience) => Ok(wait_for(&context.client().patient(patience), Instant::now() + patience).await?),
+            Some(patience) => {
+                Ok(wait_for(&context.client().patient(patience), Instant::now() + patience).await?)
+            }
         }
     })?;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
     context.show(&status, |record| output::status(record, now, &context.style))?;
     if status.ready {
         return Ok(Answer::Yes);
     }
     if let Some(patience) = args.wait {
-        message("error", &format!("not in force within {}", output::duration(patience)));
+        message(
+            "error",
+            &format!("not in force within {}", output::duration(patience)),
+        );
     }
     Ok(Answer::No)
 }
@@ -45,7 +53,10 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
 async fn wait_for(client: &Client, deadline: Instant) -> Result<Status, ClientError> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        match client.get::<Status>(&format!("/v1/status?wait_ms={}", left.as_millis())).await {
+        match client
+            .get::<Status>(&format!("/v1/status?wait_ms={}", left.as_millis()))
+            .await
+        {
             Ok(status) => return Ok(status),
             Err(ClientError::NoAgent { .. } | ClientError::Lost { .. }) if left > RETRY => {
                 tokio::time::sleep(RETRY).await;

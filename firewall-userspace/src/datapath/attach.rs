@@ -71,7 +71,9 @@ pub struct Attachment {
 /// Why an interface is not filtered.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
-    #[error("{interface} is the loopback, which is not filtered: what the host says to itself is its own business")]
+    #[error(
+        "{interface} is the loopback, which is not filtered: what the host says to itself is its own business"
+    )]
     Loopback { interface: String },
     #[error(
         "{interface} carries no Ethernet headers (hardware type {hardware}), and frames without them are not \
@@ -95,11 +97,19 @@ pub enum AttachError {
     )]
     OtherNamespace { pin: PathBuf, ifindex: u32 },
     #[error("{interface} refuses XDP in the driver ({native}) and in the network stack")]
-    Refused { interface: String, native: String, source: io::Error },
+    Refused {
+        interface: String,
+        native: String,
+        source: io::Error,
+    },
     #[error("replacing the program of {}, which stays as it is", .pin.display())]
     Replace { pin: PathBuf, source: io::Error },
     #[error("{what} {}", .path.display())]
-    Pin { what: &'static str, path: PathBuf, source: io::Error },
+    Pin {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
 }
@@ -117,7 +127,11 @@ pub struct Features {
 
 impl Features {
     /// All that the kernel has.
-    pub const ALL: Features = Features { frags: true, tcx: true, native: true };
+    pub const ALL: Features = Features {
+        frags: true,
+        tcx: true,
+        native: true,
+    };
 }
 
 /// Whether the kernel has TCX links: tried on an interface that cannot exist.
@@ -142,17 +156,30 @@ impl Attacher<'_> {
             return Err(AttachError::Loopback { interface: name() });
         }
         if !interface.ethernet {
-            return Err(AttachError::NotEthernet { interface: name(), hardware: interface.hardware });
+            return Err(AttachError::NotEthernet {
+                interface: name(),
+                hardware: interface.hardware,
+            });
         }
+        let before = has_egress(self.pins, interface.index);
         let (egress, egress_detail) = match self.egress(interface) {
             Ok(mode) => (mode, None),
             // Fail closed: filter all the same.
             Err(error) => {
-                let text = format!("replies to what this host opens on it are dropped: {}", chain(&error));
+                let text = format!(
+                    "replies to what this host opens on it are dropped: {}",
+                    chain(&error)
+                );
                 (EgressMode::None, Some(text))
             }
         };
-        let (xdp, xdp_detail) = self.xdp(interface)?;
+        let (xdp, xdp_detail) = self.xdp(interface).inspect_err(|_| {
+            // Egress alone is of no use. What cannot be removed now goes with the next detach.
+            if !before {
+                let _ = remove_link(&egress_pin(self.pins, interface.index));
+                let _ = remove_clsact(self.pins, interface.index);
+            }
+        })?;
         let details: Vec<String> = xdp_detail.into_iter().chain(egress_detail).collect();
         Ok(Attachment {
             xdp,
@@ -183,15 +210,25 @@ impl Attacher<'_> {
         link: &OwnedFd,
         info: sys::LinkInfo,
     ) -> Result<(XdpMode, Option<String>), AttachError> {
-        let on_it = netlink::xdp_programs(interface.index)?
-            .ok_or_else(|| AttachError::Gone { interface: interface.name.clone() })?;
+        let on_it = netlink::xdp_programs(interface.index)?.ok_or_else(|| AttachError::Gone {
+            interface: interface.name.clone(),
+        })?;
         let mode = match info.program_id {
             id if info.ifindex == interface.index && on_it.native == Some(id) => XdpMode::Native,
             id if info.ifindex == interface.index && on_it.generic == Some(id) => XdpMode::Generic,
-            _ => return Err(AttachError::OtherNamespace { pin: pin.to_owned(), ifindex: info.ifindex }),
+            _ => {
+                return Err(AttachError::OtherNamespace {
+                    pin: pin.to_owned(),
+                    ifindex: info.ifindex,
+                });
+            }
         };
-        sys::link_update(link.as_fd(), self.programs.ingress.fd.as_fd())
-            .map_err(|source| AttachError::Replace { pin: pin.to_owned(), source })?;
+        sys::link_update(link.as_fd(), self.programs.ingress.fd.as_fd()).map_err(|source| {
+            AttachError::Replace {
+                pin: pin.to_owned(),
+                source,
+            }
+        })?;
         let detail = (mode == XdpMode::Generic).then(|| {
             "generic XDP, kept from an earlier start; `ravelin detach` and a new start try the driver again".into()
         });
@@ -212,7 +249,11 @@ impl Attacher<'_> {
         match create(sys::XDP_GENERIC) {
             Ok(link) => Ok((link, XdpMode::Generic, Some(format!("generic XDP: {native}")))),
             Err(error) if is_occupied(&error) => Err(occupied(interface)),
-            Err(source) => Err(AttachError::Refused { interface: interface.name.clone(), native, source }),
+            Err(source) => Err(AttachError::Refused {
+                interface: interface.name.clone(),
+                native,
+                source,
+            }),
         }
     }
 
@@ -221,14 +262,17 @@ impl Attacher<'_> {
         match error.raw_os_error() {
             _ if is_occupied(&error) => Err(occupied(interface)),
             // The kernel has no errno of its own for an interface that is not there.
-            _ if netlink::xdp_programs(interface.index)?.is_none() => {
-                Err(AttachError::Gone { interface: interface.name.clone() })
-            }
+            _ if netlink::xdp_programs(interface.index)?.is_none() => Err(AttachError::Gone {
+                interface: interface.name.clone(),
+            }),
             Some(libc::EOPNOTSUPP) => Ok("the driver has no native XDP".into()),
             errno => {
                 let words = driver_words(interface.index, self.programs.ingress.fd.as_fd());
                 let said = words.map_or(error.to_string(), |words| format!("the driver says: {words}"));
-                Ok(format!("the driver refuses native XDP ({said}){}", hint(errno, interface.mtu)))
+                Ok(format!(
+                    "the driver refuses native XDP ({said}){}",
+                    hint(errno, interface.mtu)
+                ))
             }
         }
     }
@@ -238,10 +282,15 @@ impl Attacher<'_> {
         let pin = egress_pin(self.pins, interface.index);
         if let Some((link, info)) = live_link(&pin)? {
             if info.ifindex != interface.index {
-                return Err(AttachError::OtherNamespace { pin, ifindex: info.ifindex });
+                return Err(AttachError::OtherNamespace {
+                    pin,
+                    ifindex: info.ifindex,
+                });
             }
-            sys::link_update(link.as_fd(), program)
-                .map_err(|source| AttachError::Replace { pin: pin.clone(), source })?;
+            sys::link_update(link.as_fd(), program).map_err(|source| AttachError::Replace {
+                pin: pin.clone(),
+                source,
+            })?;
             return Ok(EgressMode::Tcx);
         }
         if !self.features.tcx {
@@ -253,7 +302,11 @@ impl Attacher<'_> {
         }
         // First in the chain: a program that ends it does not hide what goes out.
         let link = sys::link_create(program, interface.index, sys::ATTACH_TCX_EGRESS, sys::TCX_FIRST)
-            .map_err(|source| AttachError::Pin { what: "attaching by TCX for", path: pin.clone(), source })?;
+            .map_err(|source| AttachError::Pin {
+                what: "attaching by TCX for",
+                path: pin.clone(),
+                source,
+            })?;
         sys::pin(link.as_fd(), &pin).map_err(|source| AttachError::Pin {
             what: "pinning",
             path: pin,
@@ -326,6 +379,10 @@ fn egress_pin(pins: &Path, ifindex: u32) -> PathBuf {
     pins.join(format!("egress-{ifindex}"))
 }
 
+fn has_egress(pins: &Path, ifindex: u32) -> bool {
+    egress_pin(pins, ifindex).exists() || pins.join(format!("clsact-{ifindex}")).exists()
+}
+
 /// The interface in the name of a link's pin.
 fn link_ifindex(path: &Path) -> Option<u32> {
     numbered(path, &["xdp", "egress"])
@@ -333,12 +390,22 @@ fn link_ifindex(path: &Path) -> Option<u32> {
 
 fn numbered(path: &Path, kinds: &[&str]) -> Option<u32> {
     let (kind, number) = path.file_name()?.to_str()?.split_once('-')?;
-    if kinds.contains(&kind) { number.parse().ok() } else { None }
+    if kinds.contains(&kind) {
+        number.parse().ok()
+    } else {
+        None
+    }
 }
 
 /// The link pinned at a path. A pin whose interface is gone is removed.
 fn live_link(pin: &Path) -> Result<Option<(OwnedFd, sys::LinkInfo)>, AttachError> {
-    let fail = |what| move |source| AttachError::Pin { what, path: pin.to_owned(), source };
+    let fail = |what| {
+        move |source| AttachError::Pin {
+            what,
+            path: pin.to_owned(),
+            source,
+        }
+    };
     let link = match sys::open_pin(pin) {
         Ok(link) => link,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -353,8 +420,16 @@ fn live_link(pin: &Path) -> Result<Option<(OwnedFd, sys::LinkInfo)>, AttachError
 }
 
 fn remove_link(pin: &Path) -> Result<bool, AttachError> {
-    let Some((link, _)) = live_link(pin)? else { return Ok(false) };
-    let fail = |what| move |source| AttachError::Pin { what, path: pin.to_owned(), source };
+    let Some((link, _)) = live_link(pin)? else {
+        return Ok(false);
+    };
+    let fail = |what| {
+        move |source| AttachError::Pin {
+            what,
+            path: pin.to_owned(),
+            source,
+        }
+    };
     // Explicitly, for the kernel would put off the end of a link that is only let go.
     sys::link_detach(link.as_fd()).map_err(fail("detaching"))?;
     load::remove_pin(pin).map_err(fail("removing"))?;
@@ -365,24 +440,31 @@ fn remove_link(pin: &Path) -> Result<bool, AttachError> {
 fn note(pins: &Path, kind: &str, ifindex: u32) -> Result<(), AttachError> {
     let path = pins.join(format!("{kind}-{ifindex}"));
     match fs::create_dir(&path) {
-        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
-            Err(AttachError::Pin { what: "making", path, source })
-        }
+        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => Err(AttachError::Pin {
+            what: "making",
+            path,
+            source,
+        }),
         _ => Ok(()),
     }
 }
 
 fn unnote(path: &Path) -> Result<(), AttachError> {
     match fs::remove_dir(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(AttachError::Pin { what: "removing", path: path.to_owned(), source })
-        }
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(AttachError::Pin {
+            what: "removing",
+            path: path.to_owned(),
+            source,
+        }),
         _ => Ok(()),
     }
 }
 
 fn remove_clsact(pins: &Path, ifindex: u32) -> Result<bool, AttachError> {
-    let (filter, qdisc) = (pins.join(format!("clsact-{ifindex}")), pins.join(format!("qdisc-{ifindex}")));
+    let (filter, qdisc) = (
+        pins.join(format!("clsact-{ifindex}")),
+        pins.join(format!("qdisc-{ifindex}")),
+    );
     if !filter.exists() && !qdisc.exists() {
         return Ok(false);
     }
@@ -398,13 +480,19 @@ fn is_occupied(error: &io::Error) -> bool {
 }
 
 fn occupied(interface: &Interface) -> AttachError {
-    let id = netlink::xdp_programs(interface.index).ok().flatten().and_then(|programs| programs.any);
+    let id = netlink::xdp_programs(interface.index)
+        .ok()
+        .flatten()
+        .and_then(|programs| programs.any);
     let program = match id.map(|id| (id, sys::program_by_id(id))) {
         Some((id, Ok(info))) => format!("the XDP program \"{}\" (id {id})", info.name),
         Some((id, Err(_))) => format!("the XDP program of id {id}"),
         None => "another XDP program".into(),
     };
-    AttachError::Occupied { interface: interface.name.clone(), program }
+    AttachError::Occupied {
+        interface: interface.name.clone(),
+        program,
+    }
 }
 
 /// The driver's own words for refusing native XDP: `BPF_LINK_CREATE` has no room for them, an attachment by netlink

@@ -6,7 +6,9 @@
 
 use super::{
     netlink,
-    wire::{self, Connection, Message, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NetlinkError, Request},
+    wire::{
+        self, Connection, Message, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NetlinkError, Request,
+    },
 };
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -60,14 +62,18 @@ pub fn attach(ifindex: u32, program: BorrowedFd<'_>) -> Result<bool, NetlinkErro
             });
         }
     };
-    let request = Request::new(RTM_NEWTFILTER, NLM_F_ACK | flags, &tcmsg(ifindex, HANDLE, EGRESS, info()))
-        .attribute(TCA_KIND, b"bpf\0")
-        .nested(TCA_OPTIONS, |options| {
-            options
-                .attribute(TCA_BPF_FD, &program.as_raw_fd().to_ne_bytes())
-                .attribute(TCA_BPF_NAME, format!("{NAME}\0").as_bytes())
-                .attribute(TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes())
-        });
+    let request = Request::new(
+        RTM_NEWTFILTER,
+        NLM_F_ACK | flags,
+        &tcmsg(ifindex, HANDLE, EGRESS, info()),
+    )
+    .attribute(TCA_KIND, b"bpf\0")
+    .nested(TCA_OPTIONS, |options| {
+        options
+            .attribute(TCA_BPF_FD, &program.as_raw_fd().to_ne_bytes())
+            .attribute(TCA_BPF_NAME, format!("{NAME}\0").as_bytes())
+            .attribute(TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes())
+    });
     connection.call("attaching the egress filter", request, |_| {})?;
     Ok(made)
 }
@@ -130,7 +136,9 @@ struct Filter {
 
 fn filters(connection: &Connection, ifindex: u32, parent: u32) -> Result<Vec<Filter>, NetlinkError> {
     let request = || Request::new(RTM_GETTFILTER, NLM_F_DUMP, &tcmsg(ifindex, 0, parent, 0));
-    let found = connection.dump("listing the filters of an interface", request, |message| filter(message))?;
+    let found = connection.dump("listing the filters of an interface", request, |message| {
+        filter(message)
+    })?;
     // A priority itself is listed too, without a handle.
     Ok(found.into_iter().filter(|filter| filter.handle != 0).collect())
 }
@@ -142,7 +150,11 @@ fn filter(message: Message<'_>) -> Option<Filter> {
     let name = options
         .and_then(|(_, options)| wire::attributes(options).find(|(kind, _)| *kind == TCA_BPF_NAME))
         .map_or(String::new(), |(_, name)| wire::text(name));
-    Some(Filter { priority, handle, name })
+    Some(Filter {
+        priority,
+        handle,
+        name,
+    })
 }
 
 /// `struct tcmsg`.

@@ -24,28 +24,43 @@ pub(super) fn read_counters(map: &Mapping, generation: u64, stride: u32, endings
     let cell = size_of::<Counter>();
     // By what is mapped rather than by what is there, so that a map of other shape can never be read past its end.
     let bank = stride as usize * cell;
-    let cpus = (map.len() / cell / counter::BANKS as usize).checked_div(stride as usize).unwrap_or(0);
+    let cpus = (map.len() / cell / counter::BANKS as usize)
+        .checked_div(stride as usize)
+        .unwrap_or(0);
     for cpu in 0..cpus as u32 {
         for would_drop in [false, true] {
             let start = counter::index(stride, cpu, would_drop, 0) as usize * cell;
             debug_assert!(start + bank <= map.len());
             for (ending, sum) in sums.iter_mut().enumerate() {
                 let at = start + ending * cell;
-                let side = if would_drop { &mut sum.would_drop } else { &mut sum.happened };
+                let side = if would_drop {
+                    &mut sum.would_drop
+                } else {
+                    &mut sum.happened
+                };
                 side.packets = side.packets.wrapping_add(map.load_u64(at));
                 side.bytes = side.bytes.wrapping_add(map.load_u64(at + 8));
             }
         }
     }
-    EndingCounters { generation, endings: sums }
+    EndingCounters {
+        generation,
+        endings: sums,
+    }
 }
 
 /// The words of an `InterfaceCounter` of each CPU, summed.
 pub(super) fn interface(cells: &[[u64; 4]]) -> InterfaceCounter {
     let sum = |at: usize| cells.iter().fold(0_u64, |sum, cell| sum.wrapping_add(cell[at]));
     InterfaceCounter {
-        passed: Counter { packets: sum(0), bytes: sum(1) },
-        dropped: Counter { packets: sum(2), bytes: sum(3) },
+        passed: Counter {
+            packets: sum(0),
+            bytes: sum(1),
+        },
+        dropped: Counter {
+            packets: sum(2),
+            bytes: sum(3),
+        },
     }
 }
 
@@ -69,8 +84,20 @@ mod tests {
     #[test]
     fn interface_counters_sum_over_cpus() {
         let sum = interface(&[[1, 2, 3, 4], [10, 20, 30, 40]]);
-        assert_eq!(sum.passed, Counter { packets: 11, bytes: 22 });
-        assert_eq!(sum.dropped, Counter { packets: 33, bytes: 44 });
+        assert_eq!(
+            sum.passed,
+            Counter {
+                packets: 11,
+                bytes: 22
+            }
+        );
+        assert_eq!(
+            sum.dropped,
+            Counter {
+                packets: 33,
+                bytes: 44
+            }
+        );
     }
 
     #[test]

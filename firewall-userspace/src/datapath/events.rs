@@ -49,7 +49,10 @@ impl EventReader {
             return Err(DatapathError::EventsTaken);
         }
         let lease = Lease(Arc::clone(taken));
-        let clone = || map.try_clone_to_owned().map_err(DatapathError::system("opening the event ring"));
+        let clone = || {
+            map.try_clone_to_owned()
+                .map_err(DatapathError::system("opening the event ring"))
+        };
         let ring = MapData::from_fd(clone()?)
             .and_then(Map::from_map_data)
             .and_then(RingBuf::try_from)
@@ -57,7 +60,12 @@ impl EventReader {
         let ready = sys::readable(clone()?).map_err(DatapathError::system("watching the event ring"))?;
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Ok(EventReader { ring, ready, tick, _lease: lease })
+        Ok(EventReader {
+            ring,
+            ready,
+            tick,
+            _lease: lease,
+        })
     }
 
     /// The next event. Safe to drop while waiting.

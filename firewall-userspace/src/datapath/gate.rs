@@ -43,7 +43,10 @@ pub(super) struct Gate {
 
 impl Gate {
     pub fn new(cells: Mapping) -> Gate {
-        Gate { cells, stale: HashMap::new() }
+        Gate {
+            cells,
+            stale: HashMap::new(),
+        }
     }
 
     /// Opens the cells of connections that the host has, closes those of connections that it had.
@@ -75,7 +78,9 @@ impl Gate {
 
     /// Fails when the kernel was faster, which then knows better.
     fn swap(&self, index: u32, from: u64, to: u64) -> Result<u64, u64> {
-        self.cells.u64(index as usize * 8).compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed)
+        self.cells
+            .u64(index as usize * 8)
+            .compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed)
     }
 }
 
@@ -131,7 +136,9 @@ impl Sockets {
                     || Request::new(SOCK_DIAG_BY_FAMILY, wire::NLM_F_DUMP, &body),
                     |message| {
                         // inet_diag_msg: family, state, timer, retransmits, then the ports in network order.
-                        let [_, state, _, _, p0, p1, q0, q1, ..] = *message.body else { return None };
+                        let [_, state, _, _, p0, p1, q0, q1, ..] = *message.body else {
+                            return None;
+                        };
                         Some((state, u16::from_be_bytes([p0, p1]), u16::from_be_bytes([q0, q1])))
                     },
                 )?;
@@ -166,7 +173,8 @@ impl Sockets {
         let port = |field: &str| u16::from_str_radix(field.rsplit_once(':')?.1, 16).ok();
         for line in text.lines().skip(1) {
             let mut fields = line.split_whitespace().skip(1);
-            let (Some(local), Some(remote), Some(state)) = (fields.next(), fields.next(), fields.next()) else {
+            let (Some(local), Some(remote), Some(state)) = (fields.next(), fields.next(), fields.next())
+            else {
                 continue;
             };
             if let (Some(local), Some(remote), Ok(state)) =
@@ -199,7 +207,10 @@ impl Sockets {
 
     /// Cells that must be open. A listener on the port makes its connections accepted ones.
     fn opened(&self) -> impl Iterator<Item = u32> {
-        let tcp = self.tcp_connected.difference(&self.tcp_listening).map(|port| Bank::Tcp.cell(*port));
+        let tcp = self
+            .tcp_connected
+            .difference(&self.tcp_listening)
+            .map(|port| Bank::Tcp.cell(*port));
         tcp.chain(self.udp_connected.iter().map(|port| Bank::Udp.cell(*port)))
     }
 
@@ -223,11 +234,16 @@ mod tests {
     fn both_socket_tables_show_what_was_opened_and_what_listens() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let datagram = UdpSocket::bind("[::1]:0").or_else(|_| UdpSocket::bind("127.0.0.1:0")).unwrap();
+        let datagram = UdpSocket::bind("[::1]:0")
+            .or_else(|_| UdpSocket::bind("127.0.0.1:0"))
+            .unwrap();
         datagram.connect(datagram.local_addr().unwrap()).unwrap();
         let port = |address: io::Result<std::net::SocketAddr>| address.unwrap().port();
-        let (listening, opened, udp) =
-            (port(listener.local_addr()), port(client.local_addr()), port(datagram.local_addr()));
+        let (listening, opened, udp) = (
+            port(listener.local_addr()),
+            port(client.local_addr()),
+            port(datagram.local_addr()),
+        );
         for sockets in [Sockets::from_diag().unwrap(), Sockets::from_proc().unwrap()] {
             let cells: HashSet<u32> = sockets.opened().collect();
             assert!(cells.contains(&Bank::Tcp.cell(opened)));
@@ -240,7 +256,10 @@ mod tests {
     #[test]
     fn lines_of_the_socket_table_that_make_no_sense_are_passed_over() {
         let mut sockets = Sockets::default();
-        sockets.add_table(libc::IPPROTO_TCP, "header\n 0: 0100007F:1F90 0200007F:0050 01 x\n1: x\n\n2: a b c\n");
+        sockets.add_table(
+            libc::IPPROTO_TCP,
+            "header\n 0: 0100007F:1F90 0200007F:0050 01 x\n1: x\n\n2: a b c\n",
+        );
         assert_eq!(sockets.opened().collect::<Vec<_>>(), [Bank::Tcp.cell(8080)]);
     }
 

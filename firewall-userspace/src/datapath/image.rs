@@ -53,7 +53,10 @@ pub(super) struct Slots {
 impl Slots {
     /// Takes over what the maps hold; empties the idle slot.
     pub fn open(directory: &Path, maps: OuterMaps<'_>) -> Result<Slots, DatapathError> {
-        let clone = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(DatapathError::system("a descriptor"));
+        let clone = |fd: BorrowedFd<'_>| {
+            fd.try_clone_to_owned()
+                .map_err(DatapathError::system("a descriptor"))
+        };
         let control = Mapping::new(maps.control, size_of::<Control>(), true)
             .map_err(DatapathError::system("mapping the control cell"))?;
         let grace = Grace::new().map_err(DatapathError::system("creating a map"))?;
@@ -79,12 +82,16 @@ impl Slots {
     /// Switches what packets read first. Follow it by [`Self::grace`] before touching what it left.
     pub fn select(&self, selector: Selector) {
         // Release: whoever sees the selector sees what was written for it before.
-        self.control.u64(offset_of!(Control, selector)).store(selector.0, Ordering::Release);
+        self.control
+            .u64(offset_of!(Control, selector))
+            .store(selector.0, Ordering::Release);
     }
 
     /// Returns when no packet is under way that began before.
     pub fn grace(&self) -> Result<(), DatapathError> {
-        self.grace.wait().map_err(DatapathError::system("waiting for packets under way"))
+        self.grace
+            .wait()
+            .map_err(DatapathError::system("waiting for packets under way"))
     }
 
     pub fn control(&self) -> &Mapping {
@@ -99,7 +106,10 @@ impl Slots {
     pub fn in_force(&self) -> Option<InForce> {
         let slot = self.in_force.as_ref()?;
         let generation = self.generation(self.selector().image());
-        Some(InForce { generation, digest: digest(&slot.image) })
+        Some(InForce {
+            generation,
+            digest: digest(&slot.image),
+        })
     }
 
     pub fn counters(&self) -> Option<EndingCounters> {
@@ -123,7 +133,10 @@ impl Slots {
         })?;
         self.select(Selector::new(new, old.config()));
         self.grace()?;
-        let retired = self.in_force.replace(slot).map(|slot| self.read(&slot, old.image()));
+        let retired = self
+            .in_force
+            .replace(slot)
+            .map(|slot| self.read(&slot, old.image()));
         self.empty(self.idle())?;
         Ok(retired)
     }
@@ -145,14 +158,23 @@ impl Slots {
         }
 
         let index = slot as usize;
-        self.control.u64(offset_of!(Control, generation) + index * 8).store(generation, Ordering::Relaxed);
-        self.control.u32(offset_of!(Control, stride) + index * 4).store(stride, Ordering::Relaxed);
+        self.control
+            .u64(offset_of!(Control, generation) + index * 8)
+            .store(generation, Ordering::Relaxed);
+        self.control
+            .u32(offset_of!(Control, stride) + index * 4)
+            .store(stride, Ordering::Relaxed);
         let put = || DatapathError::system("putting the policy into its slot");
-        OuterArray::new(self.images.as_fd()).and_then(|outer| outer.set(slot, image.as_fd())).map_err(put())?;
+        OuterArray::new(self.images.as_fd())
+            .and_then(|outer| outer.set(slot, image.as_fd()))
+            .map_err(put())?;
         OuterArray::new(self.counters.as_fd())
             .and_then(|outer| outer.set(slot, counters.as_fd()))
             .map_err(put())?;
-        Ok(Slot { image: mapped, counters: counters_mapped })
+        Ok(Slot {
+            image: mapped,
+            counters: counters_mapped,
+        })
     }
 
     /// Removes everything from a slot that no packet reads.
@@ -200,16 +222,23 @@ impl Slots {
     }
 
     fn generation(&self, slot: u32) -> u64 {
-        self.control.load_u64(offset_of!(Control, generation) + slot as usize * 8)
+        self.control
+            .load_u64(offset_of!(Control, generation) + slot as usize * 8)
     }
 
     fn stride(&self, slot: u32) -> u32 {
-        self.control.load_u32(offset_of!(Control, stride) + slot as usize * 4)
+        self.control
+            .load_u32(offset_of!(Control, stride) + slot as usize * 4)
     }
 
     fn read(&self, slot: &Slot, index: u32) -> EndingCounters {
         let endings = slot.image.load_u32(field::ENDINGS as usize);
-        read_counters(&slot.counters, self.generation(index), self.stride(index), endings)
+        read_counters(
+            &slot.counters,
+            self.generation(index),
+            self.stride(index),
+            endings,
+        )
     }
 }
 
@@ -232,7 +261,11 @@ fn check(compiled: &Compiled) -> Result<(), DatapathError> {
         && word(field::LAYOUT) == Some(LAYOUT_VERSION)
         && word(field::ENDINGS) == Some(endings)
         && word(field::STRIDE) == Some(counter::stride(endings));
-    if sound { Ok(()) } else { Err(DatapathError::BadImage) }
+    if sound {
+        Ok(())
+    } else {
+        Err(DatapathError::BadImage)
+    }
 }
 
 /// An inner map that holds the image and that user space cannot write to any more.

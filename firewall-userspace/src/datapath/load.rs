@@ -52,11 +52,23 @@ const MAPS: [Shape; 9] = [
     Shape("COUNTERS", ARRAY_OF_MAPS, 4, 4, SLOTS),
     Shape("CONTROL", ARRAY, 4, size_of::<Control>() as u32, 1),
     Shape("CONFIG", ARRAY, 4, size_of::<Config>() as u32, SLOTS),
-    Shape("IFACES", PER_CPU_ARRAY, 4, size_of::<InterfaceCounter>() as u32, INTERFACE_CELLS),
+    Shape(
+        "IFACES",
+        PER_CPU_ARRAY,
+        4,
+        size_of::<InterfaceCounter>() as u32,
+        INTERFACE_CELLS,
+    ),
     Shape("GATE", ARRAY, 4, 8, gate::CELLS),
     Shape("LOCAL", HASH, size_of::<AddressKey>() as u32, 4, MAX_OWN as u32),
     Shape("EVENTS", RING_BUFFER, 0, 0, EVENTS_BYTES),
-    Shape("SAMPLER", PER_CPU_ARRAY, 4, size_of::<Sampler>() as u32, Reason::COUNT as u32),
+    Shape(
+        "SAMPLER",
+        PER_CPU_ARRAY,
+        4,
+        size_of::<Sampler>() as u32,
+        Reason::COUNT as u32,
+    ),
 ];
 
 /// A loaded program.
@@ -79,26 +91,37 @@ pub(super) fn load(directory: &Path, frags: bool) -> Result<(Programs, Maps), Da
     for Shape(name, ..) in MAPS {
         loader.map_pin_path(name, directory.join(name));
     }
-    let mut object = loader.load(OBJECT).map_err(|source| DatapathError::Object { source: source.into() })?;
+    let mut object = loader.load(OBJECT).map_err(|source| DatapathError::Object {
+        source: source.into(),
+    })?;
     for shape in &MAPS {
         check_shape(directory, shape)?;
     }
-    let refused = |name| move |source: ProgramError| DatapathError::Program { name, source: source.into() };
     let with_frags = frags.then(|| load_xdp(&mut object, "ingress"));
     let (ingress, frags) = match with_frags {
         Some(Ok(program)) => (program, true),
         without => match (load_xdp(&mut object, "ingress_nofrags"), without) {
             (Ok(program), _) => (program, false),
             // If neither loads, it is not for the frags, and the first says why.
-            (Err(_), Some(Err(error))) | (Err(error), _) => return Err(refused("ingress")(error)),
+            (Err(_), Some(Err(error))) | (Err(error), _) => return Err(refused("ingress", error)),
         },
     };
-    let egress = load_egress(&mut object).map_err(refused("egress"))?;
-    Ok((Programs { ingress, frags, egress }, Maps(object)))
+    let egress = load_egress(&mut object).map_err(|error| refused("egress", error))?;
+    Ok((
+        Programs {
+            ingress,
+            frags,
+            egress,
+        },
+        Maps(object),
+    ))
 }
 
 fn load_xdp(object: &mut Ebpf, name: &str) -> Result<Loaded, ProgramError> {
-    let program: &mut Xdp = object.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()?;
+    let program: &mut Xdp = object
+        .program_mut(name)
+        .ok_or(ProgramError::NotLoaded)?
+        .try_into()?;
     // The expected attach type is `BPF_XDP`, from the section's name: kernels compare it when a link changes its
     // program, so it must not change between releases. For the classifier aya gives none, which is as constant.
     program.load()?;
@@ -106,10 +129,37 @@ fn load_xdp(object: &mut Ebpf, name: &str) -> Result<Loaded, ProgramError> {
 }
 
 fn load_egress(object: &mut Ebpf) -> Result<Loaded, ProgramError> {
-    let program: &mut SchedClassifier =
-        object.program_mut("egress").ok_or(ProgramError::NotLoaded)?.try_into()?;
+    let program: &mut SchedClassifier = object
+        .program_mut("egress")
+        .ok_or(ProgramError::NotLoaded)?
+        .try_into()?;
     program.load()?;
     loaded(program.fd()?.as_fd().try_clone_to_owned()?)
+}
+
+/// The end of the verifier's log is where it says what it minds; the rest can be a megabyte.
+fn refused(name: &'static str, error: ProgramError) -> DatapathError {
+    const LINES: usize = 12;
+    match error {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
+            let log = verifier_log.to_string();
+            let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+            let end = lines[lines.len().saturating_sub(LINES)..].join("\n  ");
+            DatapathError::Program {
+                name,
+                log: format!("; its log ends:\n  {end}"),
+                source: io_error.into(),
+            }
+        }
+        other => DatapathError::Program {
+            name,
+            log: String::new(),
+            source: other.into(),
+        },
+    }
 }
 
 fn loaded(fd: OwnedFd) -> Result<Loaded, ProgramError> {
@@ -150,7 +200,9 @@ pub(super) fn prepare_pins(pins: &Path) -> Result<PathBuf, DatapathError> {
     mount_bpf_fs(pins)?;
     // The kernel keeps names with dots for itself and answers "not permitted".
     if pins.to_string_lossy().contains('.') {
-        return Err(DatapathError::DotInPins { path: pins.to_owned() });
+        return Err(DatapathError::DotInPins {
+            path: pins.to_owned(),
+        });
     }
     let directory = pins.join(format!("v{LAYOUT_VERSION}"));
     fs::DirBuilder::new()
@@ -166,17 +218,25 @@ fn mount_bpf_fs(pins: &Path) -> Result<(), DatapathError> {
         return Ok(());
     }
     if !pins.starts_with(BPF_FS) {
-        return Err(DatapathError::NotBpfFs { path: pins.to_owned() });
+        return Err(DatapathError::NotBpfFs {
+            path: pins.to_owned(),
+        });
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("bpf"), BPF_FS, Some("bpf"), flags, Some("mode=0700"))
         .map_err(io::Error::from)
-        .map_err(DatapathError::path("mounting the BPF file system at", Path::new(BPF_FS)))
+        .map_err(DatapathError::path(
+            "mounting the BPF file system at",
+            Path::new(BPF_FS),
+        ))
 }
 
 /// Of the nearest ancestor that exists.
 pub(super) fn is_on_bpf_fs(path: &Path) -> Result<bool, DatapathError> {
-    let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+    let existing = path
+        .ancestors()
+        .find(|ancestor| ancestor.exists())
+        .unwrap_or(Path::new("/"));
     statfs(existing)
         .map(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
         .map_err(io::Error::from)
@@ -221,8 +281,11 @@ pub(super) fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
 /// Says in a sentence what the process may not do, before some call fails for it.
 pub(super) fn check_privileges() -> Result<(), DatapathError> {
     const SYS_ADMIN: u64 = 1 << 21;
-    const NEEDED: [(u64, &str); 3] =
-        [(1 << 12, "CAP_NET_ADMIN"), (1 << 38, "CAP_PERFMON"), (1 << 39, "CAP_BPF")];
+    const NEEDED: [(u64, &str); 3] = [
+        (1 << 12, "CAP_NET_ADMIN"),
+        (1 << 38, "CAP_PERFMON"),
+        (1 << 39, "CAP_BPF"),
+    ];
     let path = Path::new("/proc/thread-self/status");
     let status = fs::read_to_string(path).map_err(DatapathError::path("reading", path))?;
     let effective = status
@@ -235,5 +298,11 @@ pub(super) fn check_privileges() -> Result<(), DatapathError> {
         .filter(|(bit, _)| effective & bit == 0 && (*bit == 1 << 12 || effective & SYS_ADMIN == 0))
         .map(|(_, name)| *name)
         .collect();
-    if missing.is_empty() { Ok(()) } else { Err(DatapathError::Privileges { missing: missing.join(", ") }) }
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(DatapathError::Privileges {
+            missing: missing.join(", "),
+        })
+    }
 }

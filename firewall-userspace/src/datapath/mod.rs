@@ -44,7 +44,7 @@ use std::{
     io::{self, Read as _},
     mem::offset_of,
     net::IpAddr,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, atomic::AtomicBool, atomic::Ordering},
 };
@@ -75,8 +75,13 @@ pub enum DatapathError {
     DotInPins { path: PathBuf },
     #[error("loading the kernel programs")]
     Object { source: Box<aya::EbpfError> },
-    #[error("the kernel refuses the program `{name}`")]
-    Program { name: &'static str, source: Box<aya::programs::ProgramError> },
+    #[error("the kernel refuses the program `{name}`{log}")]
+    Program {
+        name: &'static str,
+        /// The end of the verifier's log.
+        log: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error("the kernel programs have no map {name}")]
     NoMap { name: &'static str },
     #[error(
@@ -86,11 +91,18 @@ pub enum DatapathError {
     )]
     MapShape { path: PathBuf },
     #[error("the map {name}")]
-    Map { name: &'static str, source: Box<aya::maps::MapError> },
+    Map {
+        name: &'static str,
+        source: Box<aya::maps::MapError>,
+    },
     #[error("{what}")]
     System { what: &'static str, source: io::Error },
     #[error("{what} {}", .path.display())]
-    Path { what: &'static str, path: PathBuf, source: io::Error },
+    Path {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     #[error(transparent)]
@@ -113,11 +125,18 @@ impl DatapathError {
     }
 
     fn path(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DatapathError {
-        move |source| DatapathError::Path { what, path: path.to_owned(), source }
+        move |source| DatapathError::Path {
+            what,
+            path: path.to_owned(),
+            source,
+        }
     }
 
     fn map(name: &'static str) -> impl FnOnce(aya::maps::MapError) -> DatapathError {
-        move |source| DatapathError::Map { name, source: source.into() }
+        move |source| DatapathError::Map {
+            name,
+            source: source.into(),
+        }
     }
 }
 
@@ -240,8 +259,10 @@ impl Datapath {
 
     /// Counters of an interface, since its number was first used.
     pub fn interface_counters(&self, ifindex: u32) -> Result<InterfaceCounter, DatapathError> {
-        let cells =
-            self.interfaces.get(&interface_cell(ifindex), 0).map_err(DatapathError::map("IFACES"))?;
+        let cells = self
+            .interfaces
+            .get(&interface_cell(ifindex), 0)
+            .map_err(DatapathError::map("IFACES"))?;
         Ok(counters::interface(&cells))
     }
 
@@ -255,7 +276,12 @@ impl Datapath {
                     .sampler
                     .get(&u32::from(reason.number()), 0)
                     .map_err(DatapathError::map("SAMPLER"))?;
-                Ok((*reason, cells.iter().fold(0, |sum: u64, cell| sum.wrapping_add(cell[SUPPRESSED]))))
+                Ok((
+                    *reason,
+                    cells
+                        .iter()
+                        .fold(0, |sum: u64, cell| sum.wrapping_add(cell[SUPPRESSED])),
+                ))
             })
             .collect()
     }
@@ -268,8 +294,11 @@ impl Datapath {
         }
         let bytes = encode(&node_config(config, &own)?);
         let local = DatapathError::map;
-        let known: HashSet<[u64; 2]> =
-            self.local.keys().collect::<Result<_, _>>().map_err(local("LOCAL"))?;
+        let known: HashSet<[u64; 2]> = self
+            .local
+            .keys()
+            .collect::<Result<_, _>>()
+            .map_err(local("LOCAL"))?;
 
         // Addresses that come are known before the configuration that asks for them, those that go are known
         // until no packet asks any more. Full of those that go, the map takes the new ones only after them.
@@ -280,10 +309,15 @@ impl Datapath {
             self.local.insert(key, 0, 0).map_err(local("LOCAL"))?;
         }
         let selector = self.slots.selector();
-        let current = self.config.get(&selector.config(), 0).map_err(DatapathError::map("CONFIG"))?;
+        let current = self
+            .config
+            .get(&selector.config(), 0)
+            .map_err(DatapathError::map("CONFIG"))?;
         if current != bytes {
             let idle = (selector.config() + 1) % SLOTS;
-            self.config.set(idle, bytes, 0).map_err(DatapathError::map("CONFIG"))?;
+            self.config
+                .set(idle, bytes, 0)
+                .map_err(DatapathError::map("CONFIG"))?;
             self.slots.select(Selector::new(selector.image(), idle));
             self.slots.grace()?;
         }
@@ -307,8 +341,12 @@ impl Datapath {
     /// each reason per CPU and second.
     pub fn listen(&mut self, events: u32, per_second: u32) -> Result<(), DatapathError> {
         let control = self.slots.control();
-        control.u32(offset_of!(Control, events_per_second)).store(per_second, Ordering::Relaxed);
-        control.u32(offset_of!(Control, events)).store(events, Ordering::Relaxed);
+        control
+            .u32(offset_of!(Control, events_per_second))
+            .store(per_second, Ordering::Relaxed);
+        control
+            .u32(offset_of!(Control, events))
+            .store(events, Ordering::Relaxed);
         Ok(())
     }
 
@@ -323,8 +361,11 @@ impl Datapath {
     /// Attaches to an interface: native XDP, or generic where the driver refuses. What this or an earlier process
     /// attached there is replaced, without a moment between.
     pub fn attach(&mut self, interface: &Interface) -> Result<Attachment, AttachError> {
-        let attacher =
-            Attacher { pins: &self.pins, programs: &self.programs, features: self.features };
+        let attacher = Attacher {
+            pins: &self.pins,
+            programs: &self.programs,
+            features: self.features,
+        };
         let attachment = attacher.attach(interface)?;
         // Pins of older layouts only cost memory, so they may as well go at the next time.
         if attacher.all_replaced().unwrap_or(false) {
@@ -337,6 +378,11 @@ impl Datapath {
     pub fn detach(&mut self, ifindex: u32) -> Result<(), DatapathError> {
         attach::detach(&self.pins, ifindex)?;
         Ok(())
+    }
+
+    /// The program that judges frames, for `BPF_PROG_TEST_RUN`.
+    pub fn ingress_program(&self) -> BorrowedFd<'_> {
+        self.programs.ingress.fd.as_fd()
     }
 
     /// Interfaces that have programs of this instance, attached by this or an earlier process.
@@ -373,7 +419,9 @@ pub fn detach_all(pins: &Path) -> Result<Vec<String>, DatapathError> {
         return Ok(Vec::new());
     }
     if !load::is_on_bpf_fs(pins)? {
-        return Err(DatapathError::NotBpfFs { path: pins.to_owned() });
+        return Err(DatapathError::NotBpfFs {
+            path: pins.to_owned(),
+        });
     }
     let names: std::collections::HashMap<u32, String> = netlink::interfaces()
         .unwrap_or_default()
@@ -412,7 +460,11 @@ impl TryFrom<aya::maps::Map> for MapOnly {
 }
 
 fn clone_fd(map: &MapOnly) -> Result<OwnedFd, DatapathError> {
-    map.0.fd().as_fd().try_clone_to_owned().map_err(DatapathError::system("a descriptor"))
+    map.0
+        .fd()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(DatapathError::system("a descriptor"))
 }
 
 /// As the maps hold addresses: big-endian halves, IPv4 in the low 32 bits.
@@ -425,14 +477,20 @@ fn halves(address: IpAddr) -> [u64; 2] {
 }
 
 fn node_config(config: &NodeConfig, own: &HashSet<[u64; 2]>) -> Result<Config, DatapathError> {
-    let mut words = Config { observe: config.observe.into(), link_control: config.link_control, ..Config::DEFAULT };
+    let mut words = Config {
+        observe: config.observe.into(),
+        link_control: config.link_control,
+        ..Config::DEFAULT
+    };
     for [high, low] in own {
         words.add_own_address(*high, *low);
     }
     for entry in &config.failsafe {
         words
             .add_failsafe(*entry)
-            .map_err(|_| DatapathError::TooManyFailsafe { count: config.failsafe.len() })?;
+            .map_err(|_| DatapathError::TooManyFailsafe {
+                count: config.failsafe.len(),
+            })?;
     }
     Ok(words)
 }
@@ -442,20 +500,41 @@ fn encode(config: &Config) -> [u8; CONFIG_BYTES] {
     let mut bytes = [0; CONFIG_BYTES];
     let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
     put(offset_of!(Config, observe), &config.observe.to_ne_bytes());
-    put(offset_of!(Config, link_control), &config.link_control.to_ne_bytes());
+    put(
+        offset_of!(Config, link_control),
+        &config.link_control.to_ne_bytes(),
+    );
     for (index, word) in config.own_bloom.iter().enumerate() {
         put(offset_of!(Config, own_bloom) + index * 8, &word.to_ne_bytes());
     }
-    put(offset_of!(Config, failsafe_bloom), &config.failsafe_bloom.to_ne_bytes());
-    put(offset_of!(Config, failsafe_count), &config.failsafe_count.to_ne_bytes());
+    put(
+        offset_of!(Config, failsafe_bloom),
+        &config.failsafe_bloom.to_ne_bytes(),
+    );
+    put(
+        offset_of!(Config, failsafe_count),
+        &config.failsafe_count.to_ne_bytes(),
+    );
     for (index, entry) in config.failsafe.iter().enumerate() {
         let at = offset_of!(Config, failsafe) + index * size_of::<Failsafe>();
-        put(at + offset_of!(Failsafe, prefix_high), &entry.prefix_high.to_ne_bytes());
-        put(at + offset_of!(Failsafe, prefix_low), &entry.prefix_low.to_ne_bytes());
-        put(at + offset_of!(Failsafe, mask_high), &entry.mask_high.to_ne_bytes());
+        put(
+            at + offset_of!(Failsafe, prefix_high),
+            &entry.prefix_high.to_ne_bytes(),
+        );
+        put(
+            at + offset_of!(Failsafe, prefix_low),
+            &entry.prefix_low.to_ne_bytes(),
+        );
+        put(
+            at + offset_of!(Failsafe, mask_high),
+            &entry.mask_high.to_ne_bytes(),
+        );
         put(at + offset_of!(Failsafe, mask_low), &entry.mask_low.to_ne_bytes());
         put(at + offset_of!(Failsafe, dst_port), &entry.dst_port.to_ne_bytes());
-        put(at + offset_of!(Failsafe, protocol), &[entry.protocol, entry.version]);
+        put(
+            at + offset_of!(Failsafe, protocol),
+            &[entry.protocol, entry.version],
+        );
     }
     bytes
 }
@@ -499,12 +578,21 @@ mod tests {
         let second = offset_of!(Config, failsafe) + 40;
         assert_eq!(bytes[second], 1);
         assert_eq!(bytes[second + 32..second + 36], [6, 5, 6, 4]);
-        assert_eq!(bytes[8..8 + 512].iter().map(|byte| byte.count_ones()).sum::<u32>(), 1);
+        assert_eq!(
+            bytes[8..8 + 512]
+                .iter()
+                .map(|byte| byte.count_ones())
+                .sum::<u32>(),
+            1
+        );
     }
 
     #[test]
     fn too_many_failsafe_entries_are_refused() {
-        let config = NodeConfig { failsafe: vec![Failsafe::default(); 33], ..NodeConfig::default() };
+        let config = NodeConfig {
+            failsafe: vec![Failsafe::default(); 33],
+            ..NodeConfig::default()
+        };
         assert!(node_config(&config, &HashSet::new()).is_err());
     }
 }

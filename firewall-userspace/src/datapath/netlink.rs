@@ -62,9 +62,18 @@ pub enum Change {
     /// Appeared, or changed its name, state, MTU or XDP program.
     Link(Interface),
     /// Was removed, or moved to another namespace.
-    Gone { index: u32, name: String },
-    AddressAdded { index: u32, address: IpAddr },
-    AddressRemoved { index: u32, address: IpAddr },
+    Gone {
+        index: u32,
+        name: String,
+    },
+    AddressAdded {
+        index: u32,
+        address: IpAddr,
+    },
+    AddressRemoved {
+        index: u32,
+        address: IpAddr,
+    },
     /// Changes came faster than they were read and some are lost: list anew.
     Missed,
 }
@@ -111,9 +120,13 @@ pub(super) fn xdp_programs(ifindex: u32) -> Result<Option<XdpPrograms>, NetlinkE
     let connection = Connection::open(NETLINK_ROUTE)?;
     let mut found = None;
     let request = Request::new(RTM_GETLINK, wire::NLM_F_ACK, &ifinfomsg(ifindex));
-    let result = connection.call("asking for the XDP programs of an interface", request, |message| {
-        found = link(message).map(|(_, programs)| programs);
-    });
+    let result = connection.call(
+        "asking for the XDP programs of an interface",
+        request,
+        |message| {
+            found = link(message).map(|(_, programs)| programs);
+        },
+    );
     match result {
         Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
         Err(error) => Err(error),
@@ -137,7 +150,10 @@ impl Watch {
         for group in [RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR] {
             socket.socket_ref().add_membership(group)?;
         }
-        Ok(Watch { socket, waiting: VecDeque::new() })
+        Ok(Watch {
+            socket,
+            waiting: VecDeque::new(),
+        })
     }
 
     /// The next change. Safe to drop while waiting.
@@ -162,9 +178,10 @@ impl Watch {
 fn change(message: Message<'_>) -> Option<Change> {
     match message.kind {
         RTM_NEWLINK => link(message).map(|(interface, _)| Change::Link(interface)),
-        RTM_DELLINK => {
-            link(message).map(|(interface, _)| Change::Gone { index: interface.index, name: interface.name })
-        }
+        RTM_DELLINK => link(message).map(|(interface, _)| Change::Gone {
+            index: interface.index,
+            name: interface.name,
+        }),
         RTM_NEWADDR => address(message).map(|(index, address)| Change::AddressAdded { index, address }),
         RTM_DELADDR => address(message).map(|(index, address)| Change::AddressRemoved { index, address }),
         _ => None,
@@ -229,8 +246,12 @@ fn address(message: Message<'_>) -> Option<(u32, IpAddr)> {
     let (mut local, mut remote) = (None, None);
     for (kind, value) in message.attributes(IFADDRMSG) {
         let address = match family {
-            libc::AF_INET => <[u8; 4]>::try_from(value).ok().map(|bytes| Ipv4Addr::from(bytes).into()),
-            libc::AF_INET6 => <[u8; 16]>::try_from(value).ok().map(|bytes| Ipv6Addr::from(bytes).into()),
+            libc::AF_INET => <[u8; 4]>::try_from(value)
+                .ok()
+                .map(|bytes| Ipv4Addr::from(bytes).into()),
+            libc::AF_INET6 => <[u8; 16]>::try_from(value)
+                .ok()
+                .map(|bytes| Ipv6Addr::from(bytes).into()),
             _ => None,
         };
         match kind {

@@ -59,9 +59,18 @@ fn bpf<A: Attr>(command: Command, attr: &A) -> io::Result<i64> {
     // SAFETY: the pointer and the length describe `attr`, which is initialised in full as it has no padding
     // (`Attr`). The kernel reads it only; what it writes goes to the addresses inside, valid by `Attr`.
     let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command as u32, std::ptr::from_ref(attr), size_of::<A>() as u32)
+        libc::syscall(
+            libc::SYS_bpf,
+            command as u32,
+            std::ptr::from_ref(attr),
+            size_of::<A>() as u32,
+        )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// For the commands that return a descriptor.
@@ -142,7 +151,10 @@ impl<'fd> OuterArray<'fd> {
         let info = map_info(fd)?;
         // The key and the value of this type are four bytes each, on which the calls below rely.
         if info.map_type != MAP_TYPE_ARRAY_OF_MAPS {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not an array of maps"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not an array of maps",
+            ));
         }
         Ok(OuterArray(fd))
     }
@@ -203,7 +215,14 @@ pub struct Grace {
 impl Grace {
     pub fn new() -> io::Result<Grace> {
         let inner = inner_array("ravelin_grace", 8, 1)?;
-        let outer = map_create("ravelin_grace", MAP_TYPE_ARRAY_OF_MAPS, 4, 1, 0, Some(inner.as_fd()))?;
+        let outer = map_create(
+            "ravelin_grace",
+            MAP_TYPE_ARRAY_OF_MAPS,
+            4,
+            1,
+            0,
+            Some(inner.as_fd()),
+        )?;
         Ok(Grace { outer, inner })
     }
 
@@ -240,13 +259,28 @@ unsafe impl Attr for Object {}
 /// Pins a map or link. The directory exists and is on a BPF file system.
 pub fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    bpf(Command::ObjPin, &Object { path: path.as_ptr() as u64, fd: raw(fd), flags: 0 }).map(drop)
+    bpf(
+        Command::ObjPin,
+        &Object {
+            path: path.as_ptr() as u64,
+            fd: raw(fd),
+            flags: 0,
+        },
+    )
+    .map(drop)
 }
 
 /// Opens what is pinned at a path.
 pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    bpf_fd(Command::ObjGet, &Object { path: path.as_ptr() as u64, fd: 0, flags: 0 })
+    bpf_fd(
+        Command::ObjGet,
+        &Object {
+            path: path.as_ptr() as u64,
+            fd: 0,
+            flags: 0,
+        },
+    )
 }
 
 #[repr(C)]
@@ -261,8 +295,11 @@ unsafe impl Attr for Info {}
 /// The first 128 bytes of the `bpf_*_info` of a descriptor, as far as the kernel fills them.
 fn info(fd: BorrowedFd<'_>) -> io::Result<[u32; 32]> {
     let mut words = [0_u32; 32];
-    let attr =
-        Info { fd: raw(fd), len: size_of_val(&words) as u32, info: std::ptr::from_mut(&mut words) as u64 };
+    let attr = Info {
+        fd: raw(fd),
+        len: size_of_val(&words) as u32,
+        info: std::ptr::from_mut(&mut words) as u64,
+    };
     bpf(Command::ObjGetInfo, &attr)?;
     Ok(words)
 }
@@ -280,7 +317,14 @@ pub struct MapInfo {
 
 pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
     let [map_type, id, key_size, value_size, max_entries, flags, ..] = info(map)?;
-    Ok(MapInfo { map_type, id, key_size, value_size, max_entries, flags })
+    Ok(MapInfo {
+        map_type,
+        id,
+        key_size,
+        value_size,
+        max_entries,
+        flags,
+    })
 }
 
 /// Of `struct bpf_link_info`, for XDP and TCX links.
@@ -307,9 +351,15 @@ pub struct ProgramInfo {
 pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
     let words = info(program)?;
     // Sixteen bytes from offset 64 on.
-    let name: Vec<u8> =
-        words[16..20].iter().flat_map(|word| word.to_ne_bytes()).take_while(|byte| *byte != 0).collect();
-    Ok(ProgramInfo { id: words[1], name: String::from_utf8_lossy(&name).into_owned() })
+    let name: Vec<u8> = words[16..20]
+        .iter()
+        .flat_map(|word| word.to_ne_bytes())
+        .take_while(|byte| *byte != 0)
+        .collect();
+    Ok(ProgramInfo {
+        id: words[1],
+        name: String::from_utf8_lossy(&name).into_owned(),
+    })
 }
 
 #[repr(C)]
@@ -324,7 +374,14 @@ unsafe impl Attr for ById {}
 /// # Errors
 /// `EPERM` without CAP_SYS_ADMIN.
 pub fn program_by_id(id: u32) -> io::Result<ProgramInfo> {
-    let program = bpf_fd(Command::ProgGetFdById, &ById { id, next_id: 0, open_flags: 0 })?;
+    let program = bpf_fd(
+        Command::ProgGetFdById,
+        &ById {
+            id,
+            next_id: 0,
+            open_flags: 0,
+        },
+    )?;
     program_info(program.as_fd())
 }
 
@@ -372,7 +429,12 @@ unsafe impl Attr for LinkUpdate {}
 
 /// Replaces the program of a link: each packet meets the old one or the new one.
 pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let attr = LinkUpdate { link_fd: raw(link), program_fd: raw(program), flags: 0, old_program_fd: 0 };
+    let attr = LinkUpdate {
+        link_fd: raw(link),
+        program_fd: raw(program),
+        flags: 0,
+        old_program_fd: 0,
+    };
     bpf(Command::LinkUpdate, &attr).map(drop)
 }
 
@@ -383,7 +445,10 @@ pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Lifts the limit on locked memory, by which kernels before 5.11 account BPF maps.
 pub fn lift_memlock() -> io::Result<()> {
-    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    let limit = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
     // SAFETY: `limit` is a valid rlimit for the length of the call.
     match unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit) } {
         0 => Ok(()),
@@ -415,10 +480,21 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Maps the first `len` bytes of the values of an mmap-able array.
     pub fn new(map: BorrowedFd<'_>, len: usize, writable: bool) -> io::Result<Mapping> {
-        let protection = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+        let protection = if writable {
+            libc::PROT_READ | libc::PROT_WRITE
+        } else {
+            libc::PROT_READ
+        };
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory of this process.
         let start = unsafe {
-            libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, map.as_raw_fd(), 0)
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                protection,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
         };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());

@@ -114,11 +114,15 @@ pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at.checked_add(2)?)?.try_into().ok()?))
+    Some(u16::from_ne_bytes(
+        bytes.get(at..at.checked_add(2)?)?.try_into().ok()?,
+    ))
 }
 
 pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
+    Some(u32::from_ne_bytes(
+        bytes.get(at..at.checked_add(4)?)?.try_into().ok()?,
+    ))
 }
 
 /// A zero-terminated string.
@@ -141,7 +145,11 @@ impl Connection {
             let _ = socket.set_ext_ack(true);
             Ok(Connection(socket))
         };
-        open().map_err(|source| NetlinkError { what: "opening a netlink socket".into(), message: None, source })
+        open().map_err(|source| NetlinkError {
+            what: "opening a netlink socket".into(),
+            message: None,
+            source,
+        })
     }
 
     /// Sends a request and hands every message of the answer to `each`. `what` says what was being done.
@@ -151,8 +159,14 @@ impl Connection {
         request: Request,
         mut each: impl FnMut(Message<'_>),
     ) -> Result<(), NetlinkError> {
-        let fail = |source, message| NetlinkError { what: what.to_owned(), message, source };
-        self.0.send(&request.finish(), 0).map_err(|error| fail(error, None))?;
+        let fail = |source, message| NetlinkError {
+            what: what.to_owned(),
+            message,
+            source,
+        };
+        self.0
+            .send(&request.finish(), 0)
+            .map_err(|error| fail(error, None))?;
         let mut interrupted = false;
         loop {
             let (datagram, _) = self.0.recv_from_full().map_err(|error| fail(error, None))?;
@@ -163,7 +177,9 @@ impl Connection {
                         return Err(fail(io::ErrorKind::Interrupted.into(), None));
                     }
                     // A dump that failed midway ends by its error.
-                    NLMSG_DONE if u32_at(message.body, 0).is_none_or(|error| error as i32 >= 0) => return Ok(()),
+                    NLMSG_DONE if u32_at(message.body, 0).is_none_or(|error| error as i32 >= 0) => {
+                        return Ok(());
+                    }
                     NLMSG_ERROR if u32_at(message.body, 0) == Some(0) => return Ok(()),
                     NLMSG_DONE | NLMSG_ERROR => return Err(fail(error_of(message), message_of(message))),
                     _ => each(message),
@@ -207,9 +223,15 @@ fn message_of(message: Message<'_>) -> Option<String> {
         return None;
     }
     // After the error come the header of the request and, unless capped, its body.
-    let request = if message.flags & NLM_F_CAPPED != 0 { HEADER } else { u32_at(message.body, 4)? as usize };
+    let request = if message.flags & NLM_F_CAPPED != 0 {
+        HEADER
+    } else {
+        u32_at(message.body, 4)? as usize
+    };
     let tail = message.body.get(4 + request.next_multiple_of(4)..)?;
-    attributes(tail).find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG).map(|(_, value)| text(value))
+    attributes(tail)
+        .find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG)
+        .map(|(_, value)| text(value))
 }
 
 #[cfg(test)]

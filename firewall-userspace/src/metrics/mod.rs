@@ -32,41 +32,85 @@ impl<S: Source> Collector for AgentCollector<S> {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        self.0.scrape().map(|scrape| families(&scrape)).unwrap_or_default()
+        self.0
+            .scrape()
+            .map(|scrape| families(&scrape))
+            .unwrap_or_default()
     }
 }
 
 fn families(scrape: &Scrape) -> Vec<MetricFamily> {
     let mut out = Vec::new();
     let mut packets = Family::counter("ravelin_packets_total", "Packets by service, verdict and reason.");
-    let mut bytes = Family::counter("ravelin_bytes_total", "Bytes of frames by service, verdict and reason.");
+    let mut bytes = Family::counter(
+        "ravelin_bytes_total",
+        "Bytes of frames by service, verdict and reason.",
+    );
     for (key, count) in &scrape.totals.services {
-        let labels = [("service", &*key.service), ("verdict", &*key.verdict), ("reason", &*key.reason)];
+        let labels = [
+            ("service", &*key.service),
+            ("verdict", &*key.verdict),
+            ("reason", &*key.reason),
+        ];
         both(&mut packets, &mut bytes, &labels, *count);
     }
     out.extend([packets, bytes]);
 
-    let mut packets = Family::counter("ravelin_rule_packets_total", "Packets that a rule decided, or would have.");
-    let mut bytes = Family::counter("ravelin_rule_bytes_total", "Bytes of frames that a rule decided, or would have.");
+    let mut packets = Family::counter(
+        "ravelin_rule_packets_total",
+        "Packets that a rule decided, or would have.",
+    );
+    let mut bytes = Family::counter(
+        "ravelin_rule_bytes_total",
+        "Bytes of frames that a rule decided, or would have.",
+    );
     for (key, count) in &scrape.totals.rules {
-        let labels = [("service", &*key.service), ("action", &*key.action), ("source", &*key.source)];
+        let labels = [
+            ("service", &*key.service),
+            ("action", &*key.action),
+            ("source", &*key.source),
+        ];
         both(&mut packets, &mut bytes, &labels, *count);
     }
     out.extend([packets, bytes]);
 
-    let mut packets = Family::counter("ravelin_interface_packets_total", "Packets by interface and verdict.");
-    let mut bytes = Family::counter("ravelin_interface_bytes_total", "Bytes of frames by interface and verdict.");
-    let mut info = Family::gauge("ravelin_interface_info", "How an interface is filtered, always 1.");
+    let mut packets = Family::counter(
+        "ravelin_interface_packets_total",
+        "Packets by interface and verdict.",
+    );
+    let mut bytes = Family::counter(
+        "ravelin_interface_bytes_total",
+        "Bytes of frames by interface and verdict.",
+    );
+    let mut info = Family::gauge(
+        "ravelin_interface_info",
+        "How an interface is filtered, always 1.",
+    );
     for interface in &scrape.interfaces {
         let name = ("interface", &*interface.name);
-        both(&mut packets, &mut bytes, &[name, ("verdict", "pass")], interface.passed);
-        both(&mut packets, &mut bytes, &[name, ("verdict", "drop")], interface.dropped);
-        info.add(&[name, ("xdp", &interface.xdp), ("egress", &interface.egress)], 1.0);
+        both(
+            &mut packets,
+            &mut bytes,
+            &[name, ("verdict", "pass")],
+            interface.passed,
+        );
+        both(
+            &mut packets,
+            &mut bytes,
+            &[name, ("verdict", "drop")],
+            interface.dropped,
+        );
+        info.add(
+            &[name, ("xdp", &interface.xdp), ("egress", &interface.egress)],
+            1.0,
+        );
     }
     out.extend([packets, bytes, info]);
 
-    let mut suppressed =
-        Family::counter("ravelin_events_suppressed_total", "Events not reported because there were too many.");
+    let mut suppressed = Family::counter(
+        "ravelin_events_suppressed_total",
+        "Events not reported because there were too many.",
+    );
     for (reason, count) in &scrape.suppressed {
         suppressed.add(&[("reason", reason.word())], *count as f64);
     }
@@ -78,8 +122,18 @@ fn families(scrape: &Scrape) -> Vec<MetricFamily> {
         out.push(family);
     };
     let flag = |value: bool| f64::from(u8::from(value));
-    gauge("ravelin_policy_generation", "Generation of the policy in force; 0 for none.", &[], scrape.generation as f64);
-    gauge("ravelin_policy_info", "Digest of the policy image in force, always 1.", &[("digest", &scrape.digest)], 1.0);
+    gauge(
+        "ravelin_policy_generation",
+        "Generation of the policy in force; 0 for none.",
+        &[],
+        scrape.generation as f64,
+    );
+    gauge(
+        "ravelin_policy_info",
+        "Digest of the policy image in force, always 1.",
+        &[("digest", &scrape.digest)],
+        1.0,
+    );
     gauge(
         "ravelin_policy_last_reload_successful",
         "Whether the last attempt to load the policy succeeded.",
@@ -98,19 +152,52 @@ fn families(scrape: &Scrape) -> Vec<MetricFamily> {
         &[],
         scrape.reload_success_at,
     );
-    gauge("ravelin_policy_image_bytes", "Size of the compiled policy.", &[], scrape.stats.image_bytes as f64);
-    gauge("ravelin_policy_classes", "Classes of addresses that the policy treats alike.", &[], scrape.stats.classes as f64);
-    gauge("ravelin_policy_services", "Services of the policy.", &[], scrape.stats.services as f64);
-    gauge("ravelin_policy_rules", "Rules of the policy.", &[], scrape.stats.rules as f64);
-    gauge("ravelin_enforcing", "1 if drops are carried out, 0 if only counted.", &[], flag(scrape.enforcing));
+    gauge(
+        "ravelin_policy_image_bytes",
+        "Size of the compiled policy.",
+        &[],
+        scrape.stats.image_bytes as f64,
+    );
+    gauge(
+        "ravelin_policy_classes",
+        "Classes of addresses that the policy treats alike.",
+        &[],
+        scrape.stats.classes as f64,
+    );
+    gauge(
+        "ravelin_policy_services",
+        "Services of the policy.",
+        &[],
+        scrape.stats.services as f64,
+    );
+    gauge(
+        "ravelin_policy_rules",
+        "Rules of the policy.",
+        &[],
+        scrape.stats.rules as f64,
+    );
+    gauge(
+        "ravelin_enforcing",
+        "1 if drops are carried out, 0 if only counted.",
+        &[],
+        flag(scrape.enforcing),
+    );
     let layout = firewall_common::LAYOUT_VERSION.to_string();
     let build = [("version", env!("CARGO_PKG_VERSION")), ("layout", &*layout)];
-    gauge("ravelin_build_info", "The agent that runs, always 1.", &build, 1.0);
+    gauge(
+        "ravelin_build_info",
+        "The agent that runs, always 1.",
+        &build,
+        1.0,
+    );
     let mut prefixes = Family::gauge("ravelin_policy_prefixes", "Distinct prefixes of the policy.");
     prefixes.add(&[("family", "ipv4")], scrape.stats.prefixes_v4 as f64);
     prefixes.add(&[("family", "ipv6")], scrape.stats.prefixes_v6 as f64);
     out.push(prefixes);
-    out.into_iter().filter(|family| !family.metrics.is_empty()).map(Family::finish).collect()
+    out.into_iter()
+        .filter(|family| !family.metrics.is_empty())
+        .map(Family::finish)
+        .collect()
 }
 
 fn both(packets: &mut Family, bytes: &mut Family, labels: &[(&str, &str)], count: Count) {
@@ -128,11 +215,19 @@ struct Family {
 
 impl Family {
     fn counter(name: &str, help: &str) -> Family {
-        Family { name: name.into(), help: help.into(), kind: MetricType::COUNTER, metrics: Vec::new() }
+        Family {
+            name: name.into(),
+            help: help.into(),
+            kind: MetricType::COUNTER,
+            metrics: Vec::new(),
+        }
     }
 
     fn gauge(name: &str, help: &str) -> Family {
-        Family { kind: MetricType::GAUGE, ..Family::counter(name, help) }
+        Family {
+            kind: MetricType::GAUGE,
+            ..Family::counter(name, help)
+        }
     }
 
     fn add(&mut self, labels: &[(&str, &str)], value: f64) {
@@ -163,5 +258,86 @@ impl Family {
         family.set_field_type(self.kind);
         family.set_metric(self.metrics);
         family
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::counters::{EndingName, RuleKey, Totals};
+    use crate::agent::handle::InterfaceScrape;
+    use firewall_common::verdict::Reason;
+    use prometheus::{Registry, TextEncoder};
+    use std::io::Write as _;
+    use std::process::{Command as Process, Stdio};
+
+    struct Fixed;
+
+    impl Source for Fixed {
+        fn scrape(&self) -> Option<Scrape> {
+            let name = |reason: Reason, rule| EndingName {
+                service: "api".into(),
+                reason: Some(reason.word().into()),
+                rule,
+            };
+            let rule = RuleKey { service: "api".into(), action: "allow".into(), source: "@web".into() };
+            let names = [name(Reason::Allowed, Some(rule)), name(Reason::NotAllowed, None)];
+            Some(Scrape {
+                totals: Totals::zero(&names, true),
+                interfaces: vec![InterfaceScrape {
+                    name: "eth0".into(),
+                    xdp: "native".into(),
+                    egress: "tcx".into(),
+                    passed: Count { packets: 7, bytes: 700 },
+                    dropped: Count::default(),
+                }],
+                generation: 3,
+                digest: "abc".into(),
+                suppressed: Reason::ALL.iter().map(|reason| (*reason, 0)).collect(),
+                ..Scrape::default()
+            })
+        }
+    }
+
+    fn text() -> String {
+        let registry = Registry::new();
+        registry.register(Box::new(AgentCollector(Fixed))).expect("registered");
+        TextEncoder::new().encode_to_string(&registry.gather()).expect("encoded")
+    }
+
+    #[test]
+    fn series_are_there_from_the_start() {
+        let text = text();
+        for line in [
+            "ravelin_packets_total{service=\"api\",verdict=\"pass\",reason=\"allowed\"} 0",
+            "ravelin_packets_total{service=\"api\",verdict=\"drop\",reason=\"not-allowed\"} 0",
+            "ravelin_packets_total{service=\"api\",verdict=\"would-drop\",reason=\"not-allowed\"} 0",
+            "ravelin_rule_bytes_total{service=\"api\",action=\"allow\",source=\"@web\"} 0",
+            "ravelin_interface_packets_total{interface=\"eth0\",verdict=\"pass\"} 7",
+            "ravelin_policy_generation 3",
+            "ravelin_policy_info{digest=\"abc\"} 1",
+            "ravelin_policy_last_reload_successful 0",
+            "ravelin_policy_prefixes{family=\"ipv6\"} 0",
+            "ravelin_events_suppressed_total{reason=\"closed\"} 0",
+            "ravelin_enforcing 0",
+        ] {
+            assert!(text.lines().any(|one| one == line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn promtool_finds_nothing_to_say() {
+        let child =
+            Process::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = match child {
+            Ok(child) => child,
+            Err(error) => {
+                eprintln!("skipped: promtool (Debian package prometheus) is not there: {error}");
+                return;
+            }
+        };
+        child.stdin.take().expect("piped").write_all(text().as_bytes()).expect("written");
+        let output = child.wait_with_output().expect("ended");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 }

@@ -29,8 +29,10 @@ struct Shared {
 /// Serves until the task is dropped.
 pub async fn run(address: SocketAddr, agent: Handle) {
     let registry = Registry::new();
-    let collectors: [Box<dyn prometheus::core::Collector>; 2] =
-        [Box::new(AgentCollector(agent.clone())), Box::new(ProcessCollector::for_self())];
+    let collectors: [Box<dyn prometheus::core::Collector>; 2] = [
+        Box::new(AgentCollector(agent.clone())),
+        Box::new(ProcessCollector::for_self()),
+    ];
     for collector in collectors {
         if let Err(error) = registry.register(collector) {
             log::error!("some metrics are missing: {error}");
@@ -40,7 +42,10 @@ pub async fn run(address: SocketAddr, agent: Handle) {
         .route("/metrics", get(metrics))
         .route("/healthz", get(health))
         .route("/readyz", get(ready))
-        .with_state(Shared { registry, agent: agent.clone() });
+        .with_state(Shared {
+            registry,
+            agent: agent.clone(),
+        });
     loop {
         let error = match TcpListener::bind(address).await {
             Ok(listener) => {
@@ -54,22 +59,33 @@ pub async fn run(address: SocketAddr, agent: Handle) {
             Err(error) => error,
         };
         let why = match error.kind() {
-            std::io::ErrorKind::AddrInUse => "another process has the port; choose another with --metrics".to_owned(),
+            std::io::ErrorKind::AddrInUse => {
+                "another process has the port; choose another with --metrics".to_owned()
+            }
             _ => error.to_string(),
         };
-        agent.tell(Command::Note("metrics", Some(format!("metrics are not served on {address}: {why}"))));
+        agent.tell(Command::Note(
+            "metrics",
+            Some(format!("metrics are not served on {address}: {why}")),
+        ));
         tokio::time::sleep(RETRY).await;
     }
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {
     let gathered = tokio::task::spawn_blocking(move || {
-        TextEncoder::new().encode_to_string(&shared.registry.gather()).map_err(|error| error.to_string())
+        TextEncoder::new()
+            .encode_to_string(&shared.registry.gather())
+            .map_err(|error| error.to_string())
     });
     match gathered.await {
         Ok(Ok(text)) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, error).into_response(),
-        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "gathering failed in an unexpected way").into_response(),
+        Err(_) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "gathering failed in an unexpected way",
+        )
+            .into_response(),
     }
 }
 

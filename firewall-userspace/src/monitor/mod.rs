@@ -7,8 +7,8 @@ pub mod pump;
 pub mod record;
 pub mod time;
 
-use crate::api::types::EventRecord;
 use crate::agent::counters::PASS;
+use crate::api::types::EventRecord;
 use firewall_common::control::{EVENTS_DROP, EVENTS_PASS};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::broadcast;
@@ -54,7 +54,11 @@ impl Listeners {
 impl Hub {
     pub fn new(wanted: impl Fn(u32) + Send + Sync + 'static) -> Arc<Hub> {
         let (sender, _) = broadcast::channel(WINDOW);
-        Arc::new(Hub { sender: Mutex::new(Some(sender)), listeners: Mutex::default(), wanted: Box::new(wanted) })
+        Arc::new(Hub {
+            sender: Mutex::new(Some(sender)),
+            listeners: Mutex::default(),
+            wanted: Box::new(wanted),
+        })
     }
 
     /// Listens to drops, and to what passes too if `passes`.
@@ -69,7 +73,13 @@ impl Hub {
             listeners.passes += usize::from(passes);
             listeners.suppressed
         });
-        Listener { hub: self.clone(), receiver, passes, suppressed, missed: 0 }
+        Listener {
+            hub: self.clone(),
+            receiver,
+            passes,
+            suppressed,
+            missed: 0,
+        }
     }
 
     /// Hands a record to all listeners. `suppressed`: the total that the kernel has suppressed so far.
@@ -77,7 +87,10 @@ impl Hub {
         self.suppressed(suppressed);
         if let Some(sender) = &*self.sender.lock().unwrap_or_else(PoisonError::into_inner) {
             // Without listeners it goes nowhere, which is right.
-            let _ = sender.send(Published { record: Arc::new(record), suppressed });
+            let _ = sender.send(Published {
+                record: Arc::new(record),
+                suppressed,
+            });
         }
     }
 
@@ -88,7 +101,10 @@ impl Hub {
 
     /// The total that the kernel has suppressed so far: who comes later is not told of it.
     pub fn suppressed(&self, total: u64) {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).suppressed = total;
+        self.listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .suppressed = total;
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Listeners) -> T) -> T {
@@ -122,7 +138,10 @@ impl Listener {
                     let suppressed = published.suppressed.saturating_sub(self.suppressed) + self.missed;
                     self.suppressed = self.suppressed.max(published.suppressed);
                     self.missed = 0;
-                    return Some(EventRecord { suppressed, ..(*published.record).clone() });
+                    return Some(EventRecord {
+                        suppressed,
+                        ..(*published.record).clone()
+                    });
                 }
                 Err(broadcast::error::RecvError::Lagged(missed)) => self.missed += missed,
                 Err(broadcast::error::RecvError::Closed) => return None,
@@ -145,7 +164,11 @@ mod tests {
     use super::*;
 
     fn record(verdict: &str, src_port: u16) -> EventRecord {
-        EventRecord { verdict: verdict.into(), src_port, ..EventRecord::default() }
+        EventRecord {
+            verdict: verdict.into(),
+            src_port,
+            ..EventRecord::default()
+        }
     }
 
     #[tokio::test]
@@ -159,7 +182,10 @@ mod tests {
         drop(second);
         drop(first);
         drop(third);
-        assert_eq!(*told.lock().expect("one thread"), [EVENTS_DROP, EVENTS_DROP | EVENTS_PASS, EVENTS_DROP, 0]);
+        assert_eq!(
+            *told.lock().expect("one thread"),
+            [EVENTS_DROP, EVENTS_DROP | EVENTS_PASS, EVENTS_DROP, 0]
+        );
     }
 
     #[tokio::test]

@@ -28,7 +28,10 @@ pub async fn run(mut reader: EventReader, directory: Arc<RwLock<Directory>>, hub
                 Err(_) => return,
             }
         }
-        let record = directory.read().unwrap_or_else(PoisonError::into_inner).record(&event);
+        let record = directory
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .record(&event);
         hub.publish(record, suppressed);
     }
 }
@@ -37,7 +40,11 @@ pub async fn run(mut reader: EventReader, directory: Arc<RwLock<Directory>>, hub
 pub async fn log_drops(hub: Arc<Hub>) {
     let mut listener = hub.listen(false);
     while let Some(event) = listener.next().await {
-        let service = if event.service.is_empty() { "-" } else { &event.service };
+        let service = if event.service.is_empty() {
+            "-"
+        } else {
+            &event.service
+        };
         let more = match event.suppressed {
             0 => String::new(),
             count => format!(" ({count} more were not reported)"),

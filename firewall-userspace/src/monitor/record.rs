@@ -43,7 +43,11 @@ impl Directory {
         };
         EventRecord {
             time: rfc3339(wall_time(event.time_ns)),
-            interface: self.interfaces.get(&event.ifindex).cloned().unwrap_or_else(|| event.ifindex.to_string()),
+            interface: self
+                .interfaces
+                .get(&event.ifindex)
+                .cloned()
+                .unwrap_or_else(|| event.ifindex.to_string()),
             verdict: verdict.to_owned(),
             reason: reason.map_or_else(|| event.reason.to_string(), |reason| reason.word().to_owned()),
             service: name.map(|name| name.service.clone()).unwrap_or_default(),
@@ -58,7 +62,11 @@ impl Directory {
             dst_port: event.dst_port,
             length: event.length,
             tcp_flags: tcp_flags(event.tcp_flags),
-            vlan: [event.vlan_outer, event.vlan_inner].iter().filter(|tag| **tag != 0xffff).map(|tag| tag & 0xfff).collect(),
+            vlan: [event.vlan_outer, event.vlan_inner]
+                .iter()
+                .filter(|tag| **tag != 0xffff)
+                .map(|tag| tag & 0xfff)
+                .collect(),
             ethertype: event.ethertype,
             generation: event.generation,
             suppressed: 0,
@@ -68,7 +76,9 @@ impl Directory {
 
 fn wall_time(monotonic_ns: u64) -> SystemTime {
     let age = clock::monotonic().saturating_sub(Duration::from_nanos(monotonic_ns));
-    SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH)
+    SystemTime::now()
+        .checked_sub(age)
+        .unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 fn protocol(event: &Event) -> String {
@@ -95,7 +105,12 @@ fn address(version: u8, high: u64, low: u64) -> String {
 
 fn tcp_flags(flags: u8) -> String {
     const NAMES: [&str; 8] = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"];
-    let set: Vec<&str> = NAMES.iter().enumerate().filter(|(bit, _)| flags >> bit & 1 == 1).map(|(_, name)| *name).collect();
+    let set: Vec<&str> = NAMES
+        .iter()
+        .enumerate()
+        .filter(|(bit, _)| flags >> bit & 1 == 1)
+        .map(|(_, name)| *name)
+        .collect();
     set.join(",")
 }
 
@@ -109,7 +124,11 @@ mod tests {
         let name = |service: &str| EndingName {
             service: service.into(),
             reason: Some("service-denied".into()),
-            rule: Some(RuleKey { service: service.into(), action: "deny".into(), source: "@bad".into() }),
+            rule: Some(RuleKey {
+                service: service.into(),
+                action: "deny".into(),
+                source: "@bad".into(),
+            }),
         };
         let mut directory = Directory::default();
         directory.add_generation(3, &[name("old")]);
@@ -131,13 +150,41 @@ mod tests {
             ..Event::default()
         };
         let record = directory.record(&event);
-        assert_eq!((record.service.as_str(), record.rule.as_str()), ("old", "deny @bad"));
-        assert_eq!((record.src.as_str(), record.dst.as_str(), record.dst_port), ("192.0.2.1", "198.51.100.1", 443));
-        assert_eq!((record.verdict.as_str(), record.reason.as_str()), ("drop", "service-denied"));
-        assert_eq!((record.interface.as_str(), record.tcp_flags.as_str(), &record.vlan[..]), ("eth0", "SYN,ACK", &[100][..]));
+        assert_eq!(
+            (record.service.as_str(), record.rule.as_str()),
+            ("old", "deny @bad")
+        );
+        assert_eq!(
+            (record.src.as_str(), record.dst.as_str(), record.dst_port),
+            ("192.0.2.1", "198.51.100.1", 443)
+        );
+        assert_eq!(
+            (record.verdict.as_str(), record.reason.as_str()),
+            ("drop", "service-denied")
+        );
+        assert_eq!(
+            (
+                record.interface.as_str(),
+                record.tcp_flags.as_str(),
+                &record.vlan[..]
+            ),
+            ("eth0", "SYN,ACK", &[100][..])
+        );
 
-        let observed = directory.record(&Event { observed: 1, generation: 9, ifindex: 8, version: 6, ..event });
-        assert_eq!((observed.verdict.as_str(), observed.service.as_str()), ("would-drop", ""));
-        assert_eq!((observed.interface.as_str(), observed.src.as_str()), ("8", "::c000:201"));
+        let observed = directory.record(&Event {
+            observed: 1,
+            generation: 9,
+            ifindex: 8,
+            version: 6,
+            ..event
+        });
+        assert_eq!(
+            (observed.verdict.as_str(), observed.service.as_str()),
+            ("would-drop", "")
+        );
+        assert_eq!(
+            (observed.interface.as_str(), observed.src.as_str()),
+            ("8", "::c000:201")
+        );
     }
 }

@@ -46,10 +46,21 @@ pub fn check(report: &CheckReport, style: &Style) -> String {
     field("rules", &number(stats.rules as u64));
     field(
         "prefixes",
-        &format!("{} IPv4, {} IPv6", number(stats.prefixes_v4 as u64), number(stats.prefixes_v6 as u64)),
+        &format!(
+            "{} IPv4, {} IPv6",
+            number(stats.prefixes_v4 as u64),
+            number(stats.prefixes_v6 as u64)
+        ),
     );
     field("classes", &number(stats.classes as u64));
-    field("image", &format!("{} ({} bytes)", bytes(stats.image_bytes as u64), number(stats.image_bytes as u64)));
+    field(
+        "image",
+        &format!(
+            "{} ({} bytes)",
+            bytes(stats.image_bytes as u64),
+            number(stats.image_bytes as u64)
+        ),
+    );
     field("digest", &report.digest);
     field("default", &report.default);
     if !report.files.is_empty() {
@@ -64,7 +75,11 @@ pub fn check(report: &CheckReport, style: &Style) -> String {
             vec![
                 Cell::new(&service.name),
                 Cell::new(list(&service.ports)),
-                Cell::new(if service.allow.is_empty() { "nobody".to_owned() } else { list(&service.allow) }),
+                Cell::new(if service.allow.is_empty() {
+                    "nobody".to_owned()
+                } else {
+                    list(&service.allow)
+                }),
                 Cell::new(list(&service.deny)),
             ]
         });

@@ -1,8 +1,8 @@
 //! `ravelin counters`: every way packets have ended, once or again and again with rates.
 
+use super::Style;
 use super::human::{bytes, number};
 use super::table::{left, right, table};
-use super::Style;
 use crate::api::types::{Count, CounterRow};
 use comfy_table::{Cell, Color};
 use std::time::Duration;
@@ -16,8 +16,13 @@ pub struct Rates<'a> {
 
 /// Counters, with a column of packets and bytes per second if there is a reading before this one.
 pub fn counters(rows: &[CounterRow], rates: Option<Rates<'_>>, style: &Style) -> String {
-    let mut columns =
-        vec![left("SERVICE"), left("VERDICT"), left("REASON"), right("PACKETS"), right("BYTES")];
+    let mut columns = vec![
+        left("SERVICE"),
+        left("VERDICT"),
+        left("REASON"),
+        right("PACKETS"),
+        right("BYTES"),
+    ];
     if rates.is_some() {
         columns.extend([right("PACKETS/S"), right("BYTES/S")]);
     }
@@ -51,10 +56,17 @@ impl Rates<'_> {
         let same = |other: &&CounterRow| {
             (&other.service, &other.verdict, &other.reason) == (&row.service, &row.verdict, &row.reason)
         };
-        let before = self.before.iter().find(same).map_or(Count::default(), |other| other.count);
+        let before = self
+            .before
+            .iter()
+            .find(same)
+            .map_or(Count::default(), |other| other.count);
         let seconds = self.elapsed.as_secs_f64().max(0.001);
         let rate = |now: u64, before: u64| (now.saturating_sub(before) as f64 / seconds).round() as u64;
-        (rate(row.count.packets, before.packets), rate(row.count.bytes, before.bytes))
+        (
+            rate(row.count.packets, before.packets),
+            rate(row.count.bytes, before.bytes),
+        )
     }
 }
 
@@ -63,8 +75,16 @@ mod tests {
     use super::*;
 
     fn row(service: &str, verdict: &str, reason: &str, packets: u64) -> CounterRow {
-        let count = Count { packets, bytes: packets * 64 };
-        CounterRow { service: service.into(), verdict: verdict.into(), reason: reason.into(), count }
+        let count = Count {
+            packets,
+            bytes: packets * 64,
+        };
+        CounterRow {
+            service: service.into(),
+            verdict: verdict.into(),
+            reason: reason.into(),
+            count,
+        }
     }
 
     #[test]
@@ -84,7 +104,10 @@ ssh      pass     allowed        5   320 B
     fn rates_compare_with_the_reading_before() {
         let before = [row("", "drop", "closed", 1_000)];
         let rows = [row("", "drop", "closed", 3_000), row("ssh", "pass", "allowed", 5)];
-        let rates = Rates { before: &before, elapsed: Duration::from_secs(2) };
+        let rates = Rates {
+            before: &before,
+            elapsed: Duration::from_secs(2),
+        };
         assert_eq!(
             counters(&rows, Some(rates), &Style::PLAIN),
             "\

@@ -11,7 +11,11 @@ pub fn applied(record: &Applied, dry_run: bool, style: &Style) -> String {
     let _ = match (dry_run, record.changed) {
         (true, _) if record.diff.is_empty() => writeln!(out, "would change nothing"),
         (true, _) => writeln!(out, "dry run: nothing was changed"),
-        (false, true) => writeln!(out, "{} (digest {digest})", style.good(&format!("generation {} is in force", record.generation))),
+        (false, true) => writeln!(
+            out,
+            "{} (digest {digest})",
+            style.good(&format!("generation {} is in force", record.generation))
+        ),
         (false, false) => writeln!(out, "no change: generation {} stays in force", record.generation),
     };
     out
@@ -21,8 +25,16 @@ pub fn applied(record: &Applied, dry_run: bool, style: &Style) -> String {
 pub fn diff(lines: &[DiffLine], style: &Style) -> String {
     let mut out = String::new();
     for line in lines {
-        let ports = if line.ports.is_empty() { String::new() } else { format!(" ({})", line.ports.join(", ")) };
+        let ports = if line.ports.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", line.ports.join(", "))
+        };
         let text = match line.change.as_str() {
+            // Of the policy's own deny list, which holds on every port.
+            "gains" | "loses" if line.service.is_empty() => {
+                format!("{} {} {}", line.who, line.change, line.ports.join(", "))
+            }
             "gains" | "loses" => format!("{} {} {}{ports}", line.who, line.change, line.service),
             "opens" | "closes" => format!("{} {}{ports}", line.service, line.change),
             _ => [line.change.as_str(), &line.who, &line.service, ports.trim()]
@@ -62,8 +74,14 @@ mod tests {
             changed: true,
             warnings: Vec::new(),
             diff: vec![
-                line("gains", "198.51.100.0/24", "payments-api", &["tcp/8443", "udp/8443"]),
+                line(
+                    "gains",
+                    "198.51.100.0/24",
+                    "payments-api",
+                    &["tcp/8443", "udp/8443"],
+                ),
                 line("loses", "@web", "ssh", &["tcp/22"]),
+                line("loses", "192.0.2.0/24", "", &["every port"]),
             ],
         };
         assert_eq!(
@@ -71,6 +89,7 @@ mod tests {
             "\
 + 198.51.100.0/24 gains payments-api (tcp/8443, udp/8443)
 - @web loses ssh (tcp/22)
+- 192.0.2.0/24 loses every port
 generation 13 is in force (digest 0123456789ab)
 "
         );

@@ -9,7 +9,15 @@ use std::fmt::Write;
 pub fn event_header(style: &Style) -> String {
     let line = format!(
         "{:<12} {:<10} {:<7} {:<15} {:<14} {:<6} {:<42} {:>5}  {}",
-        "TIME", "INTERFACE", "VERDICT", "REASON", "SERVICE", "PROTO", "SOURCE -> DESTINATION", "BYTES", "MORE"
+        "TIME",
+        "INTERFACE",
+        "VERDICT",
+        "REASON",
+        "SERVICE",
+        "PROTO",
+        "SOURCE -> DESTINATION",
+        "BYTES",
+        "MORE"
     );
     style.bold(&line) + "\n"
 }
@@ -22,7 +30,10 @@ pub fn event(record: &EventRecord, style: &Style) -> String {
         let _ = writeln!(out, "{}", style.dim(&text));
     }
     // The date is the reader's own; `2026-11-22T01:03:16.250Z` -> `01:03:16.250`.
-    let time = record.time.split_once('T').map_or(record.time.as_str(), |(_, time)| time.trim_end_matches('Z'));
+    let time = record
+        .time
+        .split_once('T')
+        .map_or(record.time.as_str(), |(_, time)| time.trim_end_matches('Z'));
     let mut more = Vec::new();
     if !record.tcp_flags.is_empty() {
         more.push(record.tcp_flags.clone());
@@ -59,9 +70,17 @@ fn route(record: &EventRecord) -> String {
         (true, false) => format!("{address}:{port}"),
         (true, true) => format!("[{address}]:{port}"),
     };
-    let route = format!("{} -> {}", end(&record.src, record.src_port), end(&record.dst, record.dst_port));
+    let route = format!(
+        "{} -> {}",
+        end(&record.src, record.src_port),
+        end(&record.dst, record.dst_port)
+    );
     if record.protocol.starts_with("icmp") {
-        return format!("{route} type {} code {}", record.dst_port >> 8, record.dst_port & 0xff);
+        return format!(
+            "{route} type {} code {}",
+            record.dst_port >> 8,
+            record.dst_port & 0xff
+        );
     }
     route
 }

@@ -20,13 +20,21 @@ pub fn explanation(record: &Explanation, style: &Style) -> String {
         let _ = writeln!(out, "  {} {place}", style.dim("place  "));
     }
     if let (Some(line), Some(place)) = (&record.line, &record.place) {
-        out.push_str(&indent(&format!("{} | {}", place.line, line.trim_end()), "          "));
+        out.push_str(&indent(
+            &format!("{} | {}", place.line, line.trim_end()),
+            "          ",
+        ));
     }
     if !record.steps.is_empty() {
         out.push('\n');
         let widest = record.steps.iter().map(|step| step.step.len()).max().unwrap_or(0);
         for step in &record.steps {
-            let _ = writeln!(out, "  {}  {}", style.dim(&format!("{:<widest$}", step.step)), step.finding);
+            let _ = writeln!(
+                out,
+                "  {}  {}",
+                style.dim(&format!("{:<widest$}", step.step)),
+                step.finding
+            );
         }
     }
     if let Some(hint) = &record.hint {
@@ -49,12 +57,22 @@ mod tests {
             reason: "service-denied".into(),
             service: Some("payments-api".into()),
             rule: Some("deny 10.20.66.0/24".into()),
-            place: Some(Place { path: "policy.toml".into(), line: 16, column: 10 }),
+            place: Some(Place {
+                path: "policy.toml".into(),
+                line: 16,
+                column: 10,
+            }),
             line: Some("deny  = [\"10.20.66.0/24\"]".into()),
             generation: 3,
             steps: vec![
-                ExplainStep { step: "packet".into(), finding: "IPv4, TCP, 54 bytes".into() },
-                ExplainStep { step: "port".into(), finding: "tcp/8443 belongs to payments-api".into() },
+                ExplainStep {
+                    step: "packet".into(),
+                    finding: "IPv4, TCP, 54 bytes".into(),
+                },
+                ExplainStep {
+                    step: "port".into(),
+                    finding: "tcp/8443 belongs to payments-api".into(),
+                },
             ],
             hint: Some("deny beats allow".into()),
         };

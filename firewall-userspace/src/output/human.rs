@@ -89,7 +89,14 @@ mod tests {
 
     #[test]
     fn durations_have_two_units_at_most() {
-        let cases = [(0, "0s"), (59, "59s"), (60, "1m"), (192, "3m 12s"), (7500, "2h 5m"), (349_200, "4d 1h")];
+        let cases = [
+            (0, "0s"),
+            (59, "59s"),
+            (60, "1m"),
+            (192, "3m 12s"),
+            (7500, "2h 5m"),
+            (349_200, "4d 1h"),
+        ];
         for (seconds, text) in cases {
             assert_eq!(duration(Duration::from_secs(seconds)), text);
         }

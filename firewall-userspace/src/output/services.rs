@@ -1,8 +1,8 @@
 //! `ravelin services` and `ravelin rules`.
 
+use super::Style;
 use super::human::{bytes, number};
 use super::table::{left, list, right, table};
-use super::Style;
 use crate::api::types::{RuleRow, ServiceRow};
 use comfy_table::{Cell, Color};
 
@@ -24,7 +24,11 @@ pub fn services(rows: &[ServiceRow], style: &Style) -> String {
             vec![
                 Cell::new(&row.name),
                 Cell::new(list(&row.ports)),
-                Cell::new(if row.allow.is_empty() { "nobody".to_owned() } else { list(&row.allow) }),
+                Cell::new(if row.allow.is_empty() {
+                    "nobody".to_owned()
+                } else {
+                    list(&row.allow)
+                }),
                 Cell::new(list(&row.deny)),
                 Cell::new(number(row.passed.packets)),
                 Cell::new(number(row.dropped.packets)),
@@ -49,9 +53,17 @@ pub fn rules(rows: &[RuleRow], style: &Style) -> String {
         style,
         &columns,
         rows.iter().map(|row| {
-            let colour = if row.action == "allow" { Color::Green } else { Color::Red };
+            let colour = if row.action == "allow" {
+                Color::Green
+            } else {
+                Color::Red
+            };
             vec![
-                Cell::new(if row.service.is_empty() { "(all)" } else { &row.service }),
+                Cell::new(if row.service.is_empty() {
+                    "(all)"
+                } else {
+                    &row.service
+                }),
                 Cell::new(&row.action).fg(colour),
                 Cell::new(&row.source),
                 Cell::new(number(row.prefixes as u64)),
@@ -70,7 +82,11 @@ mod tests {
     use crate::policy::model::Place;
 
     fn place(line: u32) -> Place {
-        Place { path: "policy.toml".into(), line, column: 10 }
+        Place {
+            path: "policy.toml".into(),
+            line,
+            column: 10,
+        }
     }
 
     #[test]
@@ -82,10 +98,18 @@ mod tests {
                 allow: vec!["@web".into(), "198.51.100.7".into()],
                 deny: vec!["10.20.66.0/24".into()],
                 place: place(12),
-                passed: Count { packets: 12_345, bytes: 1 },
+                passed: Count {
+                    packets: 12_345,
+                    bytes: 1,
+                },
                 dropped: Count { packets: 7, bytes: 1 },
             },
-            ServiceRow { name: "ssh".into(), ports: vec!["tcp/22".into()], place: place(20), ..ServiceRow::default() },
+            ServiceRow {
+                name: "ssh".into(),
+                ports: vec!["tcp/22".into()],
+                place: place(20),
+                ..ServiceRow::default()
+            },
         ];
         assert_eq!(
             services(&rows, &Style::PLAIN),
@@ -105,7 +129,10 @@ ssh           tcp/22                     nobody              -                  
                 source: "@blocked".into(),
                 prefixes: 1_000_000,
                 place: place(2),
-                count: Count { packets: 1_000, bytes: 64_000 },
+                count: Count {
+                    packets: 1_000,
+                    bytes: 64_000,
+                },
                 ..RuleRow::default()
             },
             RuleRow {

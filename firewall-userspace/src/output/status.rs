@@ -1,8 +1,8 @@
 //! `ravelin status`: what a person woken at night needs, the verdict first.
 
+use super::Style;
 use super::human::{bytes, duration, number, utc};
 use super::table::{indent, left, right, table};
-use super::Style;
 use crate::api::types::{InterfaceStatus, Status};
 use comfy_table::{Cell, Color};
 use std::fmt::Write;
@@ -16,18 +16,33 @@ pub fn status(record: &Status, now: u64, style: &Style) -> String {
     };
 
     let uptime = duration(Duration::from_secs(record.uptime_seconds));
-    field("agent", &format!("ravelin {}, pid {}, up {uptime}, kernel {}", record.version, record.pid, record.kernel));
+    field(
+        "agent",
+        &format!(
+            "ravelin {}, pid {}, up {uptime}, kernel {}",
+            record.version, record.pid, record.kernel
+        ),
+    );
     let policy = &record.policy;
     if policy.generation == 0 {
-        field("policy", &style.bad(&format!("none in force (expected at {})", policy.path)));
+        field(
+            "policy",
+            &style.bad(&format!("none in force (expected at {})", policy.path)),
+        );
     } else {
         let age = duration(Duration::from_secs(now.saturating_sub(policy.applied_at)));
         let origin = match policy.origin.as_str() {
-            "last-good" => style.warn(&format!("the last good copy, because {} is gone or bad", policy.path)),
+            "last-good" => style.warn(&format!(
+                "the last good copy, because {} is gone or bad",
+                policy.path
+            )),
             "file" => policy.path.clone(),
             other => format!("{} ({other})", policy.path),
         };
-        field("policy", &format!("generation {} from {origin}", policy.generation));
+        field(
+            "policy",
+            &format!("generation {} from {origin}", policy.generation),
+        );
         field("applied", &format!("{} ({age} ago)", utc(policy.applied_at)));
         field("digest", &policy.digest);
         let stats = &policy.stats;
@@ -56,7 +71,11 @@ pub fn status(record: &Status, now: u64, style: &Style) -> String {
             0 => "nothing is in force".to_owned(),
             generation => format!("generation {generation} stays in force"),
         };
-        let _ = writeln!(out, "\n{}", style.bad(&format!("The last reload failed; {kept}:")));
+        let _ = writeln!(
+            out,
+            "\n{}",
+            style.bad(&format!("The last reload failed; {kept}:"))
+        );
         out.push_str(&indent(error, "  "));
     }
     if !record.interfaces.is_empty() {
@@ -69,7 +88,12 @@ pub fn status(record: &Status, now: u64, style: &Style) -> String {
     }
     if !policy.temporary.is_empty() {
         let _ = writeln!(out, "\n{}", style.bold("Temporary entries"));
-        let widest = policy.temporary.iter().map(|entry| entry.entry.chars().count()).max().unwrap_or(0);
+        let widest = policy
+            .temporary
+            .iter()
+            .map(|entry| entry.entry.chars().count())
+            .max()
+            .unwrap_or(0);
         for entry in &policy.temporary {
             let left = duration(Duration::from_secs(entry.seconds_left));
             let _ = writeln!(out, "  {:<widest$}  ends in {left}", entry.entry);
@@ -104,8 +128,12 @@ fn why_not_ready(record: &Status) -> String {
     if record.policy.generation == 0 {
         return "no policy is in force".to_owned();
     }
-    let bare: Vec<&str> =
-        record.interfaces.iter().filter(|each| each.xdp == "none").map(|each| each.name.as_str()).collect();
+    let bare: Vec<&str> = record
+        .interfaces
+        .iter()
+        .filter(|each| each.xdp == "none")
+        .map(|each| each.name.as_str())
+        .collect();
     match (bare.is_empty(), record.interfaces.is_empty()) {
         (false, _) => format!("nothing is attached to {}", bare.join(", ")),
         (true, true) => "no interface is attached".to_owned(),
@@ -174,7 +202,10 @@ mod tests {
             mode: "enforce".into(),
             uptime_seconds: 93_784,
             ready: true,
-            failsafe: vec!["tcp/22 from 203.0.113.9/32".into(), "tcp/22 from 2001:db8::/48".into()],
+            failsafe: vec![
+                "tcp/22 from 203.0.113.9/32".into(),
+                "tcp/22 from 2001:db8::/48".into(),
+            ],
             policy: PolicyStatus {
                 path: "/etc/ravelin/policy.toml".into(),
                 generation: 12,
@@ -199,8 +230,14 @@ mod tests {
                     egress: "tcx".into(),
                     frags: true,
                     detail: None,
-                    passed: Count { packets: 1_234_567, bytes: 987_654_321 },
-                    dropped: Count { packets: 12, bytes: 720 },
+                    passed: Count {
+                        packets: 1_234_567,
+                        bytes: 987_654_321,
+                    },
+                    dropped: Count {
+                        packets: 12,
+                        bytes: 720,
+                    },
                 },
                 InterfaceStatus {
                     name: "eth1".into(),
@@ -244,8 +281,10 @@ eth1       generic  clsact  no             0      0 B        0    0 B  the drive
         record.mode = "observe".into();
         record.policy.origin = "last-good".into();
         record.policy.last_error = Some("policy.toml:3:9: unknown key \"alow\"\n  3 | alow = []".into());
-        record.policy.temporary =
-            vec![Temporary { entry: "deny 203.0.113.0/24".into(), seconds_left: 7140 }];
+        record.policy.temporary = vec![Temporary {
+            entry: "deny 203.0.113.0/24".into(),
+            seconds_left: 7140,
+        }];
         record.degraded = vec!["kernel 5.15 has no multi-buffer XDP (5.18): jumbo frames drop".into()];
         record.failsafe.clear();
         record.interfaces.clear();
@@ -279,8 +318,14 @@ Degraded
         let mut record = record();
         record.ready = false;
         record.interfaces[1].xdp = "none".into();
-        assert_eq!(headline(&record, &Style::PLAIN), "default: not ready: nothing is attached to eth1\n");
+        assert_eq!(
+            headline(&record, &Style::PLAIN),
+            "default: not ready: nothing is attached to eth1\n"
+        );
         record.policy.generation = 0;
-        assert_eq!(headline(&record, &Style::PLAIN), "default: not ready: no policy is in force\n");
+        assert_eq!(
+            headline(&record, &Style::PLAIN),
+            "default: not ready: no policy is in force\n"
+        );
     }
 }

@@ -12,7 +12,10 @@ pub struct Style {
 
 impl Style {
     /// No colour, no wrapping: what a pipe gets.
-    pub const PLAIN: Style = Style { colour: false, width: None };
+    pub const PLAIN: Style = Style {
+        colour: false,
+        width: None,
+    };
 
     /// As an output stream allows: colours on a terminal unless `NO_COLOR` (<https://no-color.org>) or `TERM=dumb`
     /// says otherwise.
@@ -22,7 +25,10 @@ impl Style {
         }
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
             || std::env::var_os("TERM").is_some_and(|value| value == "dumb");
-        Style { colour: !refused, width: comfy_table::Table::new().width() }
+        Style {
+            colour: !refused,
+            width: comfy_table::Table::new().width(),
+        }
     }
 
     pub fn colour(&self) -> bool {
@@ -30,7 +36,11 @@ impl Style {
     }
 
     fn dress(&self, code: &str, text: &str) -> String {
-        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.colour {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 
     pub fn good(&self, text: &str) -> String {

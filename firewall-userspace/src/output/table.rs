@@ -11,11 +11,17 @@ pub struct Column {
 }
 
 pub const fn left(title: &'static str) -> Column {
-    Column { title, alignment: CellAlignment::Left }
+    Column {
+        title,
+        alignment: CellAlignment::Left,
+    }
 }
 
 pub const fn right(title: &'static str) -> Column {
-    Column { title, alignment: CellAlignment::Right }
+    Column {
+        title,
+        alignment: CellAlignment::Right,
+    }
 }
 
 /// Renders rows under columns, with a line feed at the end. No rows: the header alone.
@@ -28,10 +34,16 @@ pub fn table(style: &Style, columns: &[Column], rows: impl IntoIterator<Item = V
         table.force_no_tty();
     }
     match style.width {
-        Some(width) => table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width),
+        Some(width) => table
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_width(width),
         None => table.set_content_arrangement(ContentArrangement::Disabled),
     };
-    table.set_header(columns.iter().map(|column| Cell::new(column.title).add_attribute(Attribute::Bold)));
+    table.set_header(
+        columns
+            .iter()
+            .map(|column| Cell::new(column.title).add_attribute(Attribute::Bold)),
+    );
     for row in rows {
         table.add_row(row);
     }
@@ -62,7 +74,9 @@ pub fn list(items: &[String]) -> String {
 
 /// The text, each line moved to the right.
 pub fn indent(text: &str, by: &str) -> String {
-    text.lines().map(|line| format!("{by}{line}").trim_end().to_owned() + "\n").collect()
+    text.lines()
+        .map(|line| format!("{by}{line}").trim_end().to_owned() + "\n")
+        .collect()
 }
 
 #[cfg(test)]

@@ -51,7 +51,11 @@ pub struct Stats {
 #[derive(Debug, thiserror::Error)]
 pub enum CompileError {
     #[error("the policy needs {needed} {what}, more than the {limit} that an image holds")]
-    TooLarge { what: &'static str, needed: u64, limit: u64 },
+    TooLarge {
+        what: &'static str,
+        needed: u64,
+        limit: u64,
+    },
 }
 
 /// Bytes of the largest image: offsets in class tables reach twice as far.
@@ -78,7 +82,10 @@ pub fn compile(policy: &Policy) -> Result<Compiled, CompileError> {
     verdicts.write(&mut image);
     limit("bytes", image.len() as u64, MAX_IMAGE)?;
     let classes_of = |prefixes: Vec<(Prefix, u32)>| -> Vec<(Prefix, u32)> {
-        prefixes.into_iter().map(|(prefix, set)| (prefix, class_of[set as usize])).collect()
+        prefixes
+            .into_iter()
+            .map(|(prefix, set)| (prefix, class_of[set as usize]))
+            .collect()
     };
     let (prefixes_v4, prefixes_v6) = (v4.len(), v6.len());
     let v4 = trie::write(&classes_of(v4), 32, class_of[0], &mut image);
@@ -92,7 +99,15 @@ pub fn compile(policy: &Policy) -> Result<Compiled, CompileError> {
     limit("endings", endings.len() as u64, 1 << 24)?;
     put64(&mut image, field::MAGIC, MAGIC);
     put32(&mut image, field::LAYOUT, firewall_common::LAYOUT_VERSION);
-    put32(&mut image, field::FLAGS, if policy.default_allow { FLAG_DEFAULT_ALLOW } else { 0 });
+    put32(
+        &mut image,
+        field::FLAGS,
+        if policy.default_allow {
+            FLAG_DEFAULT_ALLOW
+        } else {
+            0
+        },
+    );
     put64(&mut image, field::LENGTH, length);
     put32(&mut image, field::SERVICES, policy.services.len() as u32 + 1);
     put32(&mut image, field::CLASSES, verdicts.columns.len() as u32);
@@ -121,7 +136,11 @@ pub fn compile(policy: &Policy) -> Result<Compiled, CompileError> {
 }
 
 fn limit(what: &'static str, needed: u64, limit: u64) -> Result<(), CompileError> {
-    if needed > limit { Err(CompileError::TooLarge { what, needed, limit }) } else { Ok(()) }
+    if needed > limit {
+        Err(CompileError::TooLarge { what, needed, limit })
+    } else {
+        Ok(())
+    }
 }
 
 /// Whether each list is referred to by a rule; a group that nobody uses costs nothing.
@@ -145,7 +164,11 @@ struct Sets {
 
 impl Default for Sets {
     fn default() -> Self {
-        Sets { members: vec![Vec::new()], numbers: HashMap::from([(Vec::new(), 0)]), with: HashMap::new() }
+        Sets {
+            members: vec![Vec::new()],
+            numbers: HashMap::from([(Vec::new(), 0)]),
+            with: HashMap::new(),
+        }
     }
 }
 
@@ -176,10 +199,19 @@ fn covers<A: trie::Address>(
     family: impl Fn(&PrefixList) -> &Vec<(A, u8)>,
     sets: &mut Sets,
 ) -> Vec<(Prefix, u32)> {
-    let count = lists.iter().zip(used).filter(|(_, used)| **used).map(|(list, _)| family(list).len()).sum();
+    let count = lists
+        .iter()
+        .zip(used)
+        .filter(|(_, used)| **used)
+        .map(|(list, _)| family(list).len())
+        .sum();
     let mut all: Vec<(A, u8, u32)> = Vec::with_capacity(count);
     for (number, list) in lists.iter().enumerate().filter(|(number, _)| used[*number]) {
-        all.extend(family(list).iter().map(|(address, len)| (*address, *len, number as u32)));
+        all.extend(
+            family(list)
+                .iter()
+                .map(|(address, len)| (*address, *len, number as u32)),
+        );
     }
     all.sort_unstable();
 
@@ -187,7 +219,10 @@ fn covers<A: trie::Address>(
     // Prefixes around the present one, innermost last, with their sets.
     let mut around: Vec<(Prefix, u32)> = Vec::new();
     for (address, len, list) in all {
-        let prefix = Prefix { address: address.top_aligned(), len };
+        let prefix = Prefix {
+            address: address.top_aligned(),
+            len,
+        };
         while around.last().is_some_and(|(outer, _)| !outer.contains(&prefix)) {
             around.pop();
         }
@@ -237,7 +272,11 @@ impl<'a> Verdicts<'a> {
             }
         }
         let bare = (0..Reason::COUNT as u8)
-            .map(|number| Ending { reason: Reason::from_number(number), service: None, rule: None })
+            .map(|number| Ending {
+                reason: Reason::from_number(number),
+                service: None,
+                rule: None,
+            })
             .collect();
         Ok(Verdicts {
             policy,
@@ -302,7 +341,11 @@ impl<'a> Verdicts<'a> {
     }
 
     fn cell(&mut self, reason: Reason, service: Option<u32>, rule: Option<u32>) -> Cell {
-        let key = (reason.number(), service.unwrap_or(NO_RULE), rule.unwrap_or(NO_RULE));
+        let key = (
+            reason.number(),
+            service.unwrap_or(NO_RULE),
+            rule.unwrap_or(NO_RULE),
+        );
         let next = self.endings.len() as u32;
         let ending = *self.ending_of.entry(key).or_insert(next);
         if ending == next {

@@ -5,17 +5,15 @@
 //! that get in. What differs is named by the entry that makes the difference, or by its prefixes.
 
 mod side;
+mod who;
 
 use super::model::{Action, Policy, Rule};
 use super::ports;
-use super::set::AddressSet;
 use crate::api::types::DiffLine;
 use firewall_common::image::PortKey;
 use side::Side;
 use std::collections::BTreeMap;
-
-/// Prefixes that are named one by one; more are counted.
-const SHOWN: usize = 20;
+use who::Who;
 
 /// A line per (change, who, service), first those of the whole policy, then in the order of the services.
 pub fn diff(old: &Policy, new: &Policy) -> Vec<DiffLine> {
@@ -215,114 +213,6 @@ fn service(
             ports: ports.clone(),
         });
     }
-}
-
-/// Addresses whose access changes, and the names found for them so far.
-struct Who {
-    rest: AddressSet,
-    names: Vec<String>,
-}
-
-impl Who {
-    fn new(rest: AddressSet) -> Who {
-        Who {
-            rest,
-            names: Vec::new(),
-        }
-    }
-
-    /// Takes out what the entries of one list of `side` account for: those that `other` does not have, then
-    /// those that changed. `whole` is all that an entry stands for.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "two lists, each by side and service, and how to speak of them"
-    )]
-    fn take(
-        &mut self,
-        side: &Side<'_>,
-        other: &Side<'_>,
-        action: Action,
-        service: Option<usize>,
-        other_service: Option<usize>,
-        word: &str,
-        whole: &dyn Fn(&Rule, &Side<'_>) -> AddressSet,
-    ) {
-        let theirs: Vec<&Rule> = match (service, other_service) {
-            (Some(_), None) => Vec::new(),
-            _ => other.rules_of(other_service, action).collect(),
-        };
-        let mut known = Vec::new();
-        for rule in side.rules_of(service, action) {
-            if self.rest.is_empty() {
-                return;
-            }
-            match theirs.iter().find(|their| their.source == rule.source) {
-                Some(their) => known.push((rule, *their)),
-                None => self.name(rule, side, word, Some(&whole(rule, side))),
-            }
-        }
-        for (rule, their) in known {
-            if !self.rest.is_empty() && side.lists(rule) != other.lists(their) {
-                self.name(rule, side, word, None);
-            }
-        }
-    }
-
-    /// Names what `rule` accounts for: by the rule if that is all of `whole`, else by prefixes.
-    fn name(&mut self, rule: &Rule, side: &Side<'_>, word: &str, whole: Option<&AddressSet>) {
-        let part = self.rest.intersection(&side.set(rule));
-        if part.is_empty() {
-            return;
-        }
-        self.rest = self.rest.difference(&part);
-        match whole {
-            Some(_) if rule.any => self.names.push("anyone".into()),
-            Some(whole) if *whole == part => self.names.push(rule.source.clone()),
-            _ => self.prefixes(
-                &part,
-                &format!("{}: ", if rule.any { "anyone" } else { &rule.source }),
-                word,
-            ),
-        }
-    }
-
-    fn default(&mut self, everybody: bool) {
-        if !self.rest.is_empty() {
-            self.rest = AddressSet::empty();
-            self.names
-                .push(if everybody { "anyone" } else { "anyone else" }.into());
-        }
-    }
-
-    fn prefixes(&mut self, part: &AddressSet, of: &str, word: &str) {
-        let first: Vec<String> = part.show().take(SHOWN + 1).collect();
-        if first.len() <= SHOWN {
-            self.names.extend(first);
-        } else {
-            self.names
-                .push(format!("{of}{} prefixes {word}", thousands(part.count())));
-        }
-    }
-
-    /// All names, those of the rest by prefixes.
-    fn names(mut self, word: &str) -> Vec<String> {
-        let rest = std::mem::replace(&mut self.rest, AddressSet::empty());
-        self.prefixes(&rest, "", word);
-        self.names
-    }
-}
-
-/// `1,204`
-fn thousands(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 #[cfg(test)]

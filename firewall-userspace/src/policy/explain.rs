@@ -10,8 +10,9 @@ mod words;
 use super::compile::Compiled;
 use super::model::Policy;
 use crate::api::types::Explanation;
-use crate::simulate::{self, Node};
+use crate::simulate::{self, FrameBuilder, Node};
 use firewall_common::control::AddressKey;
+use firewall_common::packet::ethertype;
 use packet::{PacketError, PacketSpec};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use words::Account;
@@ -38,13 +39,24 @@ pub fn explain(
     let mut spec = packet::parse(packet)?;
     spec.dst = Some(spec.destination(node.own.iter().map(|key| address(*key)).filter(reachable)));
     let (outcome, steps) = simulate::decide(node, &frame(&spec));
-    let account = Account { policy, text, compiled, config: node.config, spec: &spec, outcome, steps: &steps };
+    let own_source = node.own.contains(&simulate::address_key(spec.src));
+    let account =
+        Account { policy, text, compiled, config: node.config, spec: &spec, own_source, outcome, steps: &steps };
     Ok(account.explanation())
+}
+
+fn frame(spec: &PacketSpec) -> Vec<u8> {
+    let mut frame = FrameBuilder::new(spec.src, spec.destination([]), spec.transport);
+    for tag in &spec.vlan {
+        frame = frame.vlan(ethertype::VLAN, *tag);
+    }
+    frame.build()
 }
 
 fn address(key: AddressKey) -> IpAddr {
     match (key.high, u32::try_from(key.low)) {
-        (0, Ok(v4)) => IpAddr::V4(Ipv4Addr::from(v4)),
+        // Network 0 holds no address of a host, but `::1` has the same halves as `0.0.0.1`.
+        (0, Ok(v4)) if v4 >> 24 != 0 => IpAddr::V4(Ipv4Addr::from(v4)),
         _ => IpAddr::V6(Ipv6Addr::from(u128::from(key.high) << 64 | u128::from(key.low))),
     }
 }
@@ -55,6 +67,54 @@ fn reachable(address: &IpAddr) -> bool {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
-    !address.is_loopback() && !address.is_multicast() && !link_local
+    !address.is_loopback() && !address.is_unspecified() && !address.is_multicast() && !link_local
 }
-fn frame(_: &PacketSpec) -> Vec<u8> { Vec::new() }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::compile::compile;
+    use crate::policy::file;
+    use crate::simulate::{Flows, address_key};
+    use firewall_common::control::Config;
+    use std::collections::HashSet;
+    use std::path::Path;
+
+    const POLICY: &str = "version = 1\n[[service]]\nname = \"web\"\nports = [\"tcp/80\"]\nallow = [\"192.0.2.0/24\"]\n";
+
+    fn explained(packet: &str, own: &[&str]) -> Explanation {
+        let loaded = file::parse(POLICY, Path::new("policy.toml"), 0).unwrap();
+        let compiled = compile(&loaded.policy).unwrap();
+        let own: HashSet<AddressKey> = own.iter().map(|text| address_key(text.parse().unwrap())).collect();
+        let mut config = Config::DEFAULT;
+        for key in &own {
+            config.add_own_address(key.high, key.low);
+        }
+        let flows = Flows::default();
+        let node = Node { image: &compiled.image, config: &config, own: &own, flows: &flows };
+        explain(&loaded.policy, POLICY, &compiled, &node, packet).unwrap()
+    }
+
+    #[test]
+    fn the_host_itself_is_the_destination_but_never_its_loopback() {
+        let own = ["::1", "127.0.0.1", "169.254.1.1", "198.51.100.1", "fe80::1", "2001:db8::5"];
+        let told = explained("tcp 192.0.2.7 -> 80", &own);
+        assert_eq!((told.packet.as_str(), told.verdict.as_str()), ("tcp 192.0.2.7:49152 -> 198.51.100.1:80 flags syn", "pass"));
+        assert_eq!(explained("tcp 2001:db8::7 -> 80", &own).packet, "tcp [2001:db8::7]:49152 -> [2001:db8::5]:80 flags syn");
+        assert_eq!(explained("tcp 192.0.2.7 -> 80", &[]).packet, "tcp 192.0.2.7:49152 -> 192.0.2.1:80 flags syn");
+    }
+
+    #[test]
+    fn a_martian_is_told_by_what_it_is() {
+        let finding = |packet, own: &[&str]| explained(packet, own).steps[1].finding.clone();
+        assert_eq!(
+            finding("tcp 198.51.100.1 -> 80", &["198.51.100.1"]),
+            "198.51.100.1 is an address of this host: nobody else sends from it"
+        );
+        assert_eq!(finding("tcp 127.0.0.1 -> 80", &[]), "127.0.0.1 is a loopback address: it never comes from a wire");
+        assert_eq!(
+            finding("tcp 192.0.2.7 -> 127.0.0.1:80", &[]),
+            "127.0.0.1 is a loopback address: nothing on a wire goes to it"
+        );
+    }
+}

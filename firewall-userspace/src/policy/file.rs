@@ -76,7 +76,12 @@ pub fn parse(text: &str, path: &Path, now: u64) -> Result<Loaded, PolicyError> {
 ///
 /// # Errors
 /// All findings of one pass.
-pub fn parse_with(text: &str, path: &Path, now: u64, read: &mut groups::ReadList<'_>) -> Result<Loaded, PolicyError> {
+pub fn parse_with(
+    text: &str,
+    path: &Path,
+    now: u64,
+    read: &mut groups::ReadList<'_>,
+) -> Result<Loaded, PolicyError> {
     let mut findings = Findings::new(Text::new(path, text));
     let (root, syntax) = DeTable::parse_recoverable(text);
     if !syntax.is_empty() {

@@ -18,6 +18,6 @@ pub mod rules;
 pub mod schema;
 pub mod set;
 pub mod source;
+mod trie;
 pub mod until;
 pub mod written;
-mod trie;

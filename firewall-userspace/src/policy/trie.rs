@@ -122,10 +122,12 @@ impl Builder<'_> {
             }
         }
         let offset = self.place(NODE_HEADER + runs.len() * 4);
-        self.image.extend(bitmap.iter().flat_map(|word| word.to_le_bytes()));
+        self.image
+            .extend(bitmap.iter().flat_map(|word| word.to_le_bytes()));
         self.image.extend_from_slice(&before);
         self.image.extend_from_slice(&[0; 4]);
-        self.image.extend(runs.iter().flat_map(|entry| entry.to_le_bytes()));
+        self.image
+            .extend(runs.iter().flat_map(|entry| entry.to_le_bytes()));
         Entry::node(offset)
     }
 
@@ -139,7 +141,11 @@ impl Builder<'_> {
             Some(((first, class), rest)) if first.len as u32 == end => (Entry::leaf(*class), rest),
             _ => (Entry(outside), prefixes),
         };
-        let next = if rest.is_empty() { next } else { self.subtree(rest, end, next.0) };
+        let next = if rest.is_empty() {
+            next
+        } else {
+            self.subtree(rest, end, next.0)
+        };
         let offset = self.place(SKIP_SIZE);
         self.image.extend_from_slice(&expected.to_le_bytes());
         for word in [bits, outside, next.0, 0] {
@@ -161,7 +167,9 @@ impl Builder<'_> {
 
 /// Bits after `depth`, in whole bytes up to 64, in which all prefixes agree and that none is shorter than.
 fn shared_bytes(prefixes: &[(Prefix, u32)], depth: u32) -> u32 {
-    let (Some((first, _)), Some((last, _))) = (prefixes.first(), prefixes.last()) else { return 0 };
+    let (Some((first, _)), Some((last, _))) = (prefixes.first(), prefixes.last()) else {
+        return 0;
+    };
     // Sorted: what first and last share, all share; and within a run of equal bits the shortest comes first.
     let agree = ((first.address ^ last.address) << depth).leading_zeros();
     let shortest = first.len as u32 - depth;

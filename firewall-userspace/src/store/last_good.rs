@@ -44,8 +44,12 @@ impl LastGood {
             lists.insert(path.clone(), digest);
         }
         let used: HashSet<String> = lists.values().cloned().collect();
-        let manifest =
-            Manifest { generation: self.generation, path: self.path.clone(), text: self.text.clone(), lists };
+        let manifest = Manifest {
+            generation: self.generation,
+            path: self.path.clone(),
+            text: self.text.clone(),
+            lists,
+        };
         write_json(&state_dir.join("last-good.json"), &manifest, Durable::Yes)?;
         for entry in std::fs::read_dir(&directory)?.flatten() {
             if !entry.file_name().to_str().is_some_and(|name| used.contains(name)) {
@@ -65,12 +69,20 @@ impl LastGood {
                 .inspect_err(|error| log::warn!("the last good policy lacks {}: {error}", kept.display()))
                 .ok()?;
             if blake3::hash(&content).to_hex().as_str() != digest {
-                log::warn!("the last good policy is damaged: {} is not what was written", kept.display());
+                log::warn!(
+                    "the last good policy is damaged: {} is not what was written",
+                    kept.display()
+                );
                 return None;
             }
             lists.insert(path, content);
         }
-        Some(LastGood { generation: manifest.generation, path: manifest.path, text: manifest.text, lists })
+        Some(LastGood {
+            generation: manifest.generation,
+            path: manifest.path,
+            text: manifest.text,
+            lists,
+        })
     }
 }
 
@@ -95,14 +107,21 @@ mod tests {
             last.write(dir.path()).expect("written");
             assert_eq!(LastGood::read(dir.path()), Some(last));
         }
-        assert_eq!(std::fs::read_dir(dir.path().join("lists")).expect("read").count(), 1);
+        assert_eq!(
+            std::fs::read_dir(dir.path().join("lists")).expect("read").count(),
+            1
+        );
     }
 
     #[test]
     fn a_damaged_copy_is_refused() {
         let dir = tempfile::tempdir().expect("a directory");
         policy(1, b"192.0.2.0/24").write(dir.path()).expect("written");
-        let list = std::fs::read_dir(dir.path().join("lists")).expect("read").flatten().next().expect("one");
+        let list = std::fs::read_dir(dir.path().join("lists"))
+            .expect("read")
+            .flatten()
+            .next()
+            .expect("one");
         std::fs::write(list.path(), "10.0.0.0/8").expect("written");
         assert_eq!(LastGood::read(dir.path()), None);
     }

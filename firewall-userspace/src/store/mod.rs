@@ -24,14 +24,21 @@ pub enum Durable {
 pub fn replace(path: &Path, content: &[u8], durable: Durable) -> io::Result<()> {
     let target = follow(path)?;
     let directory = target.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let name = target.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy().into_owned();
-    let mut file = tempfile::Builder::new().prefix(&format!(".{name}.")).tempfile_in(directory)?;
+    let name = target
+        .file_name()
+        .ok_or(io::ErrorKind::InvalidInput)?
+        .to_string_lossy()
+        .into_owned();
+    let mut file = tempfile::Builder::new()
+        .prefix(&format!(".{name}."))
+        .tempfile_in(directory)?;
     if let Ok(old) = std::fs::metadata(&target) {
         // Not allowed without root when the owner differs: then the new file would not be the operator's any more.
         if (old.uid(), old.gid()) != owner(file.as_file())? {
             std::os::unix::fs::fchown(file.as_file(), Some(old.uid()), Some(old.gid()))?;
         }
-        file.as_file().set_permissions(Permissions::from_mode(old.mode() & 0o7777))?;
+        file.as_file()
+            .set_permissions(Permissions::from_mode(old.mode() & 0o7777))?;
     }
     file.write_all(content)?;
     if durable == Durable::Yes {
@@ -127,7 +134,14 @@ mod tests {
         std::os::unix::fs::symlink("v1", root.join("data")).expect("linked");
         std::os::unix::fs::symlink("data/policy.toml", root.join("policy.toml")).expect("linked");
         let entries = links_on_the_way(&root.join("policy.toml")).expect("no loop");
-        assert_eq!(entries, [root.join("policy.toml"), root.join("data"), root.join("v1/policy.toml")]);
+        assert_eq!(
+            entries,
+            [
+                root.join("policy.toml"),
+                root.join("data"),
+                root.join("v1/policy.toml")
+            ]
+        );
         std::os::unix::fs::symlink("loop", root.join("loop")).expect("linked");
         assert!(links_on_the_way(&root.join("loop")).is_err());
     }

@@ -13,7 +13,15 @@ pub type Stamp = Option<[i64; 7]>;
 pub fn stamp(path: &Path) -> Stamp {
     let meta = std::fs::metadata(path).ok()?;
     let (device, inode, size) = (meta.dev() as i64, meta.ino() as i64, meta.size() as i64);
-    Some([device, inode, size, meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()])
+    Some([
+        device,
+        inode,
+        size,
+        meta.mtime(),
+        meta.mtime_nsec(),
+        meta.ctime(),
+        meta.ctime_nsec(),
+    ])
 }
 
 /// What was there when the policy was last looked at, whether it was any good or not.
@@ -27,7 +35,10 @@ pub struct Seen {
 
 impl Seen {
     pub fn text(text: Option<&str>) -> Seen {
-        Seen { text: text.map(|text| blake3::hash(text.as_bytes())), lists: BTreeMap::new() }
+        Seen {
+            text: text.map(|text| blake3::hash(text.as_bytes())),
+            lists: BTreeMap::new(),
+        }
     }
 
     /// Whether the policy with this text, and its list files as they are now, would look the same.
@@ -46,7 +57,10 @@ pub enum WriteError {
 
 /// Writes `new` if the file still holds `old` (`None`: is not there).
 pub fn write_over(path: &Path, old: Option<&str>, new: &str) -> Result<(), WriteError> {
-    let failed = |source| WriteError::Io { path: path.to_owned(), source };
+    let failed = |source| WriteError::Io {
+        path: path.to_owned(),
+        source,
+    };
     let now = match std::fs::read_to_string(path) {
         Ok(text) => Some(text),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -68,8 +82,14 @@ mod tests {
         let path = dir.path().join("policy.toml");
         write_over(&path, None, "one").expect("made");
         write_over(&path, Some("one"), "two").expect("replaced");
-        assert!(matches!(write_over(&path, Some("one"), "three"), Err(WriteError::Changed(_))));
-        assert!(matches!(write_over(&path, None, "three"), Err(WriteError::Changed(_))));
+        assert!(matches!(
+            write_over(&path, Some("one"), "three"),
+            Err(WriteError::Changed(_))
+        ));
+        assert!(matches!(
+            write_over(&path, None, "three"),
+            Err(WriteError::Changed(_))
+        ));
         assert_eq!(std::fs::read_to_string(&path).expect("read"), "two");
     }
 

@@ -43,7 +43,10 @@ impl Generation {
     }
 
     fn ledger(self) -> Ledger {
-        let base = Totals { services: self.services.into_iter().collect(), rules: self.rules.into_iter().collect() };
+        let base = Totals {
+            services: self.services.into_iter().collect(),
+            rules: self.rules.into_iter().collect(),
+        };
         Ledger::new(self.generation, self.names, base)
     }
 }
@@ -51,14 +54,20 @@ impl Generation {
 impl State {
     pub fn read(state_dir: &Path, boot_id: &str) -> State {
         let state: State = read_json(&state_dir.join(FILE)).unwrap_or_default();
-        State { boot_id: boot_id.to_owned(), ..state.of_boot(boot_id) }
+        State {
+            boot_id: boot_id.to_owned(),
+            ..state.of_boot(boot_id)
+        }
     }
 
     /// After a restart of the machine only the numbers and the mode count.
     fn of_boot(mut self, boot_id: &str) -> State {
         if self.boot_id != boot_id {
             for generation in [&mut self.current, &mut self.next].into_iter().flatten() {
-                *generation = Generation { generation: generation.generation, ..Generation::default() };
+                *generation = Generation {
+                    generation: generation.generation,
+                    ..Generation::default()
+                };
             }
         }
         self
@@ -72,18 +81,30 @@ impl State {
 
     /// The highest generation number that was ever given out.
     pub fn newest(&self) -> u64 {
-        [&self.current, &self.next].into_iter().flatten().map(|one| one.generation).max().unwrap_or(0)
+        [&self.current, &self.next]
+            .into_iter()
+            .flatten()
+            .map(|one| one.generation)
+            .max()
+            .unwrap_or(0)
     }
 
     /// The ledger of the generation that the kernel has in force.
     pub fn ledger(&self, in_force: u64) -> Option<Ledger> {
-        let found = [&self.current, &self.next].into_iter().flatten().find(|one| one.generation == in_force)?;
+        let found = [&self.current, &self.next]
+            .into_iter()
+            .flatten()
+            .find(|one| one.generation == in_force)?;
         (!found.names.is_empty()).then(|| found.clone().ledger())
     }
 
     /// About to switch to a generation with these names.
     pub fn prepare(&mut self, generation: u64, names: &[EndingName]) {
-        self.next = Some(Generation { generation, names: names.to_vec(), ..Generation::default() });
+        self.next = Some(Generation {
+            generation,
+            names: names.to_vec(),
+            ..Generation::default()
+        });
     }
 
     pub fn commit(&mut self, ledger: &Ledger) {
@@ -111,12 +132,22 @@ mod tests {
     use firewall_common::counter::Counter;
 
     fn names() -> Vec<EndingName> {
-        vec![EndingName { service: String::new(), reason: Some("closed".into()), rule: None }]
+        vec![EndingName {
+            service: String::new(),
+            reason: Some("closed".into()),
+            rule: None,
+        }]
     }
 
     fn counted(generation: u64, packets: u64) -> EndingCounters {
-        let counter = EndingCounter { happened: Counter { packets, bytes: 0 }, ..EndingCounter::default() };
-        EndingCounters { generation, endings: vec![counter] }
+        let counter = EndingCounter {
+            happened: Counter { packets, bytes: 0 },
+            ..EndingCounter::default()
+        };
+        EndingCounters {
+            generation,
+            endings: vec![counter],
+        }
     }
 
     fn sum(totals: Totals) -> u64 {

@@ -16,8 +16,11 @@ pub struct Side<'a> {
     /// By the number of a list.
     sets: RefCell<HashMap<usize, Rc<AddressSet>>>,
     /// By service and action.
-    unions: RefCell<HashMap<(Option<usize>, bool), Rc<AddressSet>>>,
+    unions: RefCell<HashMap<Owner, Rc<AddressSet>>>,
 }
+
+/// A service or the policy itself, and whether its deny list is meant.
+type Owner = (Option<usize>, bool);
 
 pub fn pair<'a>(old: &'a Policy, new: &'a Policy) -> (Side<'a>, Side<'a>) {
     let mut known: HashMap<u64, Vec<(Arc<PrefixList>, usize)>> = HashMap::new();

@@ -1,4 +1,5 @@
 use super::super::file::parse;
+use super::who::thousands;
 use super::*;
 use std::path::Path;
 

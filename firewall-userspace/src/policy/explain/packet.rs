@@ -5,6 +5,7 @@
 
 use crate::policy::diagnostic::{did_you_mean, nearest};
 use crate::policy::icmp;
+use crate::simulate::Transport;
 use firewall_common::packet::tcp;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -20,16 +21,6 @@ pub struct PacketSpec {
     pub transport: Transport,
     /// Outer tag first, two at most.
     pub vlan: Vec<u16>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Transport {
-    Tcp { src_port: u16, dst_port: u16, flags: u8 },
-    Udp { src_port: u16, dst_port: u16 },
-    Sctp { src_port: u16, dst_port: u16 },
-    /// ICMP or ICMPv6, after the family of the source.
-    Icmp { icmp_type: u8, code: u8 },
-    Other(u8),
 }
 
 /// Why a text describes no packet.
@@ -333,6 +324,7 @@ fn assemble(
             Transport::Icmp {
                 icmp_type: icmp_type(name, kind, src)?,
                 code: code.or(modifiers.code).unwrap_or(0),
+                id: 1,
             }
         }
         Protocol::Other(number) => match number.unwrap_or_default() {
@@ -341,10 +333,10 @@ fn assemble(
             132 => return error("protocol 132 is sctp: write sctp"),
             1 if src.is_ipv4() => return error("protocol 1 is icmp: write icmp"),
             58 if src.is_ipv6() => return error("protocol 58 is icmpv6: write icmpv6"),
-            number => Transport::Other(number),
+            number => Transport::Raw(number),
         },
     };
-    let has_ports = !matches!(transport, Transport::Icmp { .. } | Transport::Other(_));
+    let has_ports = !matches!(transport, Transport::Icmp { .. } | Transport::Raw(_));
     if !has_ports && (src_port.is_some() || destination.is_some_and(|end| end.port.is_some())) {
         return error("this protocol has no ports");
     }
@@ -424,7 +416,7 @@ impl fmt::Display for PacketSpec {
                     write!(f, " code {code}")?;
                 }
             }
-            Transport::Other(number) => write!(f, "proto {number} from {} -> {dst}", self.src)?,
+            Transport::Raw(number) => write!(f, "proto {number} from {} -> {dst}", self.src)?,
         }
         if !self.vlan.is_empty() {
             let tags: Vec<String> = self.vlan.iter().map(u16::to_string).collect();

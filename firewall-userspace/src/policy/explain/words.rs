@@ -1,10 +1,11 @@
 //! The trace of a decision in sentences.
 
-use super::packet::{PacketSpec, Transport};
+use super::packet::PacketSpec;
 use crate::api::types::{ExplainStep, Explanation};
 use crate::policy::compile::{Compiled, Ending};
 use crate::policy::model::{Action, Place, Policy, Rule, Service, ServiceId};
 use crate::policy::{ports, prefix};
+use crate::simulate::Transport;
 use firewall_common::control::{Config, Failsafe};
 use firewall_common::decide::{Outcome, Socket, Step};
 use firewall_common::image::PortKey;
@@ -20,6 +21,8 @@ pub struct Account<'a> {
     pub compiled: &'a Compiled,
     pub config: &'a Config,
     pub spec: &'a PacketSpec,
+    /// The source is an address of this host.
+    pub own_source: bool,
     pub outcome: Outcome,
     pub steps: &'a [Step],
 }
@@ -87,11 +90,11 @@ impl<'a> Account<'a> {
             Transport::Tcp { .. } => format!("TCP, {}", self.spec.flags()),
             Transport::Udp { .. } => "UDP".to_owned(),
             Transport::Sctp { .. } => "SCTP".to_owned(),
-            Transport::Icmp { icmp_type, code } => {
+            Transport::Icmp { icmp_type, code, .. } => {
                 let protocol = if self.spec.src.is_ipv4() { "ICMP" } else { "ICMPv6" };
                 format!("{protocol} {} (type {icmp_type}, code {code})", self.spec.icmp_name())
             }
-            Transport::Other(number) => format!("protocol {number}"),
+            Transport::Raw(number) => format!("protocol {number}"),
         };
         let tags = match self.spec.vlan.len() {
             0 => "",
@@ -105,7 +108,7 @@ impl<'a> Account<'a> {
         let src = self.spec.src;
         Some(match *each {
             Step::Malformed(reason) => step("packet", meaning(reason).to_owned()),
-            Step::Martian => step("packet", martian(src)),
+            Step::Martian => step("packet", self.martian()),
             Step::Essential(reason) => step("essential", format!("{}: no policy closes it", meaning(reason))),
             Step::Failsafe(index) => step("failsafe", self.failsafe(index)),
             Step::NotFailsafe => step("failsafe", "no failsafe rule of the agent names it".to_owned()),
@@ -234,6 +237,16 @@ impl<'a> Account<'a> {
         }
     }
 
+    fn martian(&self) -> String {
+        let (src, dst) = (self.spec.src, self.spec.destination([]));
+        match (kind(src), kind(dst)) {
+            _ if self.own_source => format!("{src} is an address of this host: nobody else sends from it"),
+            (Some(kind), _) => format!("{src} is {kind}: it never comes from a wire"),
+            (None, Some(kind)) => format!("{dst} is {kind}: nothing on a wire goes to it"),
+            (None, None) => meaning(Reason::Martian).to_owned(),
+        }
+    }
+
     fn failsafe(&self, index: u32) -> String {
         match self.config.failsafe.get(index as usize) {
             Some(entry) => format!("the agent's failsafe admits {}: no policy closes it", show_failsafe(entry)),
@@ -338,17 +351,17 @@ fn show_failsafe(entry: &Failsafe) -> String {
     format!("{protocol}/{} from {from}", entry.dst_port)
 }
 
-fn martian(src: IpAddr) -> String {
-    let what = match src {
-        _ if src.is_loopback() => "a loopback address",
-        _ if src.is_multicast() => "a multicast address",
-        _ if src.is_unspecified() => "the unspecified address",
-        IpAddr::V4(v4) if v4.is_broadcast() => "the broadcast address",
-        IpAddr::V4(v4) if v4.octets()[0] == 0 => "an address of network 0",
-        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => "an IPv4 address inside IPv6",
-        _ => "an own address of this host, or it goes to an address that is never on a wire",
-    };
-    format!("{src} cannot come from a wire: it is {what}")
+/// What kind of address never is an end of a packet on a wire.
+fn kind(address: IpAddr) -> Option<&'static str> {
+    match address {
+        _ if address.is_loopback() => Some("a loopback address"),
+        _ if address.is_multicast() => Some("a multicast address"),
+        _ if address.is_unspecified() => Some("the unspecified address"),
+        IpAddr::V4(v4) if v4.is_broadcast() => Some("the broadcast address"),
+        IpAddr::V4(v4) if v4.octets()[0] == 0 => Some("an address of network 0"),
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => Some("an IPv4 address inside IPv6"),
+        _ => None,
+    }
 }
 
 /// A sentence per reason.
@@ -430,7 +443,7 @@ deny  = ["10.20.66.0/24"]
         let spec = packet::parse(text).unwrap();
         let outcome = Outcome { reason, ending: Reason::COUNT as u32, service: u16::from(service.is_some()) };
         let account =
-            Account { policy: &policy, text: POLICY, compiled: &compiled, config: &config, spec: &spec, outcome, steps };
+            Account { policy: &policy, text: POLICY, compiled: &compiled, config: &config, spec: &spec, own_source: false, outcome, steps };
         account.explanation()
     }
 

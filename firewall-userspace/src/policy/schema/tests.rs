@@ -10,10 +10,18 @@ fn valid(schema: &Value, root: &Value, value: &Value) -> Result<(), String> {
     let fail = |why: &str| Err(format!("{why}: {value}"));
     for (keyword, argument) in object {
         match keyword.as_str() {
-            "$schema" | "title" | "description" | "$defs" | "default" | "examples" | "format" | "pattern" | "propertyNames" => {}
+            "$schema" | "title" | "description" | "$defs" | "default" | "examples" | "format" | "pattern"
+            | "propertyNames" => {}
             "$ref" => {
-                let pointer = argument.as_str().and_then(|text| text.strip_prefix('#')).ok_or("bad $ref")?;
-                valid(root.pointer(pointer).ok_or(format!("dangling {pointer}"))?, root, value)?;
+                let pointer = argument
+                    .as_str()
+                    .and_then(|text| text.strip_prefix('#'))
+                    .ok_or("bad $ref")?;
+                valid(
+                    root.pointer(pointer).ok_or(format!("dangling {pointer}"))?,
+                    root,
+                    value,
+                )?;
             }
             "type" => {
                 let matches = match argument.as_str() {
@@ -28,7 +36,9 @@ fn valid(schema: &Value, root: &Value, value: &Value) -> Result<(), String> {
             }
             "const" if value != argument => return fail("not the constant"),
             "const" => {}
-            "enum" if !argument.as_array().is_some_and(|all| all.contains(value)) => return fail("not in the enum"),
+            "enum" if !argument.as_array().is_some_and(|all| all.contains(value)) => {
+                return fail("not in the enum");
+            }
             "enum" => {}
             "not" if valid(argument, root, value).is_ok() => return fail("forbidden"),
             "not" => {}
@@ -41,7 +51,10 @@ fn valid(schema: &Value, root: &Value, value: &Value) -> Result<(), String> {
             }
             "properties" | "additionalProperties" => {
                 for (key, member) in value.as_object().into_iter().flatten() {
-                    match (object.get("properties").and_then(|all| all.get(key)), object.get("additionalProperties")) {
+                    match (
+                        object.get("properties").and_then(|all| all.get(key)),
+                        object.get("additionalProperties"),
+                    ) {
                         (Some(schema), _) => valid(schema, root, member)?,
                         (None, Some(Value::Bool(false))) => return fail(&format!("unknown key {key}")),
                         (None, Some(schema)) => valid(schema, root, member)?,
@@ -49,13 +62,22 @@ fn valid(schema: &Value, root: &Value, value: &Value) -> Result<(), String> {
                     }
                 }
             }
-            "items" => value.as_array().into_iter().flatten().try_for_each(|item| valid(argument, root, item))?,
+            "items" => value
+                .as_array()
+                .into_iter()
+                .flatten()
+                .try_for_each(|item| valid(argument, root, item))?,
             "minItems" if value.as_array().is_some_and(Vec::is_empty) => return fail("too few"),
             "minItems" => {}
             "minLength" if value.as_str() == Some("") => return fail("too short"),
             "minLength" => {}
             "anyOf" | "oneOf" => {
-                let fits = argument.as_array().into_iter().flatten().filter(|schema| valid(schema, root, value).is_ok()).count();
+                let fits = argument
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter(|schema| valid(schema, root, value).is_ok())
+                    .count();
                 if fits == 0 || keyword == "oneOf" && fits > 1 {
                     return fail(&format!("{fits} alternatives fit"));
                 }
@@ -67,7 +89,10 @@ fn valid(schema: &Value, root: &Value, value: &Value) -> Result<(), String> {
 }
 
 fn check(text: &str) -> Result<(), String> {
-    let value: toml::Value = text.parse::<toml::Table>().map_err(|error| error.to_string())?.into();
+    let value: toml::Value = text
+        .parse::<toml::Table>()
+        .map_err(|error| error.to_string())?
+        .into();
     let schema = json_schema();
     valid(&schema, &schema, &json(&value))
 }
@@ -77,7 +102,10 @@ fn json(value: &toml::Value) -> Value {
     match value {
         toml::Value::Datetime(date) => Value::String(date.to_string()),
         toml::Value::Array(items) => items.iter().map(json).collect(),
-        toml::Value::Table(table) => table.iter().map(|(key, value)| (key.clone(), json(value))).collect(),
+        toml::Value::Table(table) => table
+            .iter()
+            .map(|(key, value)| (key.clone(), json(value)))
+            .collect(),
         toml::Value::String(text) => text.as_str().into(),
         toml::Value::Integer(number) => (*number).into(),
         toml::Value::Float(number) => (*number).into(),
@@ -126,7 +154,12 @@ mod patterns {
 
     fn pattern(pointer: &str) -> String {
         let schema = json_schema();
-        schema.pointer(pointer).and_then(Value::as_str).unwrap().trim_matches(['^', '$']).to_string()
+        schema
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap()
+            .trim_matches(['^', '$'])
+            .to_string()
     }
 
     proptest! {

@@ -1,0 +1,176 @@
+//! The loaded programs without a wire: frames go in by BPF_PROG_TEST_RUN, verdicts and counters come out.
+
+use anyhow::{Context, Result, ensure};
+use aya::maps::{Array, Map, MapData};
+use firewall_common::LAYOUT_VERSION;
+use firewall_common::counter::Counter;
+use firewall_common::gate::{Bank, Cell};
+use firewall_common::verdict::Verdict;
+use ravelin::datapath::{Datapath, NodeConfig, detach_all};
+use ravelin::policy::compile::{Compiled, compile};
+use ravelin::policy::model::Policy;
+use std::mem::{size_of, zeroed};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A data path of its own, with pins that go when it goes.
+pub struct Kernel {
+    pub datapath: Datapath,
+    pins: PathBuf,
+    generation: u64,
+}
+
+/// What one frame added to the counters: (ending, would have dropped, packets, bytes).
+pub type Counted = Vec<(u32, bool, u64, u64)>;
+
+impl Kernel {
+    /// # Errors
+    /// Loading failed; needs root.
+    pub fn new() -> Result<Kernel> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "test-{}-{}",
+            std::process::id(),
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        );
+        let pins = Path::new("/sys/fs/bpf/ravelin").join(name);
+        let mut datapath = Datapath::open(&pins)?;
+        datapath.configure(&NodeConfig::default())?;
+        Ok(Kernel {
+            datapath,
+            pins,
+            generation: 0,
+        })
+    }
+
+    /// Puts a policy in force.
+    ///
+    /// # Errors
+    /// It does not compile or the kernel refuses it.
+    pub fn enforce(&mut self, policy: &Policy) -> Result<Compiled> {
+        let compiled = compile(policy)?;
+        self.generation += 1;
+        self.datapath.switch(&compiled, self.generation)?;
+        Ok(compiled)
+    }
+
+    /// Runs the ingress program on a frame of 14 bytes or more.
+    ///
+    /// # Errors
+    /// The kernel refuses the run, or the program returns neither pass nor drop.
+    pub fn judge(&self, frame: &[u8]) -> Result<(Verdict, Counted)> {
+        let before = self.datapath.counters()?;
+        let (action, _) = test_run(self.datapath.ingress_program(), frame, 1)?;
+        let after = self.datapath.counters()?;
+        ensure!(
+            before.generation == after.generation,
+            "the generation changed during the run"
+        );
+        let mut counted = Vec::new();
+        for (ending, (before, after)) in before.endings.iter().zip(&after.endings).enumerate() {
+            for (would_drop, before, after) in [
+                (false, before.happened, after.happened),
+                (true, before.would_drop, after.would_drop),
+            ] {
+                if before != after {
+                    let Counter { packets, bytes } = before;
+                    counted.push((
+                        ending as u32,
+                        would_drop,
+                        after.packets - packets,
+                        after.bytes - bytes,
+                    ));
+                }
+            }
+        }
+        match action {
+            1 => Ok((Verdict::Drop, counted)),
+            2 => Ok((Verdict::Pass, counted)),
+            other => anyhow::bail!("the program returned XDP action {other}"),
+        }
+    }
+
+    /// Writes a cell of the gate as egress would.
+    ///
+    /// # Errors
+    /// The pinned map cannot be opened.
+    pub fn open_gate(&self, bank: Bank, port: u16, cell: Cell) -> Result<()> {
+        let path = self.pins.join(format!("v{LAYOUT_VERSION}/GATE"));
+        let map = MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))?;
+        let mut gate: Array<MapData, u64> = Map::Array(map).try_into()?;
+        gate.set(bank.cell(port), cell.0, 0)?;
+        Ok(())
+    }
+
+    /// The key of the peers' hash.
+    ///
+    /// # Errors
+    /// The pinned map cannot be opened.
+    pub fn seed(&self) -> Result<u64> {
+        let path = self.pins.join(format!("v{LAYOUT_VERSION}/CONTROL"));
+        let map = MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))?;
+        let control: Array<MapData, [u64; 7]> = Map::Array(map).try_into()?;
+        let words = control.get(&0, 0)?;
+        Ok(words[std::mem::offset_of!(firewall_common::control::Control, seed) / 8])
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        let _ = detach_all(&self.pins);
+        let _ = std::fs::remove_dir_all(&self.pins);
+    }
+}
+
+/// Seconds of the clock that the programs read.
+pub fn monotonic_s() -> u32 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: writes the struct it is given.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };
+    time.tv_sec as u32
+}
+
+/// BPF_PROG_TEST_RUN, `repeat` times: the last return value and the mean duration in nanoseconds.
+///
+/// # Errors
+/// The kernel refuses the run (frames below 14 bytes, among others).
+pub fn test_run(program: BorrowedFd, frame: &[u8], repeat: u32) -> Result<(u32, u32)> {
+    /// `union bpf_attr`, the part for `BPF_PROG_TEST_RUN` (include/uapi/linux/bpf.h).
+    #[repr(C)]
+    struct Attr {
+        prog_fd: u32,
+        retval: u32,
+        data_size_in: u32,
+        data_size_out: u32,
+        data_in: u64,
+        data_out: u64,
+        repeat: u32,
+        duration: u32,
+        ctx_size_in: u32,
+        ctx_size_out: u32,
+        ctx_in: u64,
+        ctx_out: u64,
+        flags: u32,
+        cpu: u32,
+        batch_size: u32,
+        pad: u32,
+    }
+    const BPF_PROG_TEST_RUN: libc::c_int = 10;
+    // SAFETY: plain integers, for which zero is a value.
+    let mut attr: Attr = unsafe { zeroed() };
+    attr.prog_fd = program.as_raw_fd() as u32;
+    attr.data_in = frame.as_ptr() as u64;
+    attr.data_size_in = frame.len() as u32;
+    attr.repeat = repeat;
+    // SAFETY: the attribute is of the size given, and points to a frame that outlives the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, size_of::<Attr>()) };
+    if result < 0 {
+        return Err(std::io::Error::last_os_error())
+            .with_context(|| format!("running the program on {} bytes", frame.len()));
+    }
+    Ok((attr.retval, attr.duration))
+}
