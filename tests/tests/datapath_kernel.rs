@@ -6,89 +6,71 @@
 use firewall_common::{
     LAYOUT_VERSION,
     control::{EVENTS_DROP, LINK_LLDP},
-    counter,
     gate::{Bank, CELLS, Cell},
-    image::{Entry, FLAG_DEFAULT_ALLOW, MAGIC, PAGE_SIZE, field},
+    image::PAGE_SIZE,
     verdict::Reason,
 };
-use nix::{
-    sched::{CloneFlags, setns},
-    time::{ClockId, clock_gettime},
-};
+use nix::time::{ClockId, clock_gettime};
 use ravelin::{
     datapath::{
         AttachError, Attachment, Datapath, EgressMode, EndingCounters, Features, NodeConfig, XdpMode,
         detach_all,
         netlink::{self, Change, Interface, Watch},
     },
-    policy::compile::{Compiled, Ending, Stats},
+    policy::{
+        compile::{Compiled, compile},
+        model::{Action, Place, Policy, PrefixList, Rule},
+    },
+};
+use ravelin_tests::{
+    netns::{self, Namespace},
+    wait,
 };
 use std::{
-    collections::HashSet,
-    fs::File,
     io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-const NODE: &str = "192.0.2.1";
-const PEER: &str = "192.0.2.2";
+const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const PEER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 
 /// A node and a peer, joined by `up0` (in the node) and `up1`.
 struct Lab {
-    node: String,
-    peer: String,
+    node: Namespace,
+    peer: Namespace,
     pins: PathBuf,
 }
 
 impl Lab {
     fn new() -> Lab {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let id = format!(
-            "dp-{}-{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
+        let (node, peer) = (
+            Namespace::unique("dp", "node").unwrap(),
+            Namespace::unique("dp", "peer").unwrap(),
         );
-        let lab = Lab {
-            node: format!("{id}-n"),
-            peer: format!("{id}-p"),
-            pins: Path::new("/sys/fs/bpf/ravelin").join(&id),
-        };
-        for name in [&lab.node, &lab.peer] {
-            ip(&format!("netns add {name}"));
-            ip(&format!("-n {name} link set lo up"));
-        }
+        let pins = Path::new("/sys/fs/bpf/ravelin").join(node.name());
+        let lab = Lab { node, peer, pins };
         lab.link();
         lab
     }
 
     /// Makes the veth pair.
     fn link(&self) {
-        let Lab { node, peer, .. } = self;
-        ip(&format!(
-            "-n {node} link add up0 type veth peer name up1 netns {peer}"
-        ));
-        ip(&format!("-n {node} addr add {NODE}/24 dev up0"));
-        ip(&format!("-n {peer} addr add {PEER}/24 dev up1"));
-        ip(&format!("-n {node} link set up0 up"));
-        ip(&format!("-n {peer} link set up1 up"));
-    }
-
-    /// Runs in the network namespace of the node, on a thread of its own.
-    fn node<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
-        within(&self.node, run)
-    }
-
-    fn peer<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
-        within(&self.peer, run)
+        netns::link((&self.node, "up0"), (&self.peer, "up1"), 1500).unwrap();
+        self.node.address("up0", &format!("{NODE}/24")).unwrap();
+        self.peer.address("up1", &format!("{PEER}/24")).unwrap();
     }
 
     fn interface(&self, name: &str) -> Interface {
-        self.node(netlink::interfaces)
+        self.node
+            .run(netlink::interfaces)
             .unwrap()
             .into_iter()
             .find(|interface| interface.name == name)
@@ -100,17 +82,19 @@ impl Lab {
     }
 
     fn open_with(&self, features: Features) -> Datapath {
-        self.node(|| Datapath::open_with(&self.pins, features)).unwrap()
+        self.node
+            .run(|| Datapath::open_with(&self.pins, features))
+            .unwrap()
     }
 
     fn attach(&self, datapath: &mut Datapath) -> Attachment {
         let interface = self.interface("up0");
-        self.node(|| datapath.attach(&interface)).unwrap()
+        self.node.run(|| datapath.attach(&interface)).unwrap()
     }
 
     /// Sends datagrams to a closed port of the node.
     fn send(&self, count: usize) {
-        self.peer(|| {
+        self.peer.run(|| {
             let socket = UdpSocket::bind((PEER, 0)).unwrap();
             for _ in 0..count {
                 // A refusal by ICMP of an earlier one is no failure to send this one.
@@ -119,102 +103,56 @@ impl Lab {
         });
     }
 
-    fn pins(&self) -> HashSet<String> {
-        let Ok(entries) = std::fs::read_dir(&self.pins) else {
-            return HashSet::new();
-        };
-        entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect()
+    fn layout(&self) -> PathBuf {
+        self.pins.join(format!("v{LAYOUT_VERSION}"))
+    }
+
+    fn tc(&self, arguments: &str) -> String {
+        let output = Command::new("tc")
+            .args(["-n", self.node.name()])
+            .args(arguments.split_whitespace())
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "tc {arguments}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
     }
 }
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        let _ = self.node(|| detach_all(&self.pins));
-        for name in [&self.node, &self.peer] {
-            let _ = Command::new("ip").args(["netns", "del", name]).status();
-        }
+        let _ = self.node.run(|| detach_all(&self.pins));
     }
 }
 
-fn within<T: Send>(namespace: &str, run: impl FnOnce() -> T + Send) -> T {
-    let file = File::open(Path::new("/run/netns").join(namespace)).unwrap();
-    thread::scope(|scope| {
-        let worker = scope.spawn(|| {
-            setns(file, CloneFlags::CLONE_NEWNET).unwrap();
-            run()
-        });
-        worker
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-}
-
-fn ip(arguments: &str) {
-    run("ip", arguments);
-}
-
-fn run(program: &str, arguments: &str) -> String {
-    let output = Command::new(program)
-        .args(arguments.split_whitespace())
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{program} {arguments}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// Polls until it is so; the limit only ends a test that fails.
 fn until(what: &str, mut so: impl FnMut() -> bool) {
-    let limit = Instant::now() + Duration::from_secs(20);
-    while !so() {
-        assert!(Instant::now() < limit, "never: {what}");
-        thread::sleep(Duration::from_millis(2));
-    }
+    wait::until_equal(what, &true, || so());
 }
 
-/// A policy without services that allows or denies everything, of `pages` pages.
-fn policy(allow: bool, pages: usize) -> Compiled {
-    let endings = Reason::COUNT as u32;
-    let mut image = vec![0; pages * PAGE_SIZE];
-    let mut put =
-        |at: u32, value: &[u8]| image[at as usize..at as usize + value.len()].copy_from_slice(value);
-    put(field::MAGIC, &MAGIC.to_le_bytes());
-    put(field::LAYOUT, &LAYOUT_VERSION.to_le_bytes());
-    put(
-        field::FLAGS,
-        &(if allow { FLAG_DEFAULT_ALLOW } else { 0 }).to_le_bytes(),
-    );
-    put(field::LENGTH, &(PAGE_SIZE as u64).to_le_bytes());
-    put(field::SERVICES, &1_u32.to_le_bytes());
-    put(field::CLASSES, &1_u32.to_le_bytes());
-    put(field::ENDINGS, &endings.to_le_bytes());
-    put(field::STRIDE, &counter::stride(endings).to_le_bytes());
-    put(field::VERDICTS, &4096_u64.to_le_bytes());
-    put(field::BLOCKS, &8192_u64.to_le_bytes());
-    put(field::V4_ROOT_BITS, &8_u32.to_le_bytes());
-    put(field::V6_ROOT_BITS, &8_u32.to_le_bytes());
-    put(field::V4_ROOT, &16_384_u64.to_le_bytes());
-    put(field::V6_ROOT, &20_480_u64.to_le_bytes());
-    put(16_384, &Entry::leaf(0).0.to_le_bytes());
-    let digest = *blake3::hash(&image).as_bytes();
-    let endings = (0..endings)
-        .map(|number| Ending {
-            reason: Reason::from_number(number as u8),
-            service: None,
-            rule: None,
-        })
+/// A policy without services that allows or denies everything. Its image grows with the prefixes in it, which no
+/// packet here comes from.
+fn policy(allow: bool, prefixes: u32) -> Compiled {
+    let v4 = (0..prefixes)
+        .map(|index| (0x0a00_0000 | index << 6, 26))
         .collect();
-    Compiled {
-        image,
-        digest,
-        endings,
-        stats: Stats::default(),
-    }
+    let rule = Rule {
+        service: None,
+        action: Action::Deny,
+        source: "many".into(),
+        any: false,
+        lists: vec![0],
+        place: Place::default(),
+    };
+    compile(&Policy {
+        default_allow: allow,
+        services: Vec::new(),
+        rules: vec![rule],
+        lists: vec![Arc::new(PrefixList { v4, v6: Vec::new() })],
+    })
+    .unwrap()
 }
 
 fn packets(counters: &EndingCounters, reason: Reason) -> u64 {
@@ -292,7 +230,7 @@ fn a_switch_under_traffic_is_atomic_and_loses_no_count() {
             until("packets come", || seen(&datapath, ifindex).0 > before + 50);
             let allow = generation % 2 == 0;
             let retired = datapath
-                .switch(&policy(allow, 1 + generation as usize % 5), generation)
+                .switch(&policy(allow, 1 + generation as u32 % 5 * 20_000), generation)
                 .unwrap()
                 .unwrap();
             assert_eq!(retired.generation, generation - 1);
@@ -381,7 +319,7 @@ fn leftovers_of_a_crash_are_cleaned_and_the_policy_stays() {
     let mut datapath = lab.open();
     datapath.switch(&deny, 1).unwrap();
     drop(datapath);
-    let layout = lab.pins.join(format!("v{LAYOUT_VERSION}"));
+    let layout = lab.layout();
     let (used, idle) = if layout.join("image-0").exists() {
         (0, 1)
     } else {
@@ -411,7 +349,7 @@ fn a_lost_pin_of_the_image_means_no_policy_is_known() {
     let mut datapath = lab.open();
     datapath.switch(&policy(false, 1), 1).unwrap();
     drop(datapath);
-    let layout = lab.pins.join(format!("v{LAYOUT_VERSION}"));
+    let layout = lab.layout();
     for slot in 0..2 {
         let _ = std::fs::remove_file(layout.join(format!("image-{slot}")));
     }
@@ -445,9 +383,14 @@ fn another_xdp_program_on_the_interface_is_named() {
     lab.attach(&mut datapath);
     let others = PathBuf::from(format!("{}-other", lab.pins.display()));
     let interface = lab.interface("up0");
-    let error = lab.node(|| {
+    let error = lab.node.run(|| {
         let mut other = Datapath::open(&others).unwrap();
         let error = other.attach(&interface).unwrap_err();
+        assert_eq!(
+            other.attached().unwrap(),
+            Vec::<u32>::new(),
+            "nothing is left behind"
+        );
         detach_all(&others).unwrap();
         error
     });
@@ -461,10 +404,10 @@ fn another_xdp_program_on_the_interface_is_named() {
 fn a_driver_without_native_xdp_gets_generic_and_says_so() {
     let lab = Lab::new();
     let mut datapath = lab.open();
-    ip(&format!("-n {} link add br0 type bridge", lab.node));
+    lab.node.ip("link add br0 type bridge").unwrap();
     let bridge = lab.interface("br0");
     assert!(bridge.ethernet && !bridge.physical);
-    let attachment = lab.node(|| datapath.attach(&bridge)).unwrap();
+    let attachment = lab.node.run(|| datapath.attach(&bridge)).unwrap();
     assert_eq!(
         (attachment.xdp, attachment.egress),
         (XdpMode::Generic, EgressMode::Tcx)
@@ -473,7 +416,7 @@ fn a_driver_without_native_xdp_gets_generic_and_says_so() {
         attachment.detail.unwrap(),
         "generic XDP: the driver has no native XDP"
     );
-    let attachment = lab.node(|| lab_attach_again(&lab, &bridge));
+    let attachment = lab.node.run(|| lab_attach_again(&lab, &bridge));
     assert_eq!(attachment.xdp, XdpMode::Generic);
     assert!(attachment.detail.unwrap().contains("kept from an earlier start"));
 }
@@ -490,8 +433,8 @@ fn a_driver_that_refuses_for_the_mtu_gives_its_reason() {
         ..Features::ALL
     });
     assert_eq!(datapath.degraded().len(), 1);
-    ip(&format!("-n {} link set up0 mtu 9000", lab.node));
-    ip(&format!("-n {} link set up1 mtu 9000", lab.peer));
+    lab.node.ip("link set up0 mtu 9000").unwrap();
+    lab.peer.ip("link set up1 mtu 9000").unwrap();
     let attachment = lab.attach(&mut datapath);
     assert_eq!((attachment.xdp, attachment.frags), (XdpMode::Generic, false));
     let detail = attachment.detail.unwrap();
@@ -506,18 +449,18 @@ fn interfaces_that_cannot_be_filtered_are_refused_in_a_sentence() {
     let lab = Lab::new();
     let mut datapath = lab.open();
     let loopback = lab.interface("lo");
-    let error = lab.node(|| datapath.attach(&loopback)).unwrap_err();
+    let error = lab.node.run(|| datapath.attach(&loopback)).unwrap_err();
     assert!(matches!(error, AttachError::Loopback { .. }));
-    ip(&format!("-n {} tuntap add dev tun0 mode tun", lab.node));
+    lab.node.ip("tuntap add dev tun0 mode tun").unwrap();
     let tunnel = lab.interface("tun0");
-    let error = lab.node(|| datapath.attach(&tunnel)).unwrap_err();
+    let error = lab.node.run(|| datapath.attach(&tunnel)).unwrap_err();
     assert!(
         error.to_string().contains("carries no Ethernet headers"),
         "{error}"
     );
     let mut gone = lab.interface("up0");
     gone.index = 4_000_000;
-    let error = lab.node(|| datapath.attach(&gone)).unwrap_err();
+    let error = lab.node.run(|| datapath.attach(&gone)).unwrap_err();
     assert!(matches!(error, AttachError::Gone { .. }), "{error}");
 }
 
@@ -529,7 +472,7 @@ fn pins_of_interfaces_that_are_gone_are_removed() {
     let old = lab.interface("up0").index;
     assert_eq!(datapath.attached().unwrap(), [old]);
     drop(datapath);
-    ip(&format!("-n {} link del up0", lab.node));
+    lab.node.ip("link del up0").unwrap();
     let mut datapath = lab.open();
     assert_eq!(datapath.attached().unwrap(), Vec::<u32>::new());
     lab.link();
@@ -545,10 +488,10 @@ fn detaching_one_interface_and_everything() {
     datapath.switch(&policy(false, 1), 1).unwrap();
     lab.attach(&mut datapath);
     let ifindex = lab.interface("up0").index;
-    lab.node(|| datapath.detach(ifindex)).unwrap();
+    lab.node.run(|| datapath.detach(ifindex)).unwrap();
     assert_eq!(datapath.attached().unwrap(), Vec::<u32>::new());
     // At once, not when the kernel gets round to it.
-    let answer = lab.peer(|| {
+    let answer = lab.peer.run(|| {
         let socket = UdpSocket::bind((PEER, 0)).unwrap();
         socket.connect((NODE, 4000)).unwrap();
         socket.send(b"knock").unwrap();
@@ -558,26 +501,25 @@ fn detaching_one_interface_and_everything() {
 
     lab.attach(&mut datapath);
     drop(datapath);
-    let lines = lab.node(|| detach_all(&lab.pins)).unwrap();
+    let lines = lab.node.run(|| detach_all(&lab.pins)).unwrap();
     assert_eq!(lines[0], "detached from up0");
     assert!(!lab.pins.exists());
-    assert_eq!(lab.node(|| detach_all(&lab.pins)).unwrap(), Vec::<String>::new());
+    assert_eq!(
+        lab.node.run(|| detach_all(&lab.pins)).unwrap(),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
 fn without_tcx_egress_is_one_clsact_filter_beside_those_of_others() {
     let lab = Lab::new();
-    let Lab { node, .. } = &lab;
-    run("tc", &format!("-n {node} qdisc add dev up0 clsact"));
-    run(
-        "tc",
-        &format!("-n {node} filter add dev up0 egress pref 9 protocol ip u32 match u32 0 0 flowid 1:1"),
-    );
+    lab.tc("qdisc add dev up0 clsact");
+    lab.tc("filter add dev up0 egress pref 9 protocol ip u32 match u32 0 0 flowid 1:1");
     let features = Features {
         tcx: false,
         ..Features::ALL
     };
-    let filters = || run("tc", &format!("-n {node} filter show dev up0 egress"));
+    let filters = || lab.tc("filter show dev up0 egress");
     for _ in 0..3 {
         let mut datapath = lab.open_with(features);
         assert!(datapath.degraded()[0].contains("TCX"));
@@ -586,17 +528,19 @@ fn without_tcx_egress_is_one_clsact_filter_beside_those_of_others() {
         let text = filters();
         assert_eq!(text.matches("ravelin_egress").count(), 1, "{text}");
     }
-    lab.node(|| detach_all(&lab.pins)).unwrap();
+    lab.node.run(|| detach_all(&lab.pins)).unwrap();
     let text = filters();
     assert!(!text.contains("ravelin_egress") && text.contains("u32"), "{text}");
-    run("tc", &format!("-n {node} qdisc del dev up0 clsact"));
+    lab.tc("qdisc del dev up0 clsact");
 
     // A qdisc of one's own goes with the filter.
     let mut datapath = lab.open_with(features);
     lab.attach(&mut datapath);
-    assert!(run("tc", &format!("-n {node} qdisc show dev up0")).contains("clsact"));
-    lab.node(|| datapath.detach(lab.interface("up0").index)).unwrap();
-    assert!(!run("tc", &format!("-n {node} qdisc show dev up0")).contains("clsact"));
+    assert!(lab.tc("qdisc show dev up0").contains("clsact"));
+    lab.node
+        .run(|| datapath.detach(lab.interface("up0").index))
+        .unwrap();
+    assert!(!lab.tc("qdisc show dev up0").contains("clsact"));
 }
 
 #[test]
@@ -605,25 +549,25 @@ fn older_layouts_are_removed_once_every_link_is_replaced() {
     let mut datapath = lab.open();
     let old = lab.pins.join("v0");
     std::fs::create_dir(&old).unwrap();
-    let map = aya::maps::MapData::from_pin(lab.pins.join(format!("v{LAYOUT_VERSION}/LOCAL"))).unwrap();
+    let map = aya::maps::MapData::from_pin(lab.layout().join("LOCAL")).unwrap();
     map.pin(old.join("LOCAL")).unwrap();
     lab.attach(&mut datapath);
     assert!(!old.exists());
-    assert!(lab.pins().contains(&format!("v{LAYOUT_VERSION}")));
+    assert!(lab.layout().exists());
 }
 
 #[test]
 fn replies_to_connections_older_than_the_programs_come_through() {
     let lab = Lab::new();
-    let listener = lab.peer(|| TcpListener::bind((PEER, 7000)).unwrap());
-    let mut client = lab.node(|| TcpStream::connect((PEER, 7000)).unwrap());
+    let listener = lab.peer.run(|| TcpListener::bind((PEER, 7000)).unwrap());
+    let mut client = lab.node.run(|| TcpStream::connect((PEER, 7000)).unwrap());
     let (mut server, _) = listener.accept().unwrap();
-    let there = lab.peer(|| UdpSocket::bind((PEER, 7001)).unwrap());
-    let here = lab.node(|| UdpSocket::bind((NODE, 0)).unwrap());
+    let there = lab.peer.run(|| UdpSocket::bind((PEER, 7001)).unwrap());
+    let here = lab.node.run(|| UdpSocket::bind((NODE, 0)).unwrap());
     here.connect((PEER, 7001)).unwrap();
     let mut datapath = lab.open();
     datapath.switch(&policy(false, 1), 1).unwrap();
-    lab.node(|| datapath.seed_gate()).unwrap();
+    lab.node.run(|| datapath.seed_gate()).unwrap();
     lab.attach(&mut datapath);
 
     client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -641,12 +585,9 @@ fn replies_to_connections_older_than_the_programs_come_through() {
         packets(&datapath.counters().unwrap(), Reason::Closed) == 3
     });
     // New connections from here are let in by egress alone.
-    let second = lab.node(|| {
-        TcpStream::connect_timeout(
-            &(PEER.parse::<std::net::IpAddr>().unwrap(), 7000).into(),
-            Duration::from_secs(20),
-        )
-    });
+    let second = lab
+        .node
+        .run(|| TcpStream::connect_timeout(&(PEER, 7000).into(), Duration::from_secs(20)));
     second.unwrap();
 }
 
@@ -659,10 +600,10 @@ fn the_gate_closes_for_sockets_that_are_gone_but_not_for_young_cells() {
         eprintln!("skipped: the machine has been up for {now} s only, cells cannot be 400 s old");
         return;
     }
-    let pin = lab.pins.join(format!("v{LAYOUT_VERSION}/GATE"));
+    let pin = lab.layout().join("GATE");
     let map = aya::maps::Map::from_map_data(aya::maps::MapData::from_pin(pin).unwrap()).unwrap();
     let mut cells = aya::maps::Array::<_, u64>::try_from(map).unwrap();
-    let socket = lab.node(|| UdpSocket::bind((NODE, 0)).unwrap());
+    let socket = lab.node.run(|| UdpSocket::bind((NODE, 0)).unwrap());
     let bound = socket.local_addr().unwrap().port();
     let old = Cell::new(9, now - 300).0;
     let young = Cell::new(9, now - 60).0;
@@ -676,11 +617,11 @@ fn the_gate_closes_for_sockets_that_are_gone_but_not_for_young_cells() {
     for (index, word, _) in cases {
         cells.set(index, word, 0).unwrap();
     }
-    lab.node(|| datapath.seed_gate()).unwrap();
+    lab.node.run(|| datapath.seed_gate()).unwrap();
     for (index, word, _) in cases {
         assert_eq!(cells.get(&index, 0).unwrap(), word, "one sweep closes nothing");
     }
-    lab.node(|| datapath.seed_gate()).unwrap();
+    lab.node.run(|| datapath.seed_gate()).unwrap();
     for (index, _, after) in cases {
         assert_eq!(cells.get(&index, 0).unwrap(), after, "cell {index}");
     }
@@ -706,7 +647,7 @@ fn observe_mode_and_failsafe_take_effect_with_the_configuration() {
     lab.send(4);
     until("4 would drop", || closed(&datapath) == (0, 4));
 
-    let own = vec![PEER.parse().unwrap(), "2001:db8::1".parse().unwrap()];
+    let own = vec![PEER.into(), "2001:db8::1".parse().unwrap()];
     datapath
         .configure(&NodeConfig {
             observe: false,
@@ -727,9 +668,7 @@ fn observe_mode_and_failsafe_take_effect_with_the_configuration() {
     lab.send(2);
     until("2 drop", || closed(&datapath) == (2, 4));
 
-    let too_many = (0..5000_u32)
-        .map(|low| std::net::Ipv4Addr::from(low).into())
-        .collect();
+    let too_many = (0..5000_u32).map(|low| Ipv4Addr::from(low).into()).collect();
     datapath
         .configure(&NodeConfig {
             own: too_many,
@@ -765,7 +704,7 @@ fn events_arrive_also_when_the_ring_was_full_before() {
         let mut read = 0;
         while let Some(event) = events.take() {
             assert_eq!((event.reason, event.generation), (Reason::Closed.number(), 5));
-            assert_eq!((event.src_low as u32, event.dst_port), (0xc000_0202, 4000));
+            assert_eq!((event.src_low as u32, event.dst_port), (u32::from(PEER), 4000));
             assert_eq!((event.ifindex, event.version, event.protocol), (ifindex, 4, 17));
             read += 1;
         }
@@ -785,7 +724,7 @@ fn events_arrive_also_when_the_ring_was_full_before() {
 #[test]
 fn changes_of_interfaces_and_addresses_are_followed() {
     let lab = Lab::new();
-    lab.node(|| {
+    lab.node.run(|| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -798,11 +737,11 @@ fn changes_of_interfaces_and_addresses_are_followed() {
                 .find(|found| found.name == "up0")
                 .unwrap()
                 .index;
-            ip(&format!("-n {} link set up0 down", lab.node));
-            ip(&format!("-n {} link set up0 name eth9", lab.node));
-            ip(&format!("-n {} addr add 198.51.100.1/32 dev eth9", lab.node));
-            ip(&format!("-n {} addr del 198.51.100.1/32 dev eth9", lab.node));
-            ip(&format!("-n {} link del eth9", lab.node));
+            lab.node.ip("link set up0 down").unwrap();
+            lab.node.ip("link set up0 name eth9").unwrap();
+            lab.node.ip("addr add 198.51.100.1/32 dev eth9").unwrap();
+            lab.node.ip("addr del 198.51.100.1/32 dev eth9").unwrap();
+            lab.node.ip("link del eth9").unwrap();
             let mut changes = Vec::new();
             loop {
                 let change = tokio::time::timeout(Duration::from_secs(20), watch.next())
