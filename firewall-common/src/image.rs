@@ -291,7 +291,10 @@ impl<'a, P: Pages> Image<'a, P> {
         let (page, at) = (self.page_of(offset)?, offset as u32);
         let word = index >> 6;
         let upto = page.u64(at + word * 8) & (u64::MAX >> (63 - (index & 63)));
-        let rank = (page.u8(at + 32 + word) as u32 + ones(upto)).wrapping_sub(1);
+        // By a shift and not by `at + 32 + word`, which LLVM makes an OR: kernels before 6.10 take an OR of two
+        // unknowns for unbounded.
+        let before = page.u32(at + 32) >> (word * 8) & 0xff;
+        let rank = (before + ones(upto)).wrapping_sub(1);
         Some(Entry(page.u32(at + NODE_HEADER as u32 + rank * 4)))
     }
 

@@ -121,7 +121,10 @@ ping          icmp/echo  any                 -
         let ran = ravelin(&["explain", "--file", &path, "tcp", "10.20.3.4", "->", "8443"]);
         assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
         // The number of a class is the compiler's own business.
-        let lines = ran.stdout.lines().filter(|line| !line.starts_with("  source  10.20.3.4 is in class "));
+        let lines = ran
+            .stdout
+            .lines()
+            .filter(|line| !line.starts_with("  source  10.20.3.4 is in class "));
         assert_eq!(
             lines.collect::<Vec<_>>().join("\n").replace(&path, "policy.toml"),
             "\

@@ -210,11 +210,15 @@ fn load(code: &[Insn]) -> Result<OwnedFd> {
         log_buf: u64,
         kern_version: u32,
         prog_flags: u32,
-        rest: [u64; 12],
+        prog_name: [u8; 16],
+        prog_ifindex: u32,
+        expected_attach_type: u32,
+        rest: [u64; 9],
     }
     const XDP: u32 = 6;
     /// The programs in front of and behind a tail call must agree in it.
     const HAS_FRAGS: u32 = 1 << 5;
+    const BPF_XDP: u32 = 37;
     let mut log = vec![0_u8; 1 << 16];
     // SAFETY: plain integers, for which zero is a value.
     let mut attr: Attr = unsafe { zeroed() };
@@ -226,6 +230,7 @@ fn load(code: &[Insn]) -> Result<OwnedFd> {
     attr.log_size = log.len() as u32;
     attr.log_buf = log.as_mut_ptr() as u64;
     attr.prog_flags = HAS_FRAGS;
+    attr.expected_attach_type = BPF_XDP;
     match bpf(5, &attr, "loading a program") {
         Ok(fd) => Ok(owned(fd)),
         Err(error) => bail!("{error:#}: {}", String::from_utf8_lossy(&log).trim_end_matches('\0')),

@@ -166,6 +166,8 @@ pub fn build_command(
         "-C",
         "link-arg=--btf",
         "-C",
+        "link-arg=--llvm-args=-disable-block-placement",
+        "-C",
         "target-cpu=v3",
         "-C",
     ]

@@ -83,16 +83,21 @@ impl RuleKey {
 /// The names of a policy's endings, in the order of the endings.
 pub fn names(policy: &Policy, compiled: &Compiled) -> Vec<EndingName> {
     let service = |id: Option<crate::policy::model::ServiceId>| {
-        id.and_then(|id| policy.services.get(id.0 as usize)).map(|service| service.name.clone()).unwrap_or_default()
+        id.and_then(|id| policy.services.get(id.0 as usize))
+            .map(|service| service.name.clone())
+            .unwrap_or_default()
     };
     let name = |ending: &crate::policy::compile::Ending| EndingName {
         service: service(ending.service),
         reason: ending.reason.map(|reason| reason.word().to_owned()),
-        rule: ending.rule.and_then(|id| policy.rules.get(id.0 as usize)).map(|rule| RuleKey {
-            service: service(rule.service),
-            action: word(rule.action).to_owned(),
-            source: rule.source.clone(),
-        }),
+        rule: ending
+            .rule
+            .and_then(|id| policy.rules.get(id.0 as usize))
+            .map(|rule| RuleKey {
+                service: service(rule.service),
+                action: word(rule.action).to_owned(),
+                source: rule.source.clone(),
+            }),
     };
     compiled.endings.iter().map(name).collect()
 }
@@ -110,9 +115,15 @@ impl Totals {
     pub fn zero(names: &[EndingName], observing: bool) -> Totals {
         let mut totals = Totals::default();
         for name in names {
-            let Some((verdict, reason)) = meaning(name) else { continue };
+            let Some((verdict, reason)) = meaning(name) else {
+                continue;
+            };
             let mut note = |verdict: &str| {
-                let key = ServiceKey { service: name.service.clone(), verdict: verdict.into(), reason: reason.into() };
+                let key = ServiceKey {
+                    service: name.service.clone(),
+                    verdict: verdict.into(),
+                    reason: reason.into(),
+                };
                 totals.services.entry(key).or_default();
             };
             note(verdict);
@@ -141,12 +152,18 @@ impl Totals {
     /// Adds what a generation of these names counted.
     pub fn add(&mut self, names: &[EndingName], counters: &[EndingCounter]) {
         for (name, counter) in names.iter().zip(counters) {
-            let Some((verdict, reason)) = meaning(name) else { continue };
+            let Some((verdict, reason)) = meaning(name) else {
+                continue;
+            };
             for (verdict, counted) in [(verdict, &counter.happened), (WOULD_DROP, &counter.would_drop)] {
                 if counted.packets == 0 {
                     continue;
                 }
-                let key = ServiceKey { service: name.service.clone(), verdict: verdict.into(), reason: reason.into() };
+                let key = ServiceKey {
+                    service: name.service.clone(),
+                    verdict: verdict.into(),
+                    reason: reason.into(),
+                };
                 add(self.services.entry(key).or_default(), counted);
                 for rule in name.rule.iter().flat_map(RuleKey::and_its_label) {
                     add(self.rules.entry(rule).or_default(), counted);
@@ -180,7 +197,13 @@ fn meaning(name: &EndingName) -> Option<(&'static str, &str)> {
 }
 
 fn add(count: &mut Count, counter: &Counter) {
-    plus(count, Count { packets: counter.packets, bytes: counter.bytes });
+    plus(
+        count,
+        Count {
+            packets: counter.packets,
+            bytes: counter.bytes,
+        },
+    );
 }
 
 fn plus(count: &mut Count, more: Count) {
@@ -201,7 +224,11 @@ pub struct Ledger {
 impl Ledger {
     pub fn new(generation: u64, names: Vec<EndingName>, mut base: Totals) -> Ledger {
         base.keep_only(&names);
-        Ledger { base_of: generation, names, base }
+        Ledger {
+            base_of: generation,
+            names,
+            base,
+        }
     }
 
     pub fn generation(&self) -> u64 {
@@ -258,14 +285,24 @@ mod tests {
 
     fn counters(generation: u64, packets: &[u64]) -> EndingCounters {
         let counter = |packets: &u64| EndingCounter {
-            happened: Counter { packets: *packets, bytes: packets * 100 },
+            happened: Counter {
+                packets: *packets,
+                bytes: packets * 100,
+            },
             would_drop: Counter::default(),
         };
-        EndingCounters { generation, endings: packets.iter().map(counter).collect() }
+        EndingCounters {
+            generation,
+            endings: packets.iter().map(counter).collect(),
+        }
     }
 
     fn packets(totals: &Totals, service: &str, verdict: &str, reason: Reason) -> Option<u64> {
-        let key = ServiceKey { service: service.into(), verdict: verdict.into(), reason: reason.word().into() };
+        let key = ServiceKey {
+            service: service.into(),
+            verdict: verdict.into(),
+            reason: reason.word().into(),
+        };
         totals.services.get(&key).map(|count| count.packets)
     }
 
@@ -281,14 +318,24 @@ mod tests {
         let before = ledger.totals(Some(&counters(7, &[5, 1, 2, 4])), false);
         assert_eq!(packets(&before, "api", PASS, Reason::Allowed), Some(3));
 
-        let second = vec![name("", Reason::Closed, None), name("api", Reason::Allowed, Some(("allow", "@b")))];
+        let second = vec![
+            name("", Reason::Closed, None),
+            name("api", Reason::Allowed, Some(("allow", "@b"))),
+        ];
         let ledger = ledger.turn(Some(&counters(7, &[6, 1, 2, 4])), 8, second);
         let after = ledger.totals(Some(&counters(8, &[1, 1])), false);
         assert_eq!(packets(&after, "", DROP, Reason::Closed), Some(7));
         // The service keeps what it counted under the rule that is gone; the rule does not stay.
         assert_eq!(packets(&after, "api", PASS, Reason::Allowed), Some(4));
         assert_eq!(packets(&after, "old", DROP, Reason::NotAllowed), None);
-        assert_eq!(after.rules.values().map(|count| count.packets).collect::<Vec<_>>(), [3]);
+        assert_eq!(
+            after
+                .rules
+                .values()
+                .map(|count| count.packets)
+                .collect::<Vec<_>>(),
+            [3]
+        );
     }
 
     #[test]
@@ -298,20 +345,49 @@ mod tests {
         base.add(&names, &counters(6, &[10]).endings);
         let ledger = Ledger::new(7, names.clone(), base);
         // Counters of a generation that this ledger is not the base of.
-        assert_eq!(packets(&ledger.totals(Some(&counters(6, &[10])), false), "", DROP, Reason::Closed), Some(10));
+        assert_eq!(
+            packets(
+                &ledger.totals(Some(&counters(6, &[10])), false),
+                "",
+                DROP,
+                Reason::Closed
+            ),
+            Some(10)
+        );
         let ledger = ledger.turn(Some(&counters(6, &[10])), 9, names);
-        assert_eq!(packets(&ledger.totals(None, false), "", DROP, Reason::Closed), Some(0));
+        assert_eq!(
+            packets(&ledger.totals(None, false), "", DROP, Reason::Closed),
+            Some(0)
+        );
     }
 
     #[test]
     fn observing_shows_what_would_drop_from_the_start() {
         let names = vec![name("api", Reason::NotAllowed, None)];
         let ledger = Ledger::new(1, names, Totals::default());
-        assert_eq!(packets(&ledger.totals(None, false), "api", PASS, Reason::Allowed), Some(0));
-        assert_eq!(packets(&ledger.totals(None, false), "api", WOULD_DROP, Reason::NotAllowed), None);
-        assert_eq!(packets(&ledger.totals(None, true), "api", WOULD_DROP, Reason::NotAllowed), Some(0));
-        let counter = EndingCounter { would_drop: Counter { packets: 2, bytes: 120 }, ..EndingCounter::default() };
-        let live = EndingCounters { generation: 1, endings: vec![counter] };
+        assert_eq!(
+            packets(&ledger.totals(None, false), "api", PASS, Reason::Allowed),
+            Some(0)
+        );
+        assert_eq!(
+            packets(&ledger.totals(None, false), "api", WOULD_DROP, Reason::NotAllowed),
+            None
+        );
+        assert_eq!(
+            packets(&ledger.totals(None, true), "api", WOULD_DROP, Reason::NotAllowed),
+            Some(0)
+        );
+        let counter = EndingCounter {
+            would_drop: Counter {
+                packets: 2,
+                bytes: 120,
+            },
+            ..EndingCounter::default()
+        };
+        let live = EndingCounters {
+            generation: 1,
+            endings: vec![counter],
+        };
         let totals = ledger.totals(Some(&live), false);
         assert_eq!(packets(&totals, "api", WOULD_DROP, Reason::NotAllowed), Some(2));
         assert_eq!(packets(&totals, "api", DROP, Reason::NotAllowed), Some(0));

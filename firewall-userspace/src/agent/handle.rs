@@ -6,6 +6,7 @@ use super::reload::Refusal;
 use crate::api::types::{Applied, ApplyRequest, Count, CounterRow, Edit, RuleRow, ServiceRow, Status};
 use crate::policy::compile::{Compiled, Stats};
 use crate::policy::model::Policy;
+use crate::simulate::Flows;
 use firewall_common::control::{AddressKey, Config as Control};
 use firewall_common::verdict::Reason;
 use std::collections::HashSet;
@@ -82,6 +83,8 @@ pub struct ExplainBasis {
     pub compiled: Option<Arc<Compiled>>,
     pub control: Box<Control>,
     pub own: HashSet<AddressKey>,
+    /// Without the sockets, which whoever explains looks up.
+    pub flows: Flows,
     pub generation: u64,
 }
 

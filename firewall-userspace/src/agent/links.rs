@@ -21,7 +21,11 @@ pub const PHYSICAL: &str = "physical interfaces";
 #[derive(Debug)]
 pub enum State {
     Attached(Attachment),
-    Refused { error: String, again: Instant, wait: Duration },
+    Refused {
+        error: String,
+        again: Instant,
+        wait: Duration,
+    },
 }
 
 #[derive(Debug)]
@@ -46,7 +50,11 @@ pub struct Todo {
 
 impl Links {
     pub fn new(patterns: Vec<Pattern>) -> Links {
-        Links { patterns, known: BTreeMap::new(), states: BTreeMap::new() }
+        Links {
+            patterns,
+            known: BTreeMap::new(),
+            states: BTreeMap::new(),
+        }
     }
 
     pub fn wanted(&self, interface: &Interface) -> bool {
@@ -62,9 +70,17 @@ impl Links {
 
     /// Takes a whole list, at the start and when changes were lost.
     pub fn replace(&mut self, list: Vec<Interface>) -> Todo {
-        let mut todo = Todo { own_addresses: true, ..Todo::default() };
+        let mut todo = Todo {
+            own_addresses: true,
+            ..Todo::default()
+        };
         let listed: BTreeSet<u32> = list.iter().map(|interface| interface.index).collect();
-        let gone: Vec<u32> = self.known.keys().copied().filter(|index| !listed.contains(index)).collect();
+        let gone: Vec<u32> = self
+            .known
+            .keys()
+            .copied()
+            .filter(|index| !listed.contains(index))
+            .collect();
         for index in gone {
             self.remove(index, &mut todo);
         }
@@ -82,8 +98,14 @@ impl Links {
             Change::Link(interface) => {
                 let index = interface.index;
                 let before = self.known.remove(&index);
-                let addresses = before.as_ref().map(|before| before.addresses.clone()).unwrap_or_default();
-                let now = Interface { addresses, ..interface };
+                let addresses = before
+                    .as_ref()
+                    .map(|before| before.addresses.clone())
+                    .unwrap_or_default();
+                let now = Interface {
+                    addresses,
+                    ..interface
+                };
                 // A change of size or state may be what a refused interface was waiting for.
                 if before.is_some_and(|before| before != now)
                     && matches!(self.states.get(&index), Some(State::Refused { .. }))
@@ -114,7 +136,9 @@ impl Links {
     }
 
     fn judge(&mut self, index: u32, todo: &mut Todo) {
-        let Some(interface) = self.known.get(&index) else { return };
+        let Some(interface) = self.known.get(&index) else {
+            return;
+        };
         match (self.wanted(interface), self.states.contains_key(&index)) {
             (true, false) => todo.attach.push(index),
             (false, true) => {
@@ -126,7 +150,9 @@ impl Links {
     }
 
     fn remove(&mut self, index: u32, todo: &mut Todo) {
-        let Some(interface) = self.known.remove(&index) else { return };
+        let Some(interface) = self.known.remove(&index) else {
+            return;
+        };
         todo.own_addresses |= !interface.addresses.is_empty();
         if self.states.remove(&index).is_some() {
             todo.gone.push((index, interface.name));
@@ -143,14 +169,25 @@ impl Links {
             Some(State::Refused { wait, .. }) => (*wait * 2).min(LAST_RETRY),
             _ => FIRST_RETRY,
         };
-        self.states.insert(index, State::Refused { error, again: now + wait, wait });
+        self.states.insert(
+            index,
+            State::Refused {
+                error,
+                again: now + wait,
+                wait,
+            },
+        );
         wait
     }
 
     /// Refused interfaces whose time has come.
     pub fn due(&self, now: Instant) -> Vec<u32> {
         let due = |state: &State| matches!(state, State::Refused { again, .. } if *again <= now);
-        self.states.iter().filter(|(_, state)| due(state)).map(|(index, _)| *index).collect()
+        self.states
+            .iter()
+            .filter(|(_, state)| due(state))
+            .map(|(index, _)| *index)
+            .collect()
     }
 
     pub fn next_retry(&self) -> Option<Instant> {
@@ -171,25 +208,46 @@ impl Links {
 
     /// The interfaces asked for, with what came of it.
     pub fn states(&self) -> impl Iterator<Item = (&Interface, &State)> {
-        self.states.iter().filter_map(|(index, state)| Some((self.known.get(index)?, state)))
+        self.states
+            .iter()
+            .filter_map(|(index, state)| Some((self.known.get(index)?, state)))
     }
 
     /// Patterns that match nothing.
     pub fn unmatched(&self) -> Vec<String> {
         if self.patterns.is_empty() {
             let any = self.known.values().any(|interface| interface.physical);
-            return if any { Vec::new() } else { vec![PHYSICAL.to_owned()] };
+            return if any {
+                Vec::new()
+            } else {
+                vec![PHYSICAL.to_owned()]
+            };
         }
-        let matched = |pattern: &Pattern| self.known.values().any(|interface| pattern.matches(&interface.name));
-        self.patterns.iter().filter(|pattern| !matched(pattern)).map(ToString::to_string).collect()
+        let matched = |pattern: &Pattern| {
+            self.known
+                .values()
+                .any(|interface| pattern.matches(&interface.name))
+        };
+        self.patterns
+            .iter()
+            .filter(|pattern| !matched(pattern))
+            .map(ToString::to_string)
+            .collect()
     }
 
     /// Something is filtered, and nothing that was named is missing or refuses.
     pub fn ready(&self) -> bool {
         let named = |pattern: &&Pattern| pattern.is_exact();
-        let there = |pattern: &Pattern| self.known.values().any(|interface| pattern.matches(&interface.name));
+        let there = |pattern: &Pattern| {
+            self.known
+                .values()
+                .any(|interface| pattern.matches(&interface.name))
+        };
         !self.states.is_empty()
-            && self.states.values().all(|state| matches!(state, State::Attached(_)))
+            && self
+                .states
+                .values()
+                .all(|state| matches!(state, State::Attached(_)))
             && self.patterns.iter().filter(named).all(there)
     }
 
@@ -207,7 +265,12 @@ mod tests {
     use crate::datapath::{EgressMode, XdpMode};
 
     fn interface(index: u32, name: &str) -> Interface {
-        Interface { index, name: name.into(), ethernet: true, ..Interface::default() }
+        Interface {
+            index,
+            name: name.into(),
+            ethernet: true,
+            ..Interface::default()
+        }
     }
 
     fn links(patterns: &[&str]) -> Links {
@@ -215,7 +278,12 @@ mod tests {
     }
 
     fn attach(links: &mut Links, index: u32) {
-        let attachment = Attachment { xdp: XdpMode::Native, frags: true, egress: EgressMode::Tcx, detail: None };
+        let attachment = Attachment {
+            xdp: XdpMode::Native,
+            frags: true,
+            egress: EgressMode::Tcx,
+            detail: None,
+        };
         links.attached(index, attachment);
     }
 
@@ -225,16 +293,30 @@ mod tests {
         let todo = links.replace(vec![interface(2, "eth0"), interface(3, "wan0")]);
         assert_eq!(todo.attach, [2]);
         attach(&mut links, 2);
-        assert_eq!((links.unmatched(), links.ready()), (vec!["lan0".to_owned()], false));
+        assert_eq!(
+            (links.unmatched(), links.ready()),
+            (vec!["lan0".to_owned()], false)
+        );
 
         // Renamed into the pattern, and out of it.
         assert_eq!(links.change(Change::Link(interface(3, "lan0"))).attach, [3]);
         attach(&mut links, 3);
         assert!(links.ready());
-        assert_eq!(links.change(Change::Link(interface(2, "old0"))).detach, [(2, "old0".to_owned())]);
+        assert_eq!(
+            links.change(Change::Link(interface(2, "old0"))).detach,
+            [(2, "old0".to_owned())]
+        );
 
         // Re-created: another index.
-        assert_eq!(links.change(Change::Gone { index: 3, name: "lan0".into() }).gone, [(3, "lan0".to_owned())]);
+        assert_eq!(
+            links
+                .change(Change::Gone {
+                    index: 3,
+                    name: "lan0".into()
+                })
+                .gone,
+            [(3, "lan0".to_owned())]
+        );
         assert_eq!(links.change(Change::Link(interface(9, "lan0"))).attach, [9]);
         // Already attached: nothing to do.
         attach(&mut links, 9);
@@ -244,8 +326,14 @@ mod tests {
     #[test]
     fn by_default_all_physical_interfaces_and_a_star_spares_the_loopback() {
         let list = || {
-            let physical = Interface { physical: true, ..interface(2, "eth0") };
-            let loopback = Interface { loopback: true, ..interface(1, "lo") };
+            let physical = Interface {
+                physical: true,
+                ..interface(2, "eth0")
+            };
+            let loopback = Interface {
+                loopback: true,
+                ..interface(1, "lo")
+            };
             vec![loopback, physical, interface(3, "veth0")]
         };
         assert_eq!(links(&[]).replace(list()).attach, [2]);
@@ -260,14 +348,25 @@ mod tests {
         links.replace(vec![interface(2, "eth0")]);
         let start = Instant::now();
         assert_eq!(links.refused(2, "busy".into(), start), FIRST_RETRY);
-        assert_eq!((links.due(start), links.due(start + FIRST_RETRY)), (vec![], vec![2]));
+        assert_eq!(
+            (links.due(start), links.due(start + FIRST_RETRY)),
+            (vec![], vec![2])
+        );
         assert_eq!(links.refused(2, "busy".into(), start), FIRST_RETRY * 2);
         for _ in 0..20 {
             links.refused(2, "busy".into(), start);
         }
         assert_eq!(links.next_retry(), Some(start + LAST_RETRY));
         assert_eq!(links.change(Change::Link(interface(2, "eth0"))), Todo::default());
-        assert_eq!(links.change(Change::Link(Interface { up: true, ..interface(2, "eth0") })).attach, [2]);
+        assert_eq!(
+            links
+                .change(Change::Link(Interface {
+                    up: true,
+                    ..interface(2, "eth0")
+                }))
+                .attach,
+            [2]
+        );
     }
 
     #[test]
@@ -275,13 +374,31 @@ mod tests {
         let mut links = links(&["eth0"]);
         links.replace(vec![interface(2, "eth0"), interface(3, "wan0")]);
         let address: IpAddr = "192.0.2.1".parse().expect("an address");
-        assert!(links.change(Change::AddressAdded { index: 3, address }).own_addresses);
-        assert!(!links.change(Change::AddressAdded { index: 3, address }).own_addresses);
+        assert!(
+            links
+                .change(Change::AddressAdded { index: 3, address })
+                .own_addresses
+        );
+        assert!(
+            !links
+                .change(Change::AddressAdded { index: 3, address })
+                .own_addresses
+        );
         assert_eq!(links.own_addresses(), [address]);
         // A change of the link does not carry them.
-        links.change(Change::Link(Interface { up: true, ..interface(3, "wan0") }));
+        links.change(Change::Link(Interface {
+            up: true,
+            ..interface(3, "wan0")
+        }));
         assert_eq!(links.own_addresses(), [address]);
-        assert!(links.change(Change::Gone { index: 3, name: "wan0".into() }).own_addresses);
+        assert!(
+            links
+                .change(Change::Gone {
+                    index: 3,
+                    name: "wan0".into()
+                })
+                .own_addresses
+        );
         assert!(links.own_addresses().is_empty());
     }
 }

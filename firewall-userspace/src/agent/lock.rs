@@ -32,17 +32,31 @@ const DYING: Duration = Duration::from_millis(750);
 /// Locks `<state_dir>/lock`, made if missing, and writes the process id into it.
 pub fn state_dir(state_dir: &Path) -> Result<Lock, LockError> {
     let path = state_dir.join("lock");
-    let failed = |source| LockError::Io { path: path.clone(), source };
+    let failed = |source| LockError::Io {
+        path: path.clone(),
+        source,
+    };
     std::fs::create_dir_all(state_dir).map_err(failed)?;
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(failed)?;
     let mut lock = take(file, &path)?;
-    lock.set_len(0).and_then(|()| writeln!(*lock, "{}", std::process::id())).map_err(failed)?;
+    lock.set_len(0)
+        .and_then(|()| writeln!(*lock, "{}", std::process::id()))
+        .map_err(failed)?;
     Ok(Lock(lock))
 }
 
 /// Locks a directory of the BPF file system.
 pub fn pins(pins: &Path) -> Result<Lock, LockError> {
-    let failed = |source| LockError::Io { path: pins.to_owned(), source };
+    let failed = |source| LockError::Io {
+        path: pins.to_owned(),
+        source,
+    };
     std::fs::create_dir_all(pins).map_err(failed)?;
     take(File::open(pins).map_err(failed)?, pins).map(Lock)
 }
@@ -54,9 +68,17 @@ fn take(mut file: File, path: &Path) -> Result<Flock<File>, LockError> {
             Ok(lock) => return Ok(lock),
             Err((back, nix::Error::EWOULDBLOCK)) if begun.elapsed() < DYING => file = back,
             Err((mut file, nix::Error::EWOULDBLOCK)) => {
-                return Err(LockError::Held { path: path.to_owned(), pid: holder(&mut file) });
+                return Err(LockError::Held {
+                    path: path.to_owned(),
+                    pid: holder(&mut file),
+                });
             }
-            Err((_, errno)) => return Err(LockError::Io { path: path.to_owned(), source: errno.into() }),
+            Err((_, errno)) => {
+                return Err(LockError::Io {
+                    path: path.to_owned(),
+                    source: errno.into(),
+                });
+            }
         }
         std::thread::sleep(Duration::from_millis(25));
     }
@@ -69,7 +91,9 @@ fn holder(file: &mut File) -> Option<u32> {
     let by_kernel = locks.lines().find_map(|line| {
         // 1: FLOCK  ADVISORY  WRITE 4711 08:01:393 0 EOF
         let words: Vec<&str> = line.split_whitespace().collect();
-        let [_, "FLOCK", _, _, pid, file, ..] = words[..] else { return None };
+        let [_, "FLOCK", _, _, pid, file, ..] = words[..] else {
+            return None;
+        };
         (file.rsplit(':').next() == Some(inode.as_str())).then(|| pid.parse().ok())?
     });
     by_kernel.or_else(|| {

@@ -12,7 +12,9 @@ pub fn init(format: LogFormat, filter: &str) {
     builder.parse_filters(filter);
     if !filter.contains(['=', ',']) {
         // A level alone means this program; what the loader says of every relocation has to be asked for by name.
-        builder.filter_module("aya", LevelFilter::Info).filter_module("aya_obj", LevelFilter::Info);
+        builder
+            .filter_module("aya", LevelFilter::Info)
+            .filter_module("aya_obj", LevelFilter::Info);
     }
     if format == LogFormat::Json {
         builder.format(|out, record| {

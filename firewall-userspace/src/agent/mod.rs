@@ -17,6 +17,7 @@ pub mod lock;
 pub mod log;
 pub mod owner;
 pub mod reload;
+pub mod sockets;
 pub mod temporary;
 pub mod views;
 pub mod watch;
@@ -177,6 +178,10 @@ fn own(
             .transpose()?;
         let mut datapath = Datapath::open(&config.pins).context("cannot set up the data path")?;
         let _pins_lock = early.map_or_else(|| lock::pins(&config.pins), Ok)?;
+        let kernel_log = config.kernel_log.then(|| datapath.take_kernel_log());
+        if let Some(None) = kernel_log {
+            warn!("the kernel programs were built without a log; build with the feature `kernel-log`");
+        }
         let events = datapath.events().context("cannot read events")?;
         let mut owner = Owner::new(
             config,
@@ -187,6 +192,13 @@ fn own(
         )?;
         let watch = owner.start().await?;
         let pump = tokio::spawn(monitor::pump::run(events, directory, hub, agent));
+        if let Some(kernel_log) = kernel_log.flatten() {
+            tokio::spawn(async move {
+                if let Err(error) = kernel_log.run().await {
+                    warn!("the log of the kernel programs ends: {error}");
+                }
+            });
+        }
         // Nobody waits for it any more only if the agent is ending anyway.
         let _ = started.send(());
         let why = owner.run(inbox, watch).await;

@@ -214,8 +214,13 @@ impl Owner {
             Err(refusal) if self.in_force.is_some() => {
                 log::warn!("what was in force before stays in force: {refusal}");
             }
-            Err(Refusal::Failed(error)) => return Err(StartError::Switch(Refusal::Failed(error))),
-            Err(refusal) => return Err(StartError::NoPolicy(self.first_policy(&refusal))),
+            Err(refusal) => {
+                self.leave_nothing();
+                return Err(match refusal {
+                    Refusal::Failed(_) => StartError::Switch(refusal),
+                    refusal => StartError::NoPolicy(self.first_policy(&refusal)),
+                });
+            }
         }
 
         self.configure_now()
@@ -226,6 +231,14 @@ impl Owner {
         self.detach_strays();
         self.publish();
         Ok(watch)
+    }
+
+    /// Takes back the maps that were made for a policy that did not come.
+    fn leave_nothing(&mut self) {
+        self.datapath = None;
+        if let Err(error) = datapath::detach_all(&self.config.pins) {
+            log::debug!("{} stays: {}", self.config.pins.display(), chain(&error));
+        }
     }
 
     fn first_policy(&self, refusal: &Refusal) -> String {
@@ -533,7 +546,7 @@ impl Owner {
 
     fn failed(&mut self, refusal: &Refusal) {
         let text = refusal.to_string();
-        log::error!("the policy stays as it was: {text}");
+        log::error!("the policy is not taken: {text}");
         self.reload.at = self.clock.wall();
         self.reload.error = Some(text);
         self.reload.from_file = false;
@@ -627,8 +640,16 @@ impl Owner {
             });
         }
         let digest = hex(&candidate.compiled.digest);
-        let known = self.desired.as_ref().map(|desired| desired.warnings.as_slice()).unwrap_or_default();
-        for warning in candidate.warnings.iter().filter(|warning| !known.contains(warning)) {
+        let known = self
+            .desired
+            .as_ref()
+            .map(|desired| desired.warnings.as_slice())
+            .unwrap_or_default();
+        for warning in candidate
+            .warnings
+            .iter()
+            .filter(|warning| !known.contains(warning))
+        {
             log::warn!("{warning}");
         }
         let stats = candidate.compiled.stats;
@@ -814,14 +835,6 @@ impl Owner {
     }
 
     fn detach(&mut self) -> Result<Vec<String>, Refusal> {
-        let indexes: Vec<(u32, String)> = self
-            .links
-            .states()
-            .map(|(interface, _)| (interface.index, interface.name.clone()))
-            .collect();
-        for (index, name) in indexes {
-            self.detach_one(index, &name);
-        }
         self.datapath = None;
         let removed = datapath::detach_all(&self.config.pins).map_err(|error| {
             Refusal::Failed(format!("not everything could be detached: {}", chain(&error)))

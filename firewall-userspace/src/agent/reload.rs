@@ -305,3 +305,175 @@ impl Basis {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    struct Hand(Mutex<u64>);
+
+    impl Clock for Hand {
+        fn wall(&self) -> Duration {
+            Duration::from_secs(1_790_000_000 + *self.0.lock().expect("one thread"))
+        }
+        fn boot(&self) -> Duration {
+            Duration::from_secs(*self.0.lock().expect("one thread"))
+        }
+    }
+
+    struct Place {
+        dir: tempfile::TempDir,
+        clock: Arc<Hand>,
+        basis: Basis,
+    }
+
+    const POLICY: &str = "version = 1\n\n[groups]\nbad = { file = \"bad.txt\" }\n\n[[service]]\nname = \"api\"\n\
+                          ports = [\"tcp/443\"]\nallow = [\"192.0.2.0/24\"] # us\ndeny = [\"@bad\"]\n";
+
+    fn place() -> Place {
+        let dir = tempfile::tempdir().expect("a directory");
+        let clock = Arc::new(Hand(Mutex::new(100)));
+        let basis = Basis {
+            path: dir.path().join("policy.toml"),
+            state_dir: dir.path().join("state"),
+            clock: clock.clone(),
+            deadlines: Deadlines::new("boot"),
+            policy: None,
+            seen: None,
+        };
+        std::fs::write(&basis.path, POLICY).expect("written");
+        std::fs::write(dir.path().join("bad.txt"), "192.0.2.66\n").expect("written");
+        Place { dir, clock, basis }
+    }
+
+    impl Place {
+        fn text(&self) -> String {
+            std::fs::read_to_string(&self.basis.path).expect("read")
+        }
+
+        fn reload(&mut self) -> Result<Option<Candidate>, Refusal> {
+            let mut seen = Seen::default();
+            let result = self.basis.reload(false, &mut seen);
+            self.basis.seen = Some(seen);
+            if let Ok(Some(candidate)) = &result {
+                self.basis.deadlines = candidate.deadlines.clone();
+            }
+            result
+        }
+    }
+
+    #[test]
+    fn what_did_not_change_is_not_read_twice_and_a_changed_list_is() {
+        let mut place = place();
+        assert!(place.reload().expect("valid").is_some());
+        assert!(place.reload().expect("valid").is_none());
+        std::fs::write(place.dir.path().join("bad.txt"), "192.0.2.66\n192.0.2.67\n").expect("written");
+        assert_eq!(
+            place
+                .reload()
+                .expect("valid")
+                .expect("changed")
+                .compiled
+                .stats
+                .prefixes_v4,
+            3
+        );
+        // A list that is missing is looked for again, though the text is the same.
+        std::fs::remove_file(place.dir.path().join("bad.txt")).expect("removed");
+        assert!(matches!(place.reload(), Err(Refusal::Invalid(_))));
+        assert!(place.reload().expect("as bad as before").is_none());
+        std::fs::write(place.dir.path().join("bad.txt"), "").expect("written");
+        assert!(place.reload().expect("valid").is_some());
+    }
+
+    #[test]
+    fn the_last_good_policy_needs_none_of_the_operators_files() {
+        let mut place = place();
+        let first = place.reload().expect("valid").expect("new");
+        first.source.write(&place.basis.state_dir).expect("kept");
+        for file in ["policy.toml", "bad.txt"] {
+            std::fs::remove_file(place.dir.path().join(file)).expect("removed");
+        }
+        assert!(matches!(place.reload(), Err(Refusal::Missing(_))));
+        let kept = place.basis.last_good().expect("readable").expect("there");
+        assert_eq!(
+            (kept.compiled.digest, kept.origin),
+            (first.compiled.digest, Origin::LastGood)
+        );
+    }
+
+    #[test]
+    fn an_edit_is_checked_before_a_byte_is_written() {
+        let place = place();
+        let allow = |source: &str| Edit::Allow {
+            service: "api".into(),
+            source: source.into(),
+            for_seconds: None,
+        };
+        let mut seen = Seen::default();
+        assert!(matches!(
+            place.basis.edit(&allow("@nobody"), &mut seen),
+            Err(Refusal::Invalid(_))
+        ));
+        assert_eq!(place.text(), POLICY);
+
+        let (_, written) = place
+            .basis
+            .edit(&allow("198.51.100.7"), &mut seen)
+            .expect("taken");
+        assert!(place.text().contains("\"198.51.100.7\"") && place.text().contains("# us"));
+        assert!(seen.still(Some(&place.text())));
+        written.expect("changed").undo();
+        assert_eq!(place.text(), POLICY);
+
+        assert!(matches!(
+            place.basis.apply("version = 2", &mut seen),
+            Err(Refusal::Invalid(_))
+        ));
+        assert_eq!(place.text(), POLICY);
+        std::fs::remove_file(&place.basis.path).expect("removed");
+        assert!(matches!(
+            place.basis.edit(&allow("198.51.100.7"), &mut seen),
+            Err(Refusal::Missing(_))
+        ));
+        let (_, written) = place.basis.apply(POLICY, &mut seen).expect("taken");
+        assert_eq!(place.text(), POLICY);
+        written.expect("made").undo();
+        assert!(!place.basis.path.exists());
+    }
+
+    #[test]
+    fn a_temporary_entry_ends_by_the_boot_clock_and_leaves_the_file() {
+        let mut place = place();
+        let change = Edit::Allow {
+            service: "api".into(),
+            source: "198.51.100.7".into(),
+            for_seconds: Some(60),
+        };
+        let (candidate, _) = place.basis.edit(&change, &mut Seen::default()).expect("taken");
+        assert_eq!(
+            candidate.deadlines.next(&*place.clock),
+            Some(Duration::from_secs(60))
+        );
+        let with = candidate.compiled.digest;
+        place.basis.deadlines = candidate.deadlines;
+
+        *place.clock.0.lock().expect("one thread") += 59;
+        assert_eq!(
+            place
+                .reload()
+                .expect("valid")
+                .expect("first look")
+                .compiled
+                .digest,
+            with
+        );
+        *place.clock.0.lock().expect("one thread") += 1;
+        place.basis.seen = None;
+        let after = place.reload().expect("valid").expect("forced");
+        assert_eq!((after.ended.len(), after.compiled.digest == with), (1, false));
+        assert_eq!(place.text(), POLICY);
+    }
+}

@@ -2,6 +2,7 @@
 //!
 //! Counters are read from the kernel's maps at the moment they are asked for.
 
+use super::clock;
 use super::config::Mode;
 use super::counters::{self, Totals};
 use super::handle::{ExplainBasis, InterfaceScrape, Readiness, Scrape};
@@ -11,6 +12,7 @@ use super::reload::{Origin, chain};
 use crate::api::types::{Count, CounterRow, InterfaceStatus, PolicyStatus, RuleRow, ServiceRow, Status};
 use crate::datapath::{Datapath, EgressMode, XdpMode};
 use crate::policy::model::{Action, Rule};
+use crate::simulate::Flows;
 use firewall_common::control::{AddressKey, Config as Control};
 use firewall_common::counter::Counter;
 use firewall_common::verdict::Reason;
@@ -268,7 +270,19 @@ impl Owner {
         for address in &own {
             control.add_own_address(address.high, address.low);
         }
+        let (gate, seed) = self
+            .datapath
+            .as_ref()
+            .map(Datapath::gate_cells)
+            .unwrap_or_default();
+        let flows = Flows {
+            gate,
+            seed,
+            now_s: clock::monotonic().as_secs() as u32,
+            ..Flows::default()
+        };
         Some(ExplainBasis {
+            flows,
             policy: desired.policy.clone(),
             text: desired.text.clone(),
             compiled: desired.compiled.clone(),

@@ -7,6 +7,7 @@
 use super::types::{ApiError, ApplyRequest, Detached, Edit, ExplainRequest, ModeRequest};
 use crate::agent::handle::{Command, ExplainBasis, Handle, Outcome, Stopping};
 use crate::agent::reload::{Refusal, chain};
+use crate::agent::sockets;
 use crate::monitor::Hub;
 use crate::policy::{compile::compile, explain};
 use crate::simulate;
@@ -210,11 +211,15 @@ fn explained(basis: &ExplainBasis, packet: &str) -> Result<Response, Failure> {
             &again
         }
     };
+    let flows = simulate::Flows {
+        sockets: sockets::connected(),
+        ..basis.flows.clone()
+    };
     let node = simulate::Node {
         image: &compiled.image,
         config: &basis.control,
         own: &basis.own,
-        flows: &simulate::Flows::default(),
+        flows: &flows,
     };
     let mut explanation = explain::explain(&basis.policy, &basis.text, compiled, &node, packet)
         .map_err(|error| Failure::new(StatusCode::BAD_REQUEST, chain(&error)))?;

@@ -3,7 +3,7 @@
 use super::{Answer, Context, usage};
 use crate::agent::config::default_pins;
 use crate::api::client::ClientError;
-use crate::api::types::Detached;
+use crate::api::types::{Detached, Status};
 use crate::datapath;
 use anyhow::Context as _;
 use std::io::{IsTerminal, Write};
@@ -23,36 +23,48 @@ pub struct Args {
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
-    /// Where the instance has its pins, if no agent runs [default: /sys/fs/bpf/ravelin/<instance>]
+    /// Where the instance has its pins, if no agent runs [default: /sys/fs/bpf/ravelin/INSTANCE]
     #[arg(long, value_name = "DIR")]
     pins: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
-    if !args.yes && !confirmed(&context.instance)? {
-        return Ok(Answer::No);
-    }
-    let nothing = serde_json::json!({});
-    let asked =
-        context.wait(async { Ok(context.client().post::<_, Detached>("/v1/detach", &nothing).await) })?;
-    let done = match asked {
-        Ok(done) => done,
-        Err(ClientError::NoAgent { .. }) => {
+    let asked = context.wait(async { Ok(context.client().get::<Status>("/v1/status").await) })?;
+    let (instance, pins) = match asked {
+        Ok(status) => (status.instance, None),
+        Err(error @ ClientError::NoAgent { .. }) => {
+            // The pins of another instance than was meant would be the wrong ones to remove.
+            if context.only_socket && args.pins.is_none() {
+                return Err(usage(
+                    "detach",
+                    format!("{error}; to detach without an agent, name its --instance or --pins"),
+                ));
+            }
             let pins = args
                 .pins
                 .clone()
                 .unwrap_or_else(|| default_pins(&context.instance));
-            let removed = datapath::detach_all(&pins)
-                .with_context(|| format!("detaching without an agent, by {}", pins.display()))?;
-            Detached { removed }
+            (context.instance.clone(), Some(pins))
         }
         Err(error) => return Err(error.into()),
     };
+    if !args.yes && !confirmed(&instance)? {
+        return Ok(Answer::No);
+    }
+    let done = match pins {
+        Some(pins) => Detached {
+            removed: datapath::detach_all(&pins)
+                .with_context(|| format!("detaching without an agent, by {}", pins.display()))?,
+        },
+        None => context.wait(async {
+            Ok(context
+                .client()
+                .post("/v1/detach", &serde_json::json!({}))
+                .await?)
+        })?,
+    };
     context.show(&done, |done| match done.removed.is_empty() {
-        true => format!(
-            "nothing to detach: instance {} filters nothing here\n",
-            context.instance
-        ),
+        true => format!("nothing to detach: instance {instance} filters nothing here\n"),
         false => done.removed.iter().map(|line| line.clone() + "\n").collect(),
     })?;
     Ok(Answer::Yes)

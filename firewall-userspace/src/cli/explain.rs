@@ -21,9 +21,10 @@ use std::time::SystemTime;
 /// needs no agent. Exits 0 if it would pass, 1 if it would drop. Live connections are not looked at: a packet
 /// stands for itself.
 ///
-/// A packet is [PROTOCOL] SOURCE to DESTINATION. PROTOCOL is tcp (when left out), udp, sctp, icmp TYPE or proto NUMBER.
-/// Ends are ADDRESS, ADDRESS:PORT, [IPV6]:PORT or PORT; a missing source port is an ephemeral one, a missing
-/// destination address is the host's own. '->' is the same as 'to', but quote it: the shell takes > for itself.
+/// A packet is PROTOCOL SOURCE to DESTINATION. PROTOCOL is tcp (when left out), udp, sctp, icmp TYPE or proto NUMBER.
+/// SOURCE and DESTINATION are ADDRESS, ADDRESS:PORT or PORT; an IPv6 address with a port stands in brackets. A missing
+/// source port is an ephemeral one, a missing destination address is the host's own. '->' is the same as 'to', but
+/// quote it: the shell takes > for itself.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   ravelin explain tcp 10.20.3.4 to 8443

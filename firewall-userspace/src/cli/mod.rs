@@ -60,7 +60,7 @@ Environment: RAVELIN_SOCKET and RAVELIN_INSTANCE stand for the options, NO_COLOR
 Exit status: 0 yes or done, 1 no or failed, 2 the command line is wrong."
 )]
 pub struct Cli {
-    /// Socket of the agent [default: /run/ravelin/<instance>.sock]
+    /// Socket of the agent [default: /run/ravelin/INSTANCE.sock]
     #[arg(long, global = true, value_name = "PATH", env = "RAVELIN_SOCKET", hide_env = true, help_heading = GLOBAL)]
     socket: Option<PathBuf>,
     /// Instance of the agent, when a host runs several [default: default]
@@ -135,6 +135,7 @@ fn arguments(raw: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsStri
 /// # Errors
 /// Whatever kept it from an answer; [`exit_code`] says what the process makes of it.
 pub fn run(cli: Cli) -> anyhow::Result<Answer> {
+    let only_socket = cli.socket.is_some() && cli.instance.is_none();
     let instance = cli
         .instance
         .map_or_else(|| config::DEFAULT_INSTANCE.to_owned(), |instance| instance.0);
@@ -143,6 +144,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Answer> {
         json: cli.output == Format::Json,
         style: Style::of(&std::io::stdout()),
         instance,
+        only_socket,
     };
     match cli.command {
         Command::Status(args) => status::run(&args, &context),
@@ -217,7 +219,10 @@ fn usage(command: &str, text: impl std::fmt::Display) -> anyhow::Error {
 /// What every command is given.
 struct Context {
     socket: PathBuf,
+    /// Of the agent that is asked for, unless [`Context::only_socket`].
     instance: String,
+    /// The agent was named by its socket alone, so which instance it is, is not known.
+    only_socket: bool,
     json: bool,
     style: Style,
 }

@@ -76,6 +76,12 @@ impl Gate {
         Ok(())
     }
 
+    /// The cells that are open now, by index.
+    pub fn open_cells(&self) -> HashMap<u32, Cell> {
+        let cells = (0..CELLS).map(|index| (index, Cell(self.cells.load_u64(index as usize * 8))));
+        cells.filter(|(_, cell)| cell.is_open()).collect()
+    }
+
     /// Fails when the kernel was faster, which then knows better.
     fn swap(&self, index: u32, from: u64, to: u64) -> Result<u64, u64> {
         self.cells

@@ -171,6 +171,18 @@ fn loaded(fd: OwnedFd) -> Result<Loaded, ProgramError> {
 pub(super) struct Maps(Ebpf);
 
 impl Maps {
+    /// `None` unless the programs were built to log.
+    pub fn kernel_log(&mut self) -> Option<KernelLog> {
+        match aya_log::EbpfLogger::init(&mut self.0) {
+            Ok(logger) => Some(KernelLog(logger)),
+            Err(aya_log::Error::MapNotFound) => None,
+            Err(error) => {
+                log::warn!("cannot read the log of the kernel programs: {error}");
+                None
+            }
+        }
+    }
+
     pub fn take<T>(&mut self, name: &'static str) -> Result<T, DatapathError>
     where
         T: TryFrom<Map, Error = aya::maps::MapError>,
@@ -304,5 +316,23 @@ pub(super) fn check_privileges() -> Result<(), DatapathError> {
         Err(DatapathError::Privileges {
             missing: missing.join(", "),
         })
+    }
+}
+
+/// What the kernel programs say by aya-log.
+pub struct KernelLog(aya_log::EbpfLogger<&'static dyn log::Log>);
+
+impl KernelLog {
+    /// Passes everything on to the log of this process. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// If the ring of the log cannot be waited for.
+    pub async fn run(mut self) -> io::Result<()> {
+        let ready = sys::readable(self.0.as_fd().try_clone_to_owned()?)?;
+        loop {
+            // A ring that was full before anybody waited for it never wakes.
+            self.0.flush();
+            ready.readable().await?.clear_ready();
+        }
     }
 }

@@ -23,6 +23,7 @@ pub use attach::{AttachError, Attachment, EgressMode, Features, XdpMode};
 pub use counters::{EndingCounter, EndingCounters};
 pub use events::EventReader;
 pub use image::InForce;
+pub use load::KernelLog;
 pub use netlink::Interface;
 pub use object::OBJECT;
 pub use wire::NetlinkError;
@@ -33,7 +34,7 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use firewall_common::{
     control::{AddressKey, Config, Control, Failsafe, MAX_FAILSAFE, SLOTS, Selector},
     counter::{InterfaceCounter, interface_cell},
-    gate::CELLS,
+    gate::{CELLS, Cell},
     verdict::Reason,
 };
 use gate::Gate;
@@ -158,6 +159,7 @@ pub struct Datapath {
     gate: Mutex<Gate>,
     events: OwnedFd,
     events_taken: Arc<AtomicBool>,
+    kernel_log: Option<KernelLog>,
 }
 
 const CONFIG_BYTES: usize = size_of::<Config>();
@@ -208,6 +210,7 @@ impl Datapath {
             gate: Mutex::new(Gate::new(gate)),
             events: clone_fd(&events)?,
             events_taken: Arc::default(),
+            kernel_log: maps.kernel_log(),
         };
         datapath.seed()?;
         attach::remove_zombies(pins)?;
@@ -374,6 +377,11 @@ impl Datapath {
         Ok(attachment)
     }
 
+    /// The log of the kernel programs, once; `None` if they were not built to have one.
+    pub fn take_kernel_log(&mut self) -> Option<KernelLog> {
+        self.kernel_log.take()
+    }
+
     /// Takes the programs off an interface, which need not exist any more.
     pub fn detach(&mut self, ifindex: u32) -> Result<(), DatapathError> {
         attach::detach(&self.pins, ifindex)?;
@@ -395,6 +403,16 @@ impl Datapath {
     pub fn seed_gate(&self) -> Result<(), DatapathError> {
         // A panic in between leaves nothing half done: cells are single words.
         self.gate.lock().unwrap_or_else(PoisonError::into_inner).refresh()
+    }
+
+    /// The open cells of the gate, by index, and the seed of the peers in them.
+    pub fn gate_cells(&self) -> (std::collections::HashMap<u32, Cell>, u64) {
+        let cells = self
+            .gate
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .open_cells();
+        (cells, self.slots.control().load_u64(offset_of!(Control, seed)))
     }
 
     /// Keys the hash of peers, once in the life of the maps.

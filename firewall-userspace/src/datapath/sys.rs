@@ -42,6 +42,7 @@ enum Command {
     ObjGet = 7,
     ProgGetFdById = 13,
     ObjGetInfo = 15,
+    BtfLoad = 18,
     MapFreeze = 22,
     LinkCreate = 28,
     LinkUpdate = 29,
@@ -94,8 +95,12 @@ struct MapCreate {
     inner_map_fd: u32,
     numa_node: u32,
     name: [u8; 16],
+    ifindex: u32,
+    btf_fd: u32,
+    btf_key: u32,
+    btf_value: u32,
 }
-// SAFETY: eleven words, as the anonymous struct of `BPF_MAP_CREATE` begins; no addresses.
+// SAFETY: fifteen words, as the anonymous struct of `BPF_MAP_CREATE` begins; no addresses.
 unsafe impl Attr for MapCreate {}
 
 fn map_create(
@@ -105,6 +110,7 @@ fn map_create(
     max_entries: u32,
     map_flags: u32,
     inner: Option<BorrowedFd<'_>>,
+    btf: Option<BorrowedFd<'_>>,
 ) -> io::Result<OwnedFd> {
     let mut bytes = [0; 16];
     // The kernel keeps fifteen bytes and the terminator.
@@ -119,13 +125,87 @@ fn map_create(
         inner_map_fd: inner.map_or(0, raw),
         numa_node: 0,
         name: bytes,
+        ifindex: 0,
+        btf_fd: btf.map_or(0, raw),
+        btf_key: if btf.is_some() { BTF_KEY } else { 0 },
+        btf_value: if btf.is_some() { BTF_VALUE } else { 0 },
     };
     bpf_fd(Command::MapCreate, &attr)
 }
 
 /// An array that fits into an array of maps whose inner template has the same value size.
 pub fn inner_array(name: &str, value_size: u32, max_entries: u32) -> io::Result<OwnedFd> {
-    map_create(name, MAP_TYPE_ARRAY, value_size, max_entries, INNER_FLAGS, None)
+    // Kernels before 6.2 compare where a value has its timer, and "nowhere" differs from "not described". The
+    // template has a description, so this has one.
+    let btf = describe(value_size)?;
+    map_create(
+        name,
+        MAP_TYPE_ARRAY,
+        value_size,
+        max_entries,
+        INNER_FLAGS,
+        None,
+        Some(btf.as_fd()),
+    )
+}
+
+#[repr(C)]
+struct BtfLoad {
+    btf: u64,
+    log: u64,
+    size: u32,
+    log_size: u32,
+    log_level: u32,
+    pad: u32,
+}
+// SAFETY: the layout of `BPF_BTF_LOAD`, whose last word is zero; `describe` puts the address of its own buffer.
+unsafe impl Attr for BtfLoad {}
+
+/// Type numbers in what `describe` loads.
+const BTF_KEY: u32 = 1;
+const BTF_VALUE: u32 = 4;
+
+/// The description (BTF) of a map from `u32` to a struct of `value_size / 8` words.
+fn describe(value_size: u32) -> io::Result<OwnedFd> {
+    let blob = description(value_size);
+    let attr = BtfLoad {
+        btf: blob.as_ptr() as u64,
+        log: 0,
+        size: blob.len() as u32,
+        log_size: 0,
+        log_level: 0,
+        pad: 0,
+    };
+    bpf_fd(Command::BtfLoad, &attr)
+}
+
+/// See <https://docs.kernel.org/bpf/btf.html>.
+fn description(value_size: u32) -> Vec<u8> {
+    const INT: u32 = 1 << 24;
+    const ARRAY: u32 = 3 << 24;
+    const STRUCT: u32 = 4 << 24;
+    const NAMES: &[u8] = b"\0u32\0u64\0";
+    let types = [
+        // Name, kind (and members), size, then bits; or element, index and length; or name, type and place.
+        &[1, INT, 4, 32][..],
+        &[5, INT, 8, 64],
+        &[0, ARRAY, 0, 2, 1, value_size / 8],
+        &[0, STRUCT | 1, value_size, 0, 3, 0],
+    ]
+    .concat();
+    let types_len = size_of_val(&types[..]) as u32;
+    let mut blob = Vec::new();
+    // Magic, version and flags, then the length of this header.
+    blob.extend(0xeb9f_u16.to_ne_bytes());
+    blob.extend([1, 0]);
+    for word in [24, 0, types_len, types_len, NAMES.len() as u32]
+        .into_iter()
+        .chain(types)
+    {
+        blob.extend(word.to_ne_bytes());
+    }
+    blob.extend(NAMES);
+    blob
 }
 
 #[repr(C)]
@@ -222,6 +302,7 @@ impl Grace {
             1,
             0,
             Some(inner.as_fd()),
+            None,
         )?;
         Ok(Grace { outer, inner })
     }

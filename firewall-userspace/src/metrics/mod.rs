@@ -280,7 +280,11 @@ mod tests {
                 reason: Some(reason.word().into()),
                 rule,
             };
-            let rule = RuleKey { service: "api".into(), action: "allow".into(), source: "@web".into() };
+            let rule = RuleKey {
+                service: "api".into(),
+                action: "allow".into(),
+                source: "@web".into(),
+            };
             let names = [name(Reason::Allowed, Some(rule)), name(Reason::NotAllowed, None)];
             Some(Scrape {
                 totals: Totals::zero(&names, true),
@@ -288,7 +292,10 @@ mod tests {
                     name: "eth0".into(),
                     xdp: "native".into(),
                     egress: "tcx".into(),
-                    passed: Count { packets: 7, bytes: 700 },
+                    passed: Count {
+                        packets: 7,
+                        bytes: 700,
+                    },
                     dropped: Count::default(),
                 }],
                 generation: 3,
@@ -301,8 +308,12 @@ mod tests {
 
     fn text() -> String {
         let registry = Registry::new();
-        registry.register(Box::new(AgentCollector(Fixed))).expect("registered");
-        TextEncoder::new().encode_to_string(&registry.gather()).expect("encoded")
+        registry
+            .register(Box::new(AgentCollector(Fixed)))
+            .expect("registered");
+        TextEncoder::new()
+            .encode_to_string(&registry.gather())
+            .expect("encoded")
     }
 
     #[test]
@@ -327,8 +338,11 @@ mod tests {
 
     #[test]
     fn promtool_finds_nothing_to_say() {
-        let child =
-            Process::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let child = Process::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
         let mut child = match child {
             Ok(child) => child,
             Err(error) => {
@@ -336,8 +350,17 @@ mod tests {
                 return;
             }
         };
-        child.stdin.take().expect("piped").write_all(text().as_bytes()).expect("written");
+        child
+            .stdin
+            .take()
+            .expect("piped")
+            .write_all(text().as_bytes())
+            .expect("written");
         let output = child.wait_with_output().expect("ended");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }

@@ -3,7 +3,7 @@
 use super::Style;
 use super::human::{bytes, number};
 use super::status::plural;
-use super::table::{left, list, table};
+use super::table::{left, list, table, words};
 use crate::policy::compile::Stats;
 use comfy_table::Cell;
 use serde::Serialize;
@@ -70,7 +70,7 @@ pub fn check(report: &CheckReport, style: &Style) -> String {
         field("warnings", &style.warn(&plural(report.warnings.len(), "warning")));
     }
     if !report.services.is_empty() {
-        let columns = [left("SERVICE"), left("PORTS"), left("ALLOW"), left("DENY")];
+        let columns = [left("SERVICE"), words("PORTS"), words("ALLOW"), words("DENY")];
         let rows = report.services.iter().map(|service| {
             vec![
                 Cell::new(&service.name),

@@ -16,7 +16,11 @@ pub fn applied(record: &Applied, dry_run: bool, style: &Style) -> String {
             "{} (digest {digest})",
             style.good(&format!("generation {} is in force", record.generation))
         ),
-        (false, false) => writeln!(out, "no change: generation {} stays in force", record.generation),
+        (false, false) => writeln!(
+            out,
+            "nothing changes for any packet: generation {} stays in force",
+            record.generation
+        ),
     };
     out
 }

@@ -2,7 +2,7 @@
 
 use super::Style;
 use super::human::{bytes, number};
-use super::table::{left, list, right, table};
+use super::table::{left, list, right, table, words};
 use crate::api::types::{RuleRow, ServiceRow};
 use comfy_table::{Cell, Color};
 
@@ -10,9 +10,9 @@ use comfy_table::{Cell, Color};
 pub fn services(rows: &[ServiceRow], style: &Style) -> String {
     let columns = [
         left("SERVICE"),
-        left("PORTS"),
-        left("ALLOW"),
-        left("DENY"),
+        words("PORTS"),
+        words("ALLOW"),
+        words("DENY"),
         right("PASSED"),
         right("DROPPED"),
         left("PLACE"),

@@ -2,7 +2,7 @@
 
 use super::Style;
 use super::human::{bytes, duration, number, utc};
-use super::table::{indent, left, right, table};
+use super::table::{indent, left, right, table, words};
 use crate::api::types::{InterfaceStatus, Status};
 use comfy_table::{Cell, Color};
 use std::fmt::Write;
@@ -154,7 +154,7 @@ fn interfaces(records: &[InterfaceStatus], style: &Style) -> String {
         right("BYTES"),
         right("DROPPED"),
         right("BYTES"),
-        left("NOTE"),
+        words("NOTE"),
     ];
     let rows = records.iter().map(|each| {
         let colour = match each.xdp.as_str() {

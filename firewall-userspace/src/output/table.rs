@@ -1,19 +1,28 @@
 //! Tables without lines: a header, columns two spaces apart, nothing at the end of a line.
 
 use super::Style;
-use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{
+    Attribute, Cell, CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets,
+};
+
+/// Spaces between columns.
+const GAP: u16 = 2;
+/// A column of words keeps this width however narrow the terminal is.
+const NARROWEST: u16 = 18;
 
 /// A column of a table.
 #[derive(Clone, Copy)]
 pub struct Column {
     title: &'static str,
     alignment: CellAlignment,
+    wraps: bool,
 }
 
 pub const fn left(title: &'static str) -> Column {
     Column {
         title,
         alignment: CellAlignment::Left,
+        wraps: false,
     }
 }
 
@@ -21,6 +30,16 @@ pub const fn right(title: &'static str) -> Column {
     Column {
         title,
         alignment: CellAlignment::Right,
+        wraps: false,
+    }
+}
+
+/// A column of words, which gives way when the terminal is narrow; the others keep their width.
+pub const fn words(title: &'static str) -> Column {
+    Column {
+        title,
+        alignment: CellAlignment::Left,
+        wraps: true,
     }
 }
 
@@ -47,9 +66,15 @@ pub fn table(style: &Style, columns: &[Column], rows: impl IntoIterator<Item = V
     for row in rows {
         table.add_row(row);
     }
+    let widths = table.column_max_content_widths();
     for (index, column) in columns.iter().enumerate() {
         if let Some(target) = table.column_mut(index) {
-            target.set_padding((0, 2)).set_cell_alignment(column.alignment);
+            target.set_padding((0, GAP)).set_cell_alignment(column.alignment);
+            let width = widths.get(index).copied().unwrap_or_default();
+            target.set_constraint(match column.wraps {
+                true => ColumnConstraint::LowerBoundary(Width::Fixed(width.min(NARROWEST) + GAP)),
+                false => ColumnConstraint::ContentWidth,
+            });
         }
     }
     let mut out = String::new();
@@ -89,6 +114,23 @@ mod tests {
         let rows = rows.map(|(name, count)| vec![Cell::new(name), Cell::new(count)]);
         let text = table(&Style::PLAIN, &[left("NAME"), right("COUNT")], rows);
         assert_eq!(text, "NAME       COUNT\na              1\nlong name     23\n");
+    }
+
+    #[test]
+    fn only_words_give_way_on_a_narrow_terminal() {
+        let mut style = Style::PLAIN;
+        style.width = Some(30);
+        let row = vec![
+            Cell::new("payments-api"),
+            Cell::new("@web, 198.51.100.7, 192.0.2.0/24"),
+            Cell::new("1,234"),
+        ];
+        let text = table(&style, &[left("SERVICE"), words("ALLOW"), right("PASSED")], [row]);
+        assert!(text.lines().count() > 2, "{text}");
+        assert!(
+            text.contains("payments-api") && text.contains(" 1,234\n"),
+            "{text}"
+        );
     }
 
     #[test]

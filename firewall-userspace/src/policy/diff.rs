@@ -7,13 +7,13 @@
 mod side;
 mod who;
 
-use super::model::{Action, Policy, Rule};
+use super::model::{Action, Policy};
 use super::ports;
 use crate::api::types::DiffLine;
 use firewall_common::image::PortKey;
 use side::Side;
 use std::collections::BTreeMap;
-use who::Who;
+use who::{List, Who};
 
 /// A line per (change, who, service), first those of the whole policy, then in the order of the services.
 pub fn diff(old: &Policy, new: &Policy) -> Vec<DiffLine> {
@@ -79,7 +79,7 @@ fn join(ranges: &mut Vec<(PortKey, PortKey)>, range: (PortKey, PortKey)) {
 }
 
 /// Entries of the policy's own deny list that came, went or changed what they hold.
-fn policy_denies(old: &Side<'_>, new: &Side<'_>, lines: &mut Vec<DiffLine>) {
+fn policy_denies<'a>(old: &'a Side<'a>, new: &'a Side<'a>, lines: &mut Vec<DiffLine>) {
     if old.lists_of(None, Action::Deny) == new.lists_of(None, Action::Deny) {
         return;
     }
@@ -94,19 +94,23 @@ fn policy_denies(old: &Side<'_>, new: &Side<'_>, lines: &mut Vec<DiffLine>) {
             });
         }
     };
-    let whole = |rule: &Rule, side: &Side<'_>| side.set(rule);
-    let mut lost = Who::new(after.difference(&before));
-    lost.take(new, old, Action::Deny, None, None, "more", &whole);
-    say("loses", lost.names("more"), "every port");
-    let mut gained = Who::new(before.difference(&after));
-    gained.take(old, new, Action::Deny, None, None, "fewer", &whole);
-    say("gains", gained.names("fewer"), "every port that allows it");
+    let list = |side| List {
+        side,
+        service: None,
+        action: Action::Deny,
+    };
+    let mut lost = Who::new(after.difference(&before), None, "more");
+    lost.take(list(new), Some(list(old)), "more");
+    say("loses", lost.names(), "every port");
+    let mut gained = Who::new(before.difference(&after), None, "fewer");
+    gained.take(list(old), Some(list(new)), "fewer");
+    say("gains", gained.names(), "every port that allows it");
 }
 
 /// Who gains and loses the ports that service `before` had and `after` has.
-fn service(
-    old: &Side<'_>,
-    new: &Side<'_>,
+fn service<'a>(
+    old: &'a Side<'a>,
+    new: &'a Side<'a>,
     before: Option<usize>,
     after: Option<usize>,
     ranges: &[(PortKey, PortKey)],
@@ -120,49 +124,25 @@ fn service(
         return;
     }
     let (was, is) = (old.access(before), new.access(after));
-    let denied = |side: &Side<'_>| side.set_of(None, Action::Deny);
-    let mut gained = Who::new(is.difference(&was));
-    let mut lost = Who::new(was.difference(&is));
-    if !gained.rest.is_empty() {
-        gained.rest = gained.rest.difference(&denied(new));
-    }
-    if !lost.rest.is_empty() {
-        lost.rest = lost.rest.difference(&denied(old));
-    }
-    // All that an entry lets in, when denies have taken their part.
-    let effective = |service: Option<usize>| {
-        move |rule: &Rule, side: &Side<'_>| {
-            let denied = side
-                .set_of(service, Action::Deny)
-                .union(&side.set_of(None, Action::Deny));
-            side.set(rule).difference(&denied)
-        }
-    };
-    let whole = |rule: &Rule, side: &Side<'_>| side.set(rule);
     let nobody_left = is.is_empty();
-    if let Some(after) = after {
-        gained.take(
-            new,
-            old,
-            Action::Allow,
-            Some(after),
-            before,
-            "more",
-            &effective(Some(after)),
-        );
-        lost.take(new, old, Action::Deny, Some(after), before, "more", &whole);
+    let mut gained = Who::new(is.difference(&was), Some(new), "more");
+    let mut lost = Who::new(was.difference(&is), Some(old), "fewer");
+    let list = |side, service: Option<usize>, action| {
+        service.map(|_| List {
+            side,
+            service,
+            action,
+        })
+    };
+    let (old_allow, old_deny) = (list(old, before, Action::Allow), list(old, before, Action::Deny));
+    let (new_allow, new_deny) = (list(new, after, Action::Allow), list(new, after, Action::Deny));
+    if let (Some(allow), Some(deny)) = (new_allow, new_deny) {
+        gained.take(allow, old_allow, "more");
+        lost.take(deny, old_deny, "more");
     }
-    if let Some(before) = before {
-        gained.take(old, new, Action::Deny, Some(before), after, "fewer", &whole);
-        lost.take(
-            old,
-            new,
-            Action::Allow,
-            Some(before),
-            after,
-            "fewer",
-            &effective(Some(before)),
-        );
+    if let (Some(allow), Some(deny)) = (old_allow, old_deny) {
+        gained.take(deny, new_deny, "fewer");
+        lost.take(allow, new_allow, "fewer");
     }
     // What the default let in, or lets in now.
     if before.is_none() && old.policy.default_allow {
@@ -177,7 +157,7 @@ fn service(
         if opens { "opens" } else { "gains" },
         if closes { "closes" } else { "loses" },
     );
-    let (mut come, mut gone) = (gained.names("more"), lost.names("fewer"));
+    let (mut come, mut gone) = (gained.names(), lost.names());
     if opens && come.is_empty() && gone.is_empty() {
         come.push("nobody".into());
     }

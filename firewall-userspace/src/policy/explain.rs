@@ -40,8 +40,16 @@ pub fn explain(
     spec.dst = Some(spec.destination(node.own.iter().map(|key| address(*key)).filter(reachable)));
     let (outcome, steps) = simulate::decide(node, &frame(&spec));
     let own_source = node.own.contains(&simulate::address_key(spec.src));
-    let account =
-        Account { policy, text, compiled, config: node.config, spec: &spec, own_source, outcome, steps: &steps };
+    let account = Account {
+        policy,
+        text,
+        compiled,
+        config: node.config,
+        spec: &spec,
+        own_source,
+        outcome,
+        steps: &steps,
+    };
     Ok(account.explanation())
 }
 
@@ -80,28 +88,53 @@ mod tests {
     use std::collections::HashSet;
     use std::path::Path;
 
-    const POLICY: &str = "version = 1\n[[service]]\nname = \"web\"\nports = [\"tcp/80\"]\nallow = [\"192.0.2.0/24\"]\n";
+    const POLICY: &str =
+        "version = 1\n[[service]]\nname = \"web\"\nports = [\"tcp/80\"]\nallow = [\"192.0.2.0/24\"]\n";
 
     fn explained(packet: &str, own: &[&str]) -> Explanation {
         let loaded = file::parse(POLICY, Path::new("policy.toml"), 0).unwrap();
         let compiled = compile(&loaded.policy).unwrap();
-        let own: HashSet<AddressKey> = own.iter().map(|text| address_key(text.parse().unwrap())).collect();
+        let own: HashSet<AddressKey> = own
+            .iter()
+            .map(|text| address_key(text.parse().unwrap()))
+            .collect();
         let mut config = Config::DEFAULT;
         for key in &own {
             config.add_own_address(key.high, key.low);
         }
         let flows = Flows::default();
-        let node = Node { image: &compiled.image, config: &config, own: &own, flows: &flows };
+        let node = Node {
+            image: &compiled.image,
+            config: &config,
+            own: &own,
+            flows: &flows,
+        };
         explain(&loaded.policy, POLICY, &compiled, &node, packet).unwrap()
     }
 
     #[test]
     fn the_host_itself_is_the_destination_but_never_its_loopback() {
-        let own = ["::1", "127.0.0.1", "169.254.1.1", "198.51.100.1", "fe80::1", "2001:db8::5"];
+        let own = [
+            "::1",
+            "127.0.0.1",
+            "169.254.1.1",
+            "198.51.100.1",
+            "fe80::1",
+            "2001:db8::5",
+        ];
         let told = explained("tcp 192.0.2.7 -> 80", &own);
-        assert_eq!((told.packet.as_str(), told.verdict.as_str()), ("tcp 192.0.2.7:49152 -> 198.51.100.1:80 flags syn", "pass"));
-        assert_eq!(explained("tcp 2001:db8::7 -> 80", &own).packet, "tcp [2001:db8::7]:49152 -> [2001:db8::5]:80 flags syn");
-        assert_eq!(explained("tcp 192.0.2.7 -> 80", &[]).packet, "tcp 192.0.2.7:49152 -> 192.0.2.1:80 flags syn");
+        assert_eq!(
+            (told.packet.as_str(), told.verdict.as_str()),
+            ("tcp 192.0.2.7:49152 -> 198.51.100.1:80 flags syn", "pass")
+        );
+        assert_eq!(
+            explained("tcp 2001:db8::7 -> 80", &own).packet,
+            "tcp [2001:db8::7]:49152 -> [2001:db8::5]:80 flags syn"
+        );
+        assert_eq!(
+            explained("tcp 192.0.2.7 -> 80", &[]).packet,
+            "tcp 192.0.2.7:49152 -> 192.0.2.1:80 flags syn"
+        );
     }
 
     #[test]
@@ -111,7 +144,10 @@ mod tests {
             finding("tcp 198.51.100.1 -> 80", &["198.51.100.1"]),
             "198.51.100.1 is an address of this host: nobody else sends from it"
         );
-        assert_eq!(finding("tcp 127.0.0.1 -> 80", &[]), "127.0.0.1 is a loopback address: it never comes from a wire");
+        assert_eq!(
+            finding("tcp 127.0.0.1 -> 80", &[]),
+            "127.0.0.1 is a loopback address: it never comes from a wire"
+        );
         assert_eq!(
             finding("tcp 192.0.2.7 -> 127.0.0.1:80", &[]),
             "127.0.0.1 is a loopback address: nothing on a wire goes to it"

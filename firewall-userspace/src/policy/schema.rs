@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 pub fn json_schema() -> Value {
     let names: Vec<&str> = icmp::TYPES.iter().map(|row| row.0).collect();
     let port = format!(
-        "^((tcp|udp|sctp)/[1-9][0-9]{{0,4}}(-[1-9][0-9]{{0,4}})?|icmp(v4|v6)?/([0-9]{{1,3}}|{})|proto/[1-9][0-9]{{0,2}})$",
+        "^((tcp|udp|sctp)/[1-9][0-9]{{0,4}}(-[1-9][0-9]{{0,4}})?|icmp(v4|v6)?/(0|[1-9][0-9]{{0,2}}|{})|proto/[1-9][0-9]{{0,2}})$",
         names.join("|")
     );
     let prefix = r"[0-9]{1,3}(\.[0-9]{1,3}){3}(/([1-9]|[12][0-9]|3[0-2]))?|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*(/[1-9][0-9]{0,2})?";

@@ -78,7 +78,10 @@ pub fn links_on_the_way(path: &Path) -> io::Result<Vec<PathBuf>> {
                 walked.pop();
                 // An absolute target replaces what was walked.
                 walked.push(target);
-                walked.push(components.as_path());
+                // An empty rest would end the path in a slash, which stands for a directory.
+                if !components.as_path().as_os_str().is_empty() {
+                    walked.push(components.as_path());
+                }
                 path = walked;
                 continue 'again;
             }

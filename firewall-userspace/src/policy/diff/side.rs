@@ -3,9 +3,7 @@
 use super::super::model::{Action, Policy, PrefixList, Rule, ServiceId};
 use super::super::set::AddressSet;
 use std::cell::RefCell;
-use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeSet, HashMap};
-use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -13,8 +11,8 @@ pub struct Side<'a> {
     pub policy: &'a Policy,
     /// Number of each list of the policy; lists with the same content have one number on both sides.
     numbers: Vec<usize>,
-    /// By the number of a list.
-    sets: RefCell<HashMap<usize, Rc<AddressSet>>>,
+    /// By the number of a list, for both sides.
+    sets: Rc<RefCell<HashMap<usize, Rc<AddressSet>>>>,
     /// By service and action.
     unions: RefCell<HashMap<Owner, Rc<AddressSet>>>,
 }
@@ -22,34 +20,55 @@ pub struct Side<'a> {
 /// A service or the policy itself, and whether its deny list is meant.
 type Owner = (Option<usize>, bool);
 
+/// The same list has the same outline, and most others have another.
+type Outline = (usize, usize, [Option<(u128, u8)>; 6]);
+
 pub fn pair<'a>(old: &'a Policy, new: &'a Policy) -> (Side<'a>, Side<'a>) {
-    let mut known: HashMap<u64, Vec<(Arc<PrefixList>, usize)>> = HashMap::new();
-    let mut next = 0;
+    let mut known: HashMap<Outline, Vec<(&'a Arc<PrefixList>, usize)>> = HashMap::new();
+    let mut count = 0;
+    let sets = Rc::default();
     let mut side = |policy: &'a Policy| {
-        let mut number = |list: &Arc<PrefixList>| {
-            let mut hasher = DefaultHasher::new();
-            (&list.v4, &list.v6).hash(&mut hasher);
-            let same = known.entry(hasher.finish()).or_default();
-            if let Some((_, number)) = same
+        let mut number = |list: &'a Arc<PrefixList>| {
+            let same = known.entry(outline(list)).or_default();
+            let there = same
                 .iter()
-                .find(|(other, _)| Arc::ptr_eq(other, list) || other == list)
-            {
+                .find(|(other, _)| Arc::ptr_eq(other, list) || *other == list);
+            if let Some((_, number)) = there {
                 return *number;
             }
-            next += 1;
-            same.push((Arc::clone(list), next));
-            next
+            count += 1;
+            same.push((list, count));
+            count
         };
         let numbers = policy.lists.iter().map(&mut number).collect();
         Side {
             policy,
             numbers,
-            sets: RefCell::default(),
+            sets: Rc::clone(&sets),
             unions: RefCell::default(),
         }
     };
     let old = side(old);
     (old, side(new))
+}
+
+fn outline(list: &PrefixList) -> Outline {
+    let v4 = |at: usize| {
+        list.v4
+            .get(at)
+            .map(|&(address, length)| (u128::from(address), length))
+    };
+    let v6 = |at: usize| list.v6.get(at).copied();
+    let (n4, n6) = (list.v4.len(), list.v6.len());
+    let samples = [
+        v4(0),
+        v4(n4 / 2),
+        v4(n4.wrapping_sub(1)),
+        v6(0),
+        v6(n6 / 2),
+        v6(n6.wrapping_sub(1)),
+    ];
+    (n4, n6, samples)
 }
 
 impl<'a> Side<'a> {
@@ -105,6 +124,11 @@ impl<'a> Side<'a> {
             .entry(number)
             .or_insert_with(|| Rc::new(AddressSet::of(&self.policy.lists[index as usize])));
         Rc::clone(set)
+    }
+
+    /// All addresses that the policy denies on every port.
+    pub fn denied(&self) -> Rc<AddressSet> {
+        self.set_of(None, Action::Deny)
     }
 
     /// All addresses that one list names.

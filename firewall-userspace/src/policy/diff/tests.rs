@@ -1,4 +1,5 @@
 use super::super::file::parse;
+use super::super::model::Rule;
 use super::who::thousands;
 use super::*;
 use std::path::Path;
@@ -114,6 +115,21 @@ fn entries_that_come_and_go_are_named() {
         [
             format!("10.20.64.0/23 loses {ports}"),
             format!("10.20.67.0/24 loses {ports}"),
+        ]
+    );
+}
+
+#[test]
+fn entries_that_overlap_are_named_whole() {
+    let ports = "api tcp/8443,udp/8443";
+    assert_eq!(
+        replaced(
+            "\"198.51.100.7\"",
+            "\"198.51.100.7\", \"192.0.2.9\", \"203.0.113.9\", \"203.0.113.0/24\""
+        ),
+        [
+            format!("203.0.113.9 gains {ports}"),
+            format!("203.0.113.0/24 gains {ports}")
         ]
     );
 }

@@ -3,15 +3,15 @@
 //! What is left out is filled in as a usual packet has it: an unprivileged source port, a SYN, an echo request.
 //! [`PacketSpec`] prints with everything filled in, so that what was assumed can be seen.
 
-use crate::policy::diagnostic::{did_you_mean, nearest};
+mod parse;
+
+pub use parse::parse;
+
 use crate::policy::icmp;
 use crate::simulate::Transport;
 use firewall_common::packet::tcp;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
-/// Source port when none is given: the first of the ephemeral range (RFC 6335).
-const EPHEMERAL: u16 = 49_152;
 
 /// One packet, all filled in but the destination address: that is the host's to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,7 @@ pub struct PacketError {
     message: String,
 }
 
+/// Flags of TCP by name, in the order they are shown.
 const FLAGS: [(&str, u8); 8] = [
     ("syn", tcp::SYN),
     ("ack", tcp::ACK),
@@ -40,333 +41,15 @@ const FLAGS: [(&str, u8); 8] = [
     ("ece", 64),
     ("cwr", 128),
 ];
-const PROTOCOLS: [&str; 7] = ["tcp", "udp", "sctp", "icmp", "icmpv4", "icmpv6", "proto"];
-const EXAMPLES: &str = "for example: tcp 10.20.3.4 -> 8443, udp 10.20.3.4:5353 -> 192.0.2.1:53, icmp echo from 2001:db8::7, proto 47 from 10.20.3.4";
-
-fn error<T>(message: impl Into<String>) -> Result<T, PacketError> {
-    Err(PacketError { message: message.into() })
-}
-
-/// Reads a packet: `[PROTOCOL] [from] SOURCE [->|to DESTINATION] [flags LIST] [vlan ID[,ID]] [code N]`.
-///
-/// # Errors
-/// What is wrong or missing, and how it is written.
-pub fn parse(text: &str) -> Result<PacketSpec, PacketError> {
-    let spaced = text.replace("->", " to ").replace('→', " to ").to_lowercase();
-    let mut words = spaced.split_whitespace().peekable();
-    let Some(&first) = words.peek() else {
-        return error(format!("describe a packet, {EXAMPLES}"));
-    };
-    let protocol = match Protocol::parse(first)? {
-        Some(protocol) => {
-            words.next();
-            protocol
-        }
-        // Two ends without a protocol.
-        None => Protocol::Tcp(None),
-    };
-    let protocol = protocol.completed(&mut words)?;
-
-    let mut source = None;
-    let mut destination = None;
-    let mut modifiers = Modifiers::default();
-    while let Some(word) = words.next() {
-        let mut argument = |what: &str| match words.next() {
-            Some(argument) => Ok(argument),
-            None => error(format!("{what} must follow \"{word}\"")),
-        };
-        match word {
-            "from" => set(&mut source, End::parse(argument("an address")?)?, "source")?,
-            "to" => set(&mut destination, End::parse(argument("a port or an address")?)?, "destination")?,
-            "flags" => modifiers.flags = Some(parse_flags(argument("flags such as syn,ack")?)?),
-            "vlan" => modifiers.vlan = parse_vlan(argument("a tag such as 10 or 10,20")?)?,
-            "code" => {
-                let code = argument("a number")?;
-                let code = code.parse().or_else(|_| error(format!("\"{code}\" is no ICMP code (0 to 255)")))?;
-                modifiers.code = Some(code);
-            }
-            _ if source.is_none() => source = Some(End::parse(word)?),
-            _ if destination.is_none() => destination = Some(End::parse(word)?),
-            _ => {
-                let hint = did_you_mean(word, "", ["from", "to", "flags", "vlan", "code"]);
-                let hint = hint.unwrap_or_else(|| "from, to, flags, vlan and code are understood".to_owned());
-                return error(format!("\"{word}\" is left over; {hint}"));
-            }
-        }
-    }
-    assemble(&protocol, source, destination, modifiers)
-}
-
-fn set(slot: &mut Option<End>, end: End, what: &str) -> Result<(), PacketError> {
-    match slot.replace(end) {
-        None => Ok(()),
-        Some(_) => error(format!("the {what} is given twice")),
-    }
-}
-
-#[derive(Default)]
-struct Modifiers {
-    flags: Option<u8>,
-    code: Option<u8>,
-    vlan: Vec<u16>,
-}
-
-/// The protocol, with what may be written at once with it: `tcp/8443`, `icmp/echo`.
-enum Protocol {
-    Tcp(Option<u16>),
-    Udp(Option<u16>),
-    Sctp(Option<u16>),
-    /// The word that was typed, and the type if there was one.
-    Icmp(String, Option<(IcmpType, Option<u8>)>),
-    Other(Option<u8>),
-}
-
-#[derive(Clone, Copy)]
-enum IcmpType {
-    /// By name: the types in ICMP and in ICMPv6.
-    Named(Option<u8>, Option<u8>),
-    Number(u8),
-}
-
-impl Protocol {
-    /// `None` if the word is an end, not a protocol.
-    fn parse(word: &str) -> Result<Option<Protocol>, PacketError> {
-        let (name, detail) = match word.split_once('/') {
-            Some((name, detail)) => (name, Some(detail)),
-            None => (word, None),
-        };
-        let port = || detail.map(parse_port).transpose();
-        Ok(Some(match name {
-            "tcp" => Protocol::Tcp(port()?),
-            "udp" => Protocol::Udp(port()?),
-            "sctp" => Protocol::Sctp(port()?),
-            "icmp" | "icmpv4" | "icmpv6" | "icmp6" | "ping" | "ping6" => {
-                let family = if name.ends_with('6') { "icmpv6" } else { name };
-                Protocol::Icmp(family.to_owned(), detail.map(parse_icmp_type).transpose()?.map(|kind| (kind, None)))
-            }
-            "proto" | "protocol" => Protocol::Other(detail.map(parse_number).transpose()?),
-            _ if word == "from" || word.starts_with(|c: char| c.is_ascii_digit() || c == '[' || c == ':') => return Ok(None),
-            // An IPv6 address may begin with a letter.
-            _ if word.contains(':') => return Ok(None),
-            _ => {
-                let hint = nearest(name, PROTOCOLS).map(|near| format!("; did you mean \"{near}\"?"));
-                let hint = hint.unwrap_or_else(|| format!(" (tcp, udp, sctp, icmp, icmpv6 or proto NUMBER; {EXAMPLES})"));
-                return error(format!("\"{name}\" is no protocol{hint}"));
-            }
-        }))
-    }
-
-    /// Takes the words that belong to the protocol: the type of ICMP, the number of `proto`.
-    fn completed<'a>(
-        self,
-        words: &mut std::iter::Peekable<impl Iterator<Item = &'a str>>,
-    ) -> Result<Protocol, PacketError> {
-        match self {
-            Protocol::Icmp(name, None) => {
-                let is_end = |word: &str| word == "from" || word == "to" || End::parse(word).is_ok_and(|end| end.address.is_some());
-                let Some(word) = words.next_if(|word| !is_end(word)) else {
-                    return Ok(Protocol::Icmp(name, None));
-                };
-                let (kind, code) = match word.split_once('/') {
-                    None => (word, None),
-                    Some((kind, code)) => {
-                        let number = code.parse().or_else(|_| error(format!("\"{code}\" is no ICMP code (0 to 255)")))?;
-                        (kind, Some(number))
-                    }
-                };
-                Ok(Protocol::Icmp(name, Some((parse_icmp_type(kind)?, code))))
-            }
-            Protocol::Other(None) => match words.next() {
-                Some(word) => Ok(Protocol::Other(Some(parse_number(word)?))),
-                None => error("which protocol? write its number, for example proto 47 from 10.20.3.4"),
-            },
-            complete => Ok(complete),
-        }
-    }
-}
-
-fn parse_port(text: &str) -> Result<u16, PacketError> {
-    if text.contains('-') {
-        return error(format!("\"{text}\" is a range; a packet goes to one port"));
-    }
-    text.parse().or_else(|_| error(format!("\"{text}\" is no port (0 to 65535)")))
-}
-
-fn parse_number(text: &str) -> Result<u8, PacketError> {
-    text.parse().or_else(|_| error(format!("\"{text}\" is no protocol number (0 to 255), such as 47 for GRE")))
-}
-
-fn parse_icmp_type(text: &str) -> Result<IcmpType, PacketError> {
-    if let Ok(number) = text.parse() {
-        return Ok(IcmpType::Number(number));
-    }
-    let name = match text {
-        "ping" | "echo-request" | "request" => "echo",
-        "reply" | "pong" => "echo-reply",
-        "unreachable" => "dest-unreachable",
-        other => other,
-    };
-    match icmp::by_name(name) {
-        Some((v4, v6)) => Ok(IcmpType::Named(v4, v6)),
-        None => {
-            let hint = did_you_mean(text, "", icmp::TYPES.iter().map(|row| row.0))
-                .unwrap_or_else(|| "a number, echo, echo-reply, dest-unreachable, packet-too-big and so on".to_owned());
-            error(format!("\"{text}\" is no ICMP type; {hint}"))
-        }
-    }
-}
-
-fn parse_flags(text: &str) -> Result<u8, PacketError> {
-    if text == "none" {
-        return Ok(0);
-    }
-    let mut flags = 0;
-    for word in text.split(['|', ',', '+', '/']).filter(|word| !word.is_empty()) {
-        match FLAGS.iter().find(|(name, _)| *name == word) {
-            Some((_, bit)) => flags |= bit,
-            None => {
-                let hint = did_you_mean(word, "", FLAGS.map(|(name, _)| name));
-                let hint = hint.unwrap_or_else(|| "syn, ack, fin, rst, psh, urg, ece, cwr or none".to_owned());
-                return error(format!("\"{word}\" is no TCP flag; {hint}"));
-            }
-        }
-    }
-    Ok(flags)
-}
-
-fn parse_vlan(text: &str) -> Result<Vec<u16>, PacketError> {
-    let tags = text.split(',').map(|tag| match tag.parse::<u16>() {
-        Ok(id) if id < 4095 => Ok(id),
-        _ => error(format!("\"{tag}\" is no VLAN (0 to 4094)")),
-    });
-    let tags: Vec<u16> = tags.collect::<Result<_, _>>()?;
-    if tags.len() > 2 {
-        return error("more than two VLAN tags always drop; write two at most");
-    }
-    Ok(tags)
-}
-
-/// One end of a packet as written: address, port, or both.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct End {
-    address: Option<IpAddr>,
-    port: Option<u16>,
-}
-
-impl End {
-    fn parse(text: &str) -> Result<End, PacketError> {
-        if let Ok(address) = text.parse() {
-            return Ok(End { address: Some(address), port: None });
-        }
-        let bare = text.strip_prefix(':').unwrap_or(text);
-        if !bare.is_empty() && bare.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Ok(End { address: None, port: Some(parse_port(bare)?) });
-        }
-        let (address, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-            Some((address, "")) => (address, None),
-            Some((address, rest)) => match rest.strip_prefix(':') {
-                Some(port) => (address, Some(port)),
-                None => return error(format!("\"{text}\" is no address and port; write [2001:db8::1]:8443")),
-            },
-            None => match text.rsplit_once(':') {
-                Some((address, port)) if !address.contains(':') => (address, Some(port)),
-                _ => (text, None),
-            },
-        };
-        if address.contains('/') {
-            return error(format!("\"{address}\" is a prefix; a packet has one address, so name one of it"));
-        }
-        let Ok(parsed) = address.parse::<IpAddr>() else {
-            let name = address.bytes().any(|byte| byte.is_ascii_alphabetic()) && !address.contains(':');
-            let hint = if name { "names are not looked up" } else { "for example 10.20.3.4, 10.20.3.4:5555 or [2001:db8::1]:5555" };
-            return error(format!("\"{address}\" is no address; {hint}"));
-        };
-        Ok(End { address: Some(parsed), port: port.map(parse_port).transpose()? })
-    }
-}
-
-fn assemble(
-    protocol: &Protocol,
-    source: Option<End>,
-    destination: Option<End>,
-    modifiers: Modifiers,
-) -> Result<PacketSpec, PacketError> {
-    let Some(End { address: Some(src), port: src_port }) = source else {
-        return error(format!("who sends it? a source address is missing, {EXAMPLES}"));
-    };
-    let dst = destination.and_then(|end| end.address);
-    if dst.is_some_and(|dst| dst.is_ipv4() != src.is_ipv4()) {
-        return error("source and destination are of two families; a packet has one, IPv4 or IPv6");
-    }
-    let ports = |name: &str, at_once: Option<u16>| {
-        let dst_port = match (at_once, destination.and_then(|end| end.port)) {
-            (Some(_), Some(_)) => return error("the destination port is given twice"),
-            (None, None) => return error(format!("to which port? write {name} {src} -> 8443")),
-            (Some(port), None) | (None, Some(port)) => port,
-        };
-        Ok((src_port.unwrap_or(EPHEMERAL), dst_port))
-    };
-    let transport = match protocol {
-        Protocol::Tcp(port) => {
-            let (src_port, dst_port) = ports("tcp", *port)?;
-            Transport::Tcp { src_port, dst_port, flags: modifiers.flags.unwrap_or(tcp::SYN) }
-        }
-        Protocol::Udp(port) => {
-            let (src_port, dst_port) = ports("udp", *port)?;
-            Transport::Udp { src_port, dst_port }
-        }
-        Protocol::Sctp(port) => {
-            let (src_port, dst_port) = ports("sctp", *port)?;
-            Transport::Sctp { src_port, dst_port }
-        }
-        Protocol::Icmp(name, kind) => {
-            let (kind, code) = kind.unwrap_or((IcmpType::Named(Some(8), Some(128)), None));
-            Transport::Icmp {
-                icmp_type: icmp_type(name, kind, src)?,
-                code: code.or(modifiers.code).unwrap_or(0),
-                id: 1,
-            }
-        }
-        Protocol::Other(number) => match number.unwrap_or_default() {
-            6 => return error("protocol 6 is tcp: write tcp"),
-            17 => return error("protocol 17 is udp: write udp"),
-            132 => return error("protocol 132 is sctp: write sctp"),
-            1 if src.is_ipv4() => return error("protocol 1 is icmp: write icmp"),
-            58 if src.is_ipv6() => return error("protocol 58 is icmpv6: write icmpv6"),
-            number => Transport::Raw(number),
-        },
-    };
-    let has_ports = !matches!(transport, Transport::Icmp { .. } | Transport::Raw(_));
-    if !has_ports && (src_port.is_some() || destination.is_some_and(|end| end.port.is_some())) {
-        return error("this protocol has no ports");
-    }
-    if modifiers.flags.is_some() && !matches!(transport, Transport::Tcp { .. }) {
-        return error("only tcp has flags");
-    }
-    if modifiers.code.is_some() && !matches!(transport, Transport::Icmp { .. }) {
-        return error("only icmp has a code");
-    }
-    Ok(PacketSpec { src, dst, transport, vlan: modifiers.vlan })
-}
-
-fn icmp_type(name: &str, kind: IcmpType, src: IpAddr) -> Result<u8, PacketError> {
-    match (name, src.is_ipv4()) {
-        ("icmpv6", true) => return error(format!("icmpv6 does not come from {src}; write icmp")),
-        ("icmpv4", false) => return error(format!("icmpv4 does not come from {src}; write icmp or icmpv6")),
-        _ => {}
-    }
-    let (number, family) = match (kind, src.is_ipv4()) {
-        (IcmpType::Number(number), _) => (Some(number), ""),
-        (IcmpType::Named(v4, _), true) => (v4, "ICMP"),
-        (IcmpType::Named(_, v6), false) => (v6, "ICMPv6"),
-    };
-    number.map_or_else(|| error(format!("{family} has no such message; the family is that of {src}")), Ok)
-}
 
 impl PacketSpec {
     /// The destination address: as given, or `own` of the right family, or one for documentation.
     pub fn destination(&self, own: impl IntoIterator<Item = IpAddr>) -> IpAddr {
-        let mine = || own.into_iter().filter(|address| address.is_ipv4() == self.src.is_ipv4()).min();
+        let mine = || {
+            own.into_iter()
+                .filter(|address| address.is_ipv4() == self.src.is_ipv4())
+                .min()
+        };
         self.dst.or_else(mine).unwrap_or(match self.src {
             IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
             IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
@@ -375,16 +58,31 @@ impl PacketSpec {
 
     /// `SYN`, `SYN,ACK`; empty if the packet is not TCP.
     pub fn flags(&self) -> String {
-        let Transport::Tcp { flags, .. } = self.transport else { return String::new() };
-        let names = FLAGS.iter().filter(|(_, bit)| flags & bit != 0).map(|(name, _)| name.to_uppercase());
+        let Transport::Tcp { flags, .. } = self.transport else {
+            return String::new();
+        };
+        let names = FLAGS
+            .iter()
+            .filter(|(_, bit)| flags & bit != 0)
+            .map(|(name, _)| name.to_uppercase());
         let names: Vec<String> = names.collect();
-        if names.is_empty() { "no flags".to_owned() } else { names.join(",") }
+        if names.is_empty() {
+            "no flags".to_owned()
+        } else {
+            names.join(",")
+        }
     }
 
     /// `echo`, or the number.
     pub fn icmp_name(&self) -> String {
-        let Transport::Icmp { icmp_type, .. } = self.transport else { return String::new() };
-        let name = if self.src.is_ipv4() { icmp::v4_name(icmp_type) } else { icmp::v6_name(icmp_type) };
+        let Transport::Icmp { icmp_type, .. } = self.transport else {
+            return String::new();
+        };
+        let name = if self.src.is_ipv4() {
+            icmp::v4_name(icmp_type)
+        } else {
+            icmp::v6_name(icmp_type)
+        };
         name.map_or_else(|| icmp_type.to_string(), str::to_owned)
     }
 }
@@ -398,10 +96,26 @@ impl fmt::Display for PacketSpec {
         };
         let dst = self.destination([]);
         match self.transport {
-            Transport::Tcp { src_port, dst_port, flags } => {
+            Transport::Tcp {
+                src_port,
+                dst_port,
+                flags,
+            } => {
                 write!(f, "tcp {} -> {}", end(self.src, src_port), end(dst, dst_port))?;
-                let names: Vec<&str> = FLAGS.iter().filter(|(_, bit)| flags & bit != 0).map(|row| row.0).collect();
-                write!(f, " flags {}", if names.is_empty() { "none".to_owned() } else { names.join(",") })?;
+                let names: Vec<&str> = FLAGS
+                    .iter()
+                    .filter(|(_, bit)| flags & bit != 0)
+                    .map(|row| row.0)
+                    .collect();
+                write!(
+                    f,
+                    " flags {}",
+                    if names.is_empty() {
+                        "none".to_owned()
+                    } else {
+                        names.join(",")
+                    }
+                )?;
             }
             Transport::Udp { src_port, dst_port } => {
                 write!(f, "udp {} -> {}", end(self.src, src_port), end(dst, dst_port))?;
@@ -427,106 +141,4 @@ impl fmt::Display for PacketSpec {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn reads_the_forms_people_type() {
-        let cases = [
-            ("tcp 10.20.3.4 -> 8443", "tcp 10.20.3.4:49152 -> 192.0.2.1:8443 flags syn"),
-            ("tcp 10.20.3.4 to 8443", "tcp 10.20.3.4:49152 -> 192.0.2.1:8443 flags syn"),
-            ("TCP from 10.20.3.4 to :8443", "tcp 10.20.3.4:49152 -> 192.0.2.1:8443 flags syn"),
-            ("tcp 10.20.3.4->8443", "tcp 10.20.3.4:49152 -> 192.0.2.1:8443 flags syn"),
-            ("tcp/8443 from 10.20.3.4", "tcp 10.20.3.4:49152 -> 192.0.2.1:8443 flags syn"),
-            ("10.20.3.4:5555 -> 198.51.100.1:8443", "tcp 10.20.3.4:5555 -> 198.51.100.1:8443 flags syn"),
-            ("tcp 10.20.3.4 -> 22 flags syn|ack", "tcp 10.20.3.4:49152 -> 192.0.2.1:22 flags syn,ack"),
-            ("tcp 10.20.3.4 -> 22 flags none", "tcp 10.20.3.4:49152 -> 192.0.2.1:22 flags none"),
-            ("udp 10.20.3.4:5353 -> 53", "udp 10.20.3.4:5353 -> 192.0.2.1:53"),
-            ("sctp 10.20.3.4 3868", "sctp 10.20.3.4:49152 -> 192.0.2.1:3868"),
-            ("tcp [2001:db8::7]:5555 -> [2001:db8::1]:443", "tcp [2001:db8::7]:5555 -> [2001:db8::1]:443 flags syn"),
-            ("tcp 2001:db8::7 -> 443", "tcp [2001:db8::7]:49152 -> [2001:db8::1]:443 flags syn"),
-            ("fe80::1 -> 443", "tcp [fe80::1]:49152 -> [2001:db8::1]:443 flags syn"),
-            ("icmp echo from 10.20.3.4", "icmp echo from 10.20.3.4 -> 192.0.2.1"),
-            ("icmp from 2001:db8::7", "icmpv6 echo from 2001:db8::7 -> 2001:db8::1"),
-            ("ping 10.20.3.4", "icmp echo from 10.20.3.4 -> 192.0.2.1"),
-            ("icmp/echo 10.20.3.4", "icmp echo from 10.20.3.4 -> 192.0.2.1"),
-            ("icmp 3/4 from 10.20.3.4", "icmp dest-unreachable from 10.20.3.4 -> 192.0.2.1 code 4"),
-            ("icmpv6 packet-too-big from 2001:db8::7", "icmpv6 packet-too-big from 2001:db8::7 -> 2001:db8::1"),
-            ("icmp 40 from 10.20.3.4 code 1", "icmp 40 from 10.20.3.4 -> 192.0.2.1 code 1"),
-            ("proto 47 10.20.3.4", "proto 47 from 10.20.3.4 -> 192.0.2.1"),
-            ("proto/50 from 2001:db8::7", "proto 50 from 2001:db8::7 -> 2001:db8::1"),
-            ("udp 10.20.3.4 -> 53 vlan 10,20", "udp 10.20.3.4:49152 -> 192.0.2.1:53 vlan 10,20"),
-        ];
-        for (text, shown) in cases {
-            let spec = parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
-            assert_eq!(spec.to_string(), shown, "{text}");
-            assert_eq!(parse(shown).unwrap().to_string(), shown, "what is shown reads back");
-        }
-    }
-
-    #[test]
-    fn errors_say_how_it_is_written() {
-        let cases = [
-            ("", "describe a packet, for example: tcp 10.20.3.4 -> 8443"),
-            ("tpc 10.0.0.1 -> 80", "\"tpc\" is no protocol; did you mean \"tcp\"?"),
-            ("carrier-pigeon 10.0.0.1", "\"carrier-pigeon\" is no protocol (tcp, udp, sctp, icmp"),
-            ("tcp 10.0.0.1", "to which port? write tcp 10.0.0.1 -> 8443"),
-            ("tcp -> 80", "who sends it?"),
-            ("tcp 80", "who sends it?"),
-            ("tcp 10.0.0.1 -> 70000", "\"70000\" is no port (0 to 65535)"),
-            ("tcp 10.0.0.1 -> http", "\"http\" is no address; names are not looked up"),
-            ("tcp 10.0.0.0/8 -> 80", "\"10.0.0.0/8\" is a prefix"),
-            ("tcp 10.0.0.1 -> 2001:db8::1:80", "two families"),
-            ("tcp 10.0.0.1 -> [2001:db8::1]80", "write [2001:db8::1]:8443"),
-            ("tcp 10.0.0.1 -> 80 flags sin", "\"sin\" is no TCP flag; did you mean \"syn\"?"),
-            ("tcp 10.0.0.1 -> 80 flags", "flags such as syn,ack must follow \"flags\""),
-            ("tcp 10.0.0.1 to", "a port or an address must follow \"to\""),
-            ("udp 10.0.0.1 -> 80 flags syn", "only tcp has flags"),
-            ("tcp 10.0.0.1 -> 80 flgas syn", "\"flgas\" is left over; did you mean \"flags\"?"),
-            ("tcp/80 10.0.0.1 -> 80", "the destination port is given twice"),
-            ("tcp from 10.0.0.1 from 10.0.0.2 -> 80", "the source is given twice"),
-            ("icmp eco from 10.0.0.1", "\"eco\" is no ICMP type; did you mean \"echo\"?"),
-            ("icmp echo from 10.0.0.1 -> 80", "this protocol has no ports"),
-            ("icmpv6 echo from 10.0.0.1", "icmpv6 does not come from 10.0.0.1; write icmp"),
-            ("icmp packet-too-big from 10.0.0.1", "ICMP has no such message"),
-            ("proto gre from 10.0.0.1", "\"gre\" is no protocol number"),
-            ("proto", "which protocol?"),
-            ("proto 6 from 10.0.0.1", "protocol 6 is tcp: write tcp"),
-            ("udp 10.0.0.1 -> 53 vlan 1,2,3", "more than two VLAN tags"),
-            ("udp 10.0.0.1 -> 53 vlan 4095", "\"4095\" is no VLAN"),
-        ];
-        for (text, message) in cases {
-            let error = parse(text).expect_err(text).to_string();
-            assert!(error.contains(message), "{text}: {error}");
-        }
-    }
-
-    #[test]
-    fn an_own_address_is_the_destination_when_none_is_given() {
-        let spec = parse("tcp 10.20.3.4 -> 8443").unwrap();
-        let own = ["2001:db8::9", "10.0.0.9", "10.0.0.7"].map(|text| text.parse::<IpAddr>().unwrap());
-        assert_eq!(spec.destination(own).to_string(), "10.0.0.7");
-        assert_eq!(parse("tcp 10.20.3.4 -> 10.1.1.1:1").unwrap().destination(own).to_string(), "10.1.1.1");
-    }
-
-    proptest! {
-        #[test]
-        fn no_text_panics(text in "\\PC{0,40}") {
-            let _ = parse(&text);
-        }
-
-        #[test]
-        fn no_words_panic(words in proptest::collection::vec(
-            prop_oneof![
-                Just("tcp"), Just("icmp"), Just("proto"), Just("from"), Just("->"), Just("10.0.0.1"), Just("[::1]:5"),
-                Just("80"), Just("flags"), Just("syn"), Just("vlan"), Just("echo"), Just("code"), Just("8/0"), Just("47"),
-            ], 0..8)) {
-            let text = words.join(" ");
-            if let Ok(spec) = parse(&text) {
-                let shown = spec.to_string();
-                prop_assert_eq!(parse(&shown).unwrap().to_string(), shown);
-            }
-        }
-    }
-}
+mod tests;
