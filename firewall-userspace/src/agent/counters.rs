@@ -63,6 +63,23 @@ pub fn verdict_word(reason: Reason) -> &'static str {
     }
 }
 
+/// The source of the prefixes that a list names itself, together. It is counted apart from them, so that it does not fall
+/// when one of them leaves the policy.
+pub const PREFIXES: &str = "prefixes";
+
+impl RuleKey {
+    /// Whether the source may be a label of a metric: a group, `any`, or [`PREFIXES`], but never an address.
+    pub fn is_label(&self) -> bool {
+        self.source.starts_with('@') || self.source == "any" || self.source == PREFIXES
+    }
+
+    /// The key, and the one that it counts under in metrics, if that is another.
+    fn and_its_label(&self) -> impl Iterator<Item = RuleKey> {
+        let label = (!self.is_label()).then(|| RuleKey { source: PREFIXES.to_owned(), ..self.clone() });
+        [self.clone()].into_iter().chain(label)
+    }
+}
+
 /// The names of a policy's endings, in the order of the endings.
 pub fn names(policy: &Policy, compiled: &Compiled) -> Vec<EndingName> {
     let service = |id: Option<crate::policy::model::ServiceId>| {
@@ -113,8 +130,8 @@ impl Totals {
             if observing && verdict == DROP {
                 note(WOULD_DROP);
             }
-            if let Some(rule) = &name.rule {
-                totals.rules.entry(rule.clone()).or_default();
+            for rule in name.rule.iter().flat_map(RuleKey::and_its_label) {
+                totals.rules.entry(rule).or_default();
             }
             if name.service.is_empty() {
                 continue;
@@ -148,8 +165,8 @@ impl Totals {
                     reason: reason.into(),
                 };
                 add(self.services.entry(key).or_default(), counted);
-                if let Some(rule) = &name.rule {
-                    add(self.rules.entry(rule.clone()).or_default(), counted);
+                for rule in name.rule.iter().flat_map(RuleKey::and_its_label) {
+                    add(self.rules.entry(rule).or_default(), counted);
                 }
             }
         }

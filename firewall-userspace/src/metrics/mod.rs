@@ -1,7 +1,7 @@
 //! What Prometheus sees. A custom collector asks the agent at each scrape, and the agent reads the BPF maps then:
 //! there are no counters in between that could lag or drift.
 //!
-//! Labels are names of the policy, reasons and interfaces: bounded, and never an address of a packet.
+//! Labels are names of the policy, reasons and interfaces: bounded, and never an address.
 
 pub mod server;
 
@@ -64,7 +64,7 @@ fn families(scrape: &Scrape) -> Vec<MetricFamily> {
         "ravelin_rule_bytes_total",
         "Bytes of frames that a rule decided, or would have.",
     );
-    for (key, count) in &scrape.totals.rules {
+    for (key, count) in scrape.totals.rules.iter().filter(|(key, _)| key.is_label()) {
         let labels = [
             ("service", &*key.service),
             ("action", &*key.action),
