@@ -53,13 +53,14 @@ pub(super) enum Ready {
 }
 
 impl Owner {
-    pub(super) fn basis(&self) -> Basis {
+    pub(super) fn basis(&self, compare: bool) -> Basis {
         Basis {
             path: self.config.policy.clone(),
             state_dir: self.config.state_dir.clone(),
             clock: self.clock.clone(),
             deadlines: self.deadlines.clone(),
             policy: self.desired.as_ref().map(|desired| desired.policy.clone()),
+            compare,
             seen: self.seen.clone(),
         }
     }
@@ -69,7 +70,7 @@ impl Owner {
             return;
         }
         let Some(job) = self.jobs.pop_front() else { return };
-        let (basis, work) = (self.basis(), job.work.clone());
+        let (basis, work) = (self.basis(job.reply.is_some()), job.work.clone());
         let (done, result) = oneshot::channel();
         tokio::task::spawn_blocking(move || {
             // The owner takes what comes of it, unless it has stopped.

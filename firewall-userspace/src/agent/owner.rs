@@ -165,7 +165,7 @@ impl Owner {
             self.configure_now()
                 .map_err(|error| StartError::Datapath(boxed(error)))?;
         }
-        let basis = self.basis();
+        let basis = self.basis(false);
         let mut seen = Seen::default();
         let loaded = match basis.reload(true, &mut seen) {
             Ok(Some(candidate)) => Ok(Ready::Policy(Box::new(candidate), None)),

@@ -43,6 +43,8 @@ pub struct Basis {
     pub deadlines: Deadlines,
     /// The policy in force, to compare with.
     pub policy: Option<Arc<Policy>>,
+    /// Whether anybody wants to know what changes: with big policies it takes longer than all the rest.
+    pub compare: bool,
     /// What was there the last time.
     pub seen: Option<Seen>,
 }
@@ -55,7 +57,7 @@ pub struct Candidate {
     pub compiled: Compiled,
     pub names: Vec<EndingName>,
     pub warnings: Vec<String>,
-    /// Against the policy in force.
+    /// Against the policy in force, if it was asked for.
     pub diff: Vec<DiffLine>,
     /// Everything needed to keep it as the last good one; the generation is not known yet.
     pub source: LastGood,
@@ -281,9 +283,10 @@ impl Basis {
         }
         let compiled = compile(&loaded.policy)
             .map_err(|error| Refusal::Invalid(format!("{}: {}", self.path.display(), chain(&error))))?;
-        let diff = match &self.policy {
-            Some(old) => diff::diff(old, &loaded.policy),
-            None => diff::diff(&Policy::default(), &loaded.policy),
+        let diff = match (&self.policy, self.compare) {
+            (_, false) => Vec::new(),
+            (Some(old), true) => diff::diff(old, &loaded.policy),
+            (None, true) => diff::diff(&Policy::default(), &loaded.policy),
         };
         // A list that the policy no longer names is not kept.
         lists.retain(|path, _| loaded.files.contains(path));
@@ -341,6 +344,7 @@ mod tests {
             clock: clock.clone(),
             deadlines: Deadlines::new("boot"),
             policy: None,
+            compare: true,
             seen: None,
         };
         std::fs::write(&basis.path, POLICY).expect("written");

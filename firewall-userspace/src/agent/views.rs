@@ -91,12 +91,11 @@ impl Owner {
                 .map(|in_force| hex(&in_force.digest))
                 .unwrap_or_default(),
             applied_at: desired.map_or(0, |desired| desired.applied_at),
-            origin: if self.reload.from_file {
-                Origin::File
-            } else {
-                Origin::LastGood
+            origin: match desired {
+                None => "kernel",
+                Some(_) if self.reload.from_file => Origin::File.word(),
+                Some(_) => Origin::LastGood.word(),
             }
-            .word()
             .into(),
             last_error: self.reload.error.clone(),
             warnings: desired

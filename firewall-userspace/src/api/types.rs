@@ -34,7 +34,8 @@ pub struct PolicyStatus {
     pub digest: String,
     /// Unix seconds of the last successful application.
     pub applied_at: u64,
-    /// `file`, or `last-good` when the file is gone or bad.
+    /// `file`; `last-good` when the file is gone or bad; `kernel` when there is no copy of it either, and what an
+    /// earlier agent put in force stays.
     pub origin: String,
     /// Of the last reload, if it failed: the whole text with the pointer into the line.
     pub last_error: Option<String>,

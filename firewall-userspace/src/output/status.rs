@@ -36,6 +36,7 @@ pub fn status(record: &Status, now: u64, style: &Style) -> String {
                 "the last good copy, because {} is gone or bad",
                 policy.path
             )),
+            "kernel" => style.warn("an earlier agent; neither its file nor a copy can be read"),
             "file" => policy.path.clone(),
             other => format!("{} ({other})", policy.path),
         };
@@ -43,7 +44,9 @@ pub fn status(record: &Status, now: u64, style: &Style) -> String {
             "policy",
             &format!("generation {} from {origin}", policy.generation),
         );
-        field("applied", &format!("{} ({age} ago)", utc(policy.applied_at)));
+        if policy.applied_at > 0 {
+            field("applied", &format!("{} ({age} ago)", utc(policy.applied_at)));
+        }
         field("digest", &policy.digest);
         let stats = &policy.stats;
         field(
