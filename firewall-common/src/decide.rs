@@ -189,10 +189,7 @@ fn policy<K: Kernel>(kernel: &K, packet: &Packet) -> Option<Outcome> {
         return Some(closed(packet));
     }
 
-    let class = match packet.version {
-        4 => image.class_v4(packet.src.low as u32)?,
-        _ => image.class_v6(packet.src.high, packet.src.low)?,
-    };
+    let class = image.class(packet.version, packet.src.high, packet.src.low)?;
     let cell = image.verdict(service, class)?;
     kernel.step(Step::Class(class));
     kernel.step(Step::Verdict {

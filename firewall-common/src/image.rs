@@ -6,7 +6,7 @@
 //! * **ports**: a directory of [`DIRECTORY_LEN`] block numbers (`u16`, in page 0), then blocks of 256 service ids
 //!   (`u16`). Block 0 is all [`NO_SERVICE`]. A [`PortKey`] names the slot.
 //! * **classes**: per family a root table of `2^root_bits` entries indexed by the top bits of the source address,
-//!   then 8-bit strides. An [`Entry`] is a leaf (the class), a *node*, or, for IPv6, a *skip*.
+//!   then 8-bit strides. An [`Entry`] is a leaf (the class), a *node* or a *skip*.
 //! * **verdicts**: row per service (row 0: no service), column per class, word [`Cell`].
 //!
 //! A node is a run-length encoded table of 256 entries: a bitmap of 256 bits (four `u64`; bit set where a run
@@ -149,6 +149,9 @@ impl Entry {
     }
 }
 
+/// Steps of the longest walk below a root: 120 bits in bytes.
+const MAX_STEPS: u32 = 15;
+
 /// Bytes of a node before its entries: bitmap, counts, padding.
 pub const NODE_HEADER: usize = 40;
 /// Bytes of a skip: `expected` (`u64`, the next bits, top aligned), `bits` (`u32`, 8..=64 in steps of 8), `miss` (`u32`,
@@ -183,11 +186,12 @@ pub struct Image<'a, P: Pages> {
 }
 
 impl<'a, P: Pages> Image<'a, P> {
-    /// `None` if there is no first page or it is not an image of this layout.
+    /// `None` if there is no first page or it is not that of an image.
     #[inline(always)]
     pub fn open(pages: &'a P) -> Option<Self> {
         let first = pages.page(0)?;
-        if first.u64(field::MAGIC) != MAGIC || first.u32(field::LAYOUT) != crate::LAYOUT_VERSION {
+        // The pins of a layout are apart, so the magic alone tells an image from an empty page.
+        if first.u64(field::MAGIC) != MAGIC {
             return None;
         }
         Some(Image { pages, first })
@@ -224,36 +228,20 @@ impl<'a, P: Pages> Image<'a, P> {
         Some(self.page_of(offset)?.u16(offset as u32))
     }
 
-    /// The class of an IPv4 source (host byte order).
+    /// The class of a source: halves as in [`crate::packet::Packet::src`].
     #[inline(always)]
-    pub fn class_v4(&self, address: u32) -> Option<u32> {
-        let bits = self.first.u32(field::V4_ROOT_BITS) & 31;
-        let offset = self.first.u64(field::V4_ROOT) + ((address as u64) >> (32 - bits)) * 4;
-        let mut entry = Entry(self.page_of(offset)?.u32(offset as u32));
-        let mut rest = address << bits;
-        // The root takes at least 8 bits, each node 8 more.
-        for _ in 0..3 {
-            let EntryKind::Node(node) = entry.kind() else {
-                break;
-            };
-            entry = self.node(node, rest >> 24)?;
-            rest <<= 8;
-        }
-        match entry.kind() {
-            EntryKind::Leaf(class) => Some(class),
-            EntryKind::Node(_) | EntryKind::Skip(_) => None,
-        }
-    }
-
-    /// The class of an IPv6 source (halves, host byte order).
-    #[inline(always)]
-    pub fn class_v6(&self, high: u64, low: u64) -> Option<u32> {
-        let bits = self.first.u32(field::V6_ROOT_BITS) & 31;
-        let offset = self.first.u64(field::V6_ROOT) + (high >> 32 >> (32 - bits)) * 4;
+    pub fn class(&self, version: u8, high: u64, low: u64) -> Option<u32> {
+        // From here on both families are bits from the top.
+        let (bits, root, high, low) = match version {
+            4 => (field::V4_ROOT_BITS, field::V4_ROOT, low << 32, 0),
+            _ => (field::V6_ROOT_BITS, field::V6_ROOT, high, low),
+        };
+        let bits = self.first.u32(bits) & 31;
+        let offset = self.first.u64(root) + (high >> 32 >> (32 - bits)) * 4;
         let mut entry = Entry(self.page_of(offset)?.u32(offset as u32));
         let (mut high, mut low) = shift(high, low, bits);
         // The root takes at least 8 bits, each step 8 or more.
-        for _ in 0..15 {
+        for _ in 0..MAX_STEPS {
             let taken = match entry.kind() {
                 EntryKind::Leaf(class) => return Some(class),
                 EntryKind::Node(node) => {
@@ -263,9 +251,8 @@ impl<'a, P: Pages> Image<'a, P> {
                 EntryKind::Skip(skip) => {
                     let (page, at) = (self.page_of(skip)?, skip as u32);
                     let taken = page.u32(at + 8) & 127;
-                    let differs = high ^ page.u64(at);
                     // `taken` is 8..=64: shift by less than 64 only.
-                    if differs >> (64 - taken & 63) != 0 {
+                    if (high ^ page.u64(at)) >> (64 - taken & 63) != 0 {
                         return match Entry(page.u32(at + 12)).kind() {
                             EntryKind::Leaf(class) => Some(class),
                             EntryKind::Node(_) | EntryKind::Skip(_) => None,

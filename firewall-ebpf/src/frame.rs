@@ -2,8 +2,6 @@
 
 use core::arch::asm;
 
-use crate::kernel::{control, zero};
-use aya_ebpf::helpers::generated::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::{TcContext, XdpContext};
 use firewall_common::packet::{Frame, MAX_OFFSET, Window};
 
@@ -16,25 +14,10 @@ pub struct XdpFrame {
 }
 
 impl XdpFrame {
+    /// `len` counts all buffers of the frame; `zero` is that of `kernel::zero`.
     #[inline(always)]
-    pub fn linear(ctx: &XdpContext) -> XdpFrame {
-        let (data, data_end) = (ctx.data(), ctx.data_end());
-        XdpFrame {
-            data,
-            data_end,
-            len: (data_end - data) as u32,
-            zero: zero(control()),
-        }
-    }
-
-    #[inline(always)]
-    pub fn multi_buffer(ctx: &XdpContext) -> XdpFrame {
-        // SAFETY: the helper takes the context that the program was called with.
-        let len = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as u32;
-        XdpFrame {
-            len,
-            ..XdpFrame::linear(ctx)
-        }
+    pub fn new(ctx: &XdpContext, len: u32, zero: u64) -> XdpFrame {
+        XdpFrame { data: ctx.data(), data_end: ctx.data_end(), len, zero }
     }
 }
 
@@ -51,7 +34,7 @@ impl SkbFrame {
     const HEADERS: u32 = 128;
 
     #[inline(always)]
-    pub fn new(ctx: &TcContext) -> SkbFrame {
+    pub fn new(ctx: &TcContext, zero: u64) -> SkbFrame {
         let len = ctx.len();
         let (data, data_end) = Self::linear(ctx);
         if data + (Self::HEADERS as usize) > data_end && len > (data_end - data) as u32 {
@@ -63,7 +46,7 @@ impl SkbFrame {
             data,
             data_end,
             len,
-            zero: zero(control()),
+            zero,
         }
     }
 

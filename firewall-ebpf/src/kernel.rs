@@ -22,6 +22,8 @@ pub struct Node<'a> {
     pub control: Option<&'static Control>,
     /// Image slot in force, for tables that are kept per slot.
     pub slot: u32,
+    /// See [`zero`].
+    pub zero: u64,
     config: Option<&'static Config>,
     image: Option<PolicyPages>,
 }
@@ -35,16 +37,18 @@ impl<'a> Node<'a> {
             (&raw const control.selector).read_volatile()
         }));
         let slot = selector.image();
+        let zero = control.map_or(0, zero);
         let config = CONFIG.get(selector.config());
         // Before the first policy the slots are empty.
         let image = IMAGES.get(slot).map(|pages| PolicyPages {
             pages,
-            zero: zero(control),
+            zero,
         });
         Node {
             ctx,
             control,
             slot,
+            zero,
             config,
             image,
         }
@@ -58,9 +62,9 @@ pub fn control() -> Option<&'static Control> {
 
 /// Zero, but nobody tells the verifier: a word of a map is any number to the verifier.
 #[inline(always)]
-pub fn zero(control: Option<&Control>) -> u64 {
+pub fn zero(control: &Control) -> u64 {
     // SAFETY: an aligned word of a map that nobody writes; volatile, or it would be read again at every use.
-    control.map_or(0, |control| unsafe { (&raw const control.zero).read_volatile() })
+    unsafe { (&raw const control.zero).read_volatile() }
 }
 
 /// Monotonic clock of the last tick, seconds.

@@ -2,10 +2,11 @@
 
 use crate::account::account;
 use crate::frame::{SkbFrame, XdpFrame};
-use crate::kernel::Node;
+use crate::kernel::{Node, control, now_s, zero};
 use crate::maps::GATE;
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+use aya_ebpf::helpers::generated::bpf_xdp_get_buff_len;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use firewall_common::decide::{self, Kernel as _};
@@ -16,20 +17,22 @@ use firewall_common::verdict::Verdict;
 /// Judges every frame that comes in. Multi-buffer frames need kernel 5.18.
 #[xdp(frags)]
 pub fn ingress(ctx: XdpContext) -> u32 {
-    let frame = XdpFrame::multi_buffer(&ctx);
-    judge(&ctx, &frame)
+    // SAFETY: the helper takes the context that the program was called with.
+    let len = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as u32;
+    judge(&ctx, len)
 }
 
 /// The same for kernels below 5.18, where every frame is linear.
 #[xdp]
 pub fn ingress_nofrags(ctx: XdpContext) -> u32 {
-    let frame = XdpFrame::linear(&ctx);
-    judge(&ctx, &frame)
+    let len = (ctx.data_end() - ctx.data()) as u32;
+    judge(&ctx, len)
 }
 
 #[inline(always)]
-fn judge(ctx: &XdpContext, frame: &XdpFrame) -> u32 {
+fn judge(ctx: &XdpContext, len: u32) -> u32 {
     let node = Node::new(ctx);
+    let frame = &XdpFrame::new(ctx, len, node.zero);
     let mut packet = Packet::EMPTY;
     let mut outcome = decide::ingress(frame, &node, &mut packet);
     node.settle(&mut outcome);
@@ -49,12 +52,12 @@ pub fn egress(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn remember(ctx: &TcContext) -> Option<()> {
-    let frame = SkbFrame::new(ctx);
-    let seed = crate::kernel::control()?.seed;
+    let control = control()?;
+    let frame = SkbFrame::new(ctx, zero(control));
     let mut packet = Packet::EMPTY;
-    let (bank, port, peer) = decide::egress(&frame, seed, &mut packet)?;
+    let (bank, port, peer) = decide::egress(&frame, control.seed, &mut packet)?;
     let cell = GATE.get_ptr_mut(bank.cell(port))?;
-    let now = Cell::new(peer, crate::kernel::now_s());
+    let now = Cell::new(peer, now_s());
     // SAFETY: `cell` is an aligned element of a map; kernel and agent access it by whole words only.
     unsafe {
         if cell.read_volatile() != now.0 {

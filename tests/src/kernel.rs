@@ -10,7 +10,7 @@ use ravelin::datapath::{Datapath, NodeConfig, detach_all};
 use ravelin::policy::compile::{Compiled, compile};
 use ravelin::policy::model::Policy;
 use std::mem::{size_of, zeroed};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -139,6 +139,37 @@ pub fn monotonic_s() -> u32 {
 /// # Errors
 /// The kernel refuses the run (frames below 14 bytes, among others).
 pub fn test_run(program: BorrowedFd, frame: &[u8], repeat: u32) -> Result<(u32, u32)> {
+    run(program, frame, repeat, 0)
+}
+
+/// BPF_PROG_TEST_RUN with live frames (kernel 5.18): what the program passes or redirects really goes there.
+///
+/// # Errors
+/// The kernel refuses the run.
+pub fn flood(program: BorrowedFd, frame: &[u8], frames: u32) -> Result<()> {
+    const LIVE_FRAMES: u32 = 1 << 1;
+    run(program, frame, frames, LIVE_FRAMES).map(|_| ())
+}
+
+/// Attaches a program in native mode for as long as the descriptor lives, in this network namespace.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn attach_xdp(program: BorrowedFd, ifindex: u32) -> Result<OwnedFd> {
+    const BPF_LINK_CREATE: libc::c_int = 28;
+    const BPF_XDP: u32 = 37;
+    const XDP_FLAGS_DRV_MODE: u32 = 4;
+    let attr = [program.as_raw_fd() as u32, ifindex, BPF_XDP, XDP_FLAGS_DRV_MODE, 0, 0, 0, 0, 0, 0, 0, 0];
+    // SAFETY: the attribute is of the size given.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, attr.as_ptr(), size_of_val(&attr)) };
+    if result < 0 {
+        return Err(std::io::Error::last_os_error()).context("attaching a program");
+    }
+    // SAFETY: bpf() just returned it.
+    Ok(unsafe { OwnedFd::from_raw_fd(result as i32) })
+}
+
+fn run(program: BorrowedFd, frame: &[u8], repeat: u32, flags: u32) -> Result<(u32, u32)> {
     /// `union bpf_attr`, the part for `BPF_PROG_TEST_RUN` (include/uapi/linux/bpf.h).
     #[repr(C)]
     struct Attr {
@@ -166,6 +197,7 @@ pub fn test_run(program: BorrowedFd, frame: &[u8], repeat: u32) -> Result<(u32, 
     attr.data_in = frame.as_ptr() as u64;
     attr.data_size_in = frame.len() as u32;
     attr.repeat = repeat;
+    attr.flags = flags;
     // SAFETY: the attribute is of the size given, and points to a frame that outlives the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, size_of::<Attr>()) };
     if result < 0 {

@@ -1,12 +1,14 @@
 //! The agent: sources -> desired -> compiled -> applied -> reported.
 //!
-//! [`owner`] is the loop and the only one who changes anything; [`reload`] makes a policy ready for it, [`links`]
+//! [`owner`] is the loop and the only one who changes anything (policies in `applying`, interfaces in `attaching`); [`reload`] makes a policy ready for it, [`links`]
 //! says which interfaces are to be filtered, [`views`] what there is to see. Everybody else ([`crate::api::server`],
 //! [`crate::metrics`], [`watch`], signals) talks to it through a [`handle::Handle`]. This file puts them together
 //! and takes them apart.
 //!
 //! Stopping leaves the data path in force, unless told otherwise; dying does always.
 
+mod applying;
+mod attaching;
 pub mod clock;
 pub mod config;
 pub mod counters;

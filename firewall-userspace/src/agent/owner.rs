@@ -7,27 +7,25 @@
 //!
 //! What always holds: a policy that was in force stays in force until another one is switched to, whatever fails.
 
+use super::applying::{Done, Job, Ready, Work, instead, job};
 use super::clock::Clock;
 use super::config::{Config, Mode};
-use super::counters::{Ledger, Totals};
-use super::handle::{Command, Outcome, Readiness, Reply};
+use super::counters::Ledger;
+use super::handle::{Command, Readiness};
 use super::keeper::Keeper;
-use super::links::{Links, Todo};
-use super::reload::{Basis, Candidate, Origin, Refusal, Written, chain};
+use super::links::Links;
+use super::reload::{Refusal, chain};
 use super::temporary::Deadlines;
-use super::views::{egress_word, hex, xdp_word};
-use crate::api::types::{Applied, ApplyRequest, Edit};
 use crate::datapath::netlink::{self, Watch};
 use crate::datapath::{self, Datapath, InForce, NodeConfig};
 use crate::monitor::{self, Hub, record::Directory};
 use crate::policy::compile::{Compiled, Stats};
 use crate::policy::model::Policy;
-use crate::store::last_good::LastGood;
 use crate::store::policy_file::Seen;
 use crate::store::state::State;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -35,8 +33,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 const SWEEP: Duration = Duration::from_secs(60);
 /// Longest sleep: timers do not run while the machine is suspended, deadlines do.
 const NAP: Duration = Duration::from_secs(5);
-/// Images up to this size are kept for `explain`; others are compiled again when it is asked for.
-const KEEP_IMAGE: usize = 16 << 20;
 
 pub struct Owner {
     pub(super) config: Config,
@@ -55,8 +51,8 @@ pub struct Owner {
     pub(super) next_end: Option<Duration>,
     pub(super) seen: Option<Seen>,
     pub(super) reload: LastReload,
-    jobs: VecDeque<Job>,
-    running: Option<(Job, oneshot::Receiver<Done>)>,
+    pub(super) jobs: VecDeque<Job>,
+    pub(super) running: Option<(Job, oneshot::Receiver<Done>)>,
     pub(super) next_sweep: Instant,
     pub(super) configure: bool,
     pub(super) notes: BTreeMap<&'static str, String>,
@@ -90,38 +86,6 @@ pub(super) struct LastReload {
     pub(super) at: Duration,
     pub(super) success_at: Duration,
     pub(super) from_file: bool,
-}
-
-struct Job {
-    work: Work,
-    reply: Option<Reply<Outcome>>,
-}
-
-#[derive(Clone)]
-enum Work {
-    /// `ending`: a temporary entry ends, which it must even if the file has become bad.
-    Reload {
-        why: &'static str,
-        force: bool,
-        ending: bool,
-    },
-    Edit(Edit),
-    Apply(ApplyRequest),
-}
-
-/// What came of a job, before the kernel is asked.
-struct Done {
-    result: Result<Ready, Refusal>,
-    /// What was looked at; `None` if the job does not tell.
-    seen: Option<Seen>,
-}
-
-enum Ready {
-    Same,
-    Policy(Box<Candidate>, Option<Written>),
-    /// Of the last good copy, with what is wrong with the file.
-    Instead(Box<Candidate>, Refusal),
-    WouldBe(Box<Candidate>),
 }
 
 /// Why the agent cannot start.
@@ -194,6 +158,13 @@ impl Owner {
         let list = netlink::interfaces().map_err(|error| StartError::Interfaces(boxed(error)))?;
         let todo = self.links.replace(list);
 
+        // Whoever listened to an agent that was killed is gone.
+        self.listen(0);
+        if self.mode == Mode::Observe {
+            // Before the policy, which may drop what the one before did not.
+            self.configure_now()
+                .map_err(|error| StartError::Datapath(boxed(error)))?;
+        }
         let basis = self.basis();
         let mut seen = Seen::default();
         let loaded = match basis.reload(true, &mut seen) {
@@ -229,13 +200,20 @@ impl Owner {
         let since = Instant::now();
         self.carry_out(todo, since);
         self.detach_strays();
+        for missing in self.links.unmatched() {
+            log::warn!("nothing here is called {missing}: filtered as soon as it comes");
+        }
         self.publish();
         Ok(watch)
     }
 
-    /// Takes back the maps that were made for a policy that did not come.
+    /// Takes back the maps that were made for a policy that did not come. Not if something is attached: that is the
+    /// work of an agent of another version, and in force.
     fn leave_nothing(&mut self) {
-        self.datapath = None;
+        let attached = self.datapath.take().map(|datapath| datapath.attached());
+        if !matches!(attached, Some(Ok(indexes)) if indexes.is_empty()) {
+            return;
+        }
         if let Err(error) = datapath::detach_all(&self.config.pins) {
             log::debug!("{} stays: {}", self.config.pins.display(), chain(&error));
         }
@@ -375,7 +353,7 @@ impl Owner {
         }
     }
 
-    fn note(&mut self, topic: &'static str, text: Option<String>) {
+    pub(super) fn note(&mut self, topic: &'static str, text: Option<String>) {
         match text {
             Some(text) if self.notes.get(topic) != Some(&text) => {
                 log::warn!("{text}");
@@ -438,13 +416,7 @@ impl Owner {
                 }
             }
             Command::Listen(events) => {
-                let result = self
-                    .datapath
-                    .as_mut()
-                    .map(|datapath| datapath.listen(events, monitor::PER_SECOND));
-                if let Some(Err(error)) = result {
-                    log::error!("cannot turn events on or off: {}", chain(&error));
-                }
+                self.listen(events);
                 let total = self.suppressed().iter().map(|(_, count)| count).sum();
                 self.out.hub.suppressed(total);
             }
@@ -454,352 +426,15 @@ impl Owner {
         None
     }
 
-    // --- policy
-
-    fn basis(&self) -> Basis {
-        Basis {
-            path: self.config.policy.clone(),
-            state_dir: self.config.state_dir.clone(),
-            clock: self.clock.clone(),
-            deadlines: self.deadlines.clone(),
-            policy: self.desired.as_ref().map(|desired| desired.policy.clone()),
-            seen: self.seen.clone(),
+    fn listen(&mut self, events: u32) {
+        let result = self
+            .datapath
+            .as_mut()
+            .map(|datapath| datapath.listen(events, monitor::PER_SECOND));
+        if let Some(Err(error)) = result {
+            log::error!("cannot turn events on or off: {}", chain(&error));
         }
     }
-
-    fn start_job(&mut self) {
-        if self.running.is_some() {
-            return;
-        }
-        let Some(job) = self.jobs.pop_front() else { return };
-        let (basis, work) = (self.basis(), job.work.clone());
-        let (done, result) = oneshot::channel();
-        tokio::task::spawn_blocking(move || {
-            // The owner takes what comes of it, unless it has stopped.
-            let _ = done.send(perform(&basis, work));
-        });
-        self.running = Some((job, result));
-    }
-
-    /// Takes what came of a job to the kernel.
-    fn finish(&mut self, work: Work, result: Result<Ready, Refusal>, seen: Option<Seen>) -> Outcome {
-        if let Some(seen) = seen {
-            self.out.files.send_if_modified(|files| {
-                let mut now: Vec<PathBuf> = vec![self.config.policy.clone()];
-                now.extend(seen.lists.keys().cloned());
-                let changed = *files != now;
-                *files = now;
-                changed
-            });
-            self.seen = Some(seen);
-        }
-        let reload = matches!(work, Work::Reload { .. });
-        let outcome = match result {
-            Ok(Ready::Same) => return Ok(self.unchanged()),
-            Ok(Ready::WouldBe(candidate)) => {
-                return Ok(Applied {
-                    warnings: candidate.warnings,
-                    diff: candidate.diff,
-                    digest: hex(&candidate.compiled.digest),
-                    generation: self.in_force.as_ref().map_or(0, |in_force| in_force.generation),
-                    changed: false,
-                });
-            }
-            Ok(Ready::Policy(candidate, written)) => {
-                let outcome = self.put_in_force(*candidate, work.why());
-                if let (Err(_), Some(written)) = (&outcome, written) {
-                    written.undo();
-                    // Whatever stands there now is not what was looked at.
-                    self.seen = None;
-                }
-                outcome
-            }
-            Ok(Ready::Instead(candidate, refusal)) => match self.put_in_force(*candidate, work.why()) {
-                Ok(applied) => {
-                    log::warn!(
-                        "the last good policy is in force instead (generation {})",
-                        applied.generation
-                    );
-                    self.failed(&refusal);
-                    return Ok(applied);
-                }
-                Err(_) => Err(refusal),
-            },
-            Err(refusal) => Err(refusal),
-        };
-        match &outcome {
-            Ok(_) => {
-                let now = self.clock.wall();
-                self.reload = LastReload {
-                    error: None,
-                    at: now,
-                    success_at: now,
-                    from_file: true,
-                };
-            }
-            Err(refusal) if reload => self.failed(refusal),
-            // What was refused before the file was touched concerns only who asked.
-            Err(refusal) => log::warn!("refused: {refusal}"),
-        }
-        outcome
-    }
-
-    fn failed(&mut self, refusal: &Refusal) {
-        let text = refusal.to_string();
-        log::error!("the policy is not taken: {text}");
-        self.reload.at = self.clock.wall();
-        self.reload.error = Some(text);
-        self.reload.from_file = false;
-    }
-
-    fn unchanged(&self) -> Applied {
-        Applied {
-            generation: self.in_force.as_ref().map_or(0, |in_force| in_force.generation),
-            digest: self
-                .in_force
-                .as_ref()
-                .map(|in_force| hex(&in_force.digest))
-                .unwrap_or_default(),
-            changed: false,
-            warnings: self
-                .desired
-                .as_ref()
-                .map(|desired| desired.warnings.clone())
-                .unwrap_or_default(),
-            diff: Vec::new(),
-        }
-    }
-
-    fn put_in_force(&mut self, candidate: Candidate, why: &str) -> Outcome {
-        let begun = Instant::now();
-        let Some(datapath) = self.datapath.as_mut() else {
-            return Err(Refusal::Failed("everything is detached".into()));
-        };
-        let same_image = self
-            .in_force
-            .as_ref()
-            .is_some_and(|in_force| in_force.digest == candidate.compiled.digest);
-        // Without names, those of the same image are as good as any.
-        let same_names = self
-            .ledger
-            .as_ref()
-            .is_none_or(|ledger| ledger.names() == candidate.names);
-        let changed = !(same_image && same_names);
-        let generation = match (&self.in_force, changed) {
-            (Some(in_force), false) => in_force.generation,
-            (in_force, _) => {
-                in_force
-                    .as_ref()
-                    .map_or(0, |one| one.generation)
-                    .max(self.state.newest())
-                    + 1
-            }
-        };
-        let mut directory = self.out.directory.write().unwrap_or_else(PoisonError::into_inner);
-        directory.add_generation(generation, &candidate.names);
-        drop(directory);
-        if changed {
-            self.state.prepare(generation, &candidate.names);
-            save_state(&self.state, &self.config);
-            let retired = datapath
-                .switch(&candidate.compiled, generation)
-                .map_err(|error| {
-                    Refusal::Failed(format!("the kernel did not take the policy: {}", chain(&error)))
-                })?;
-            let base = self.ledger.take().unwrap_or_default();
-            self.ledger = Some(base.turn(retired.as_ref(), generation, candidate.names));
-            self.in_force = Some(InForce {
-                generation,
-                digest: candidate.compiled.digest,
-            });
-        } else if self.ledger.is_none() {
-            self.ledger = Some(Ledger::new(generation, candidate.names, Totals::default()));
-        }
-        if let Some(ledger) = &self.ledger {
-            self.state.commit(ledger);
-            save_state(&self.state, &self.config);
-        }
-
-        for entry in &candidate.ended {
-            log::info!("ended: {}", entry.entry);
-        }
-        if self.deadlines != candidate.deadlines {
-            self.deadlines = candidate.deadlines;
-            if let Err(error) = self.deadlines.write(&self.config.state_dir) {
-                log::warn!("cannot keep the deadlines of temporary entries: {error}");
-            }
-        }
-        self.next_end = self
-            .deadlines
-            .next(&*self.clock)
-            .map(|left| self.clock.boot() + left);
-        if candidate.origin == Origin::File {
-            self.keeper.keep(LastGood {
-                generation,
-                ..candidate.source.clone()
-            });
-        }
-        let digest = hex(&candidate.compiled.digest);
-        let known = self
-            .desired
-            .as_ref()
-            .map(|desired| desired.warnings.as_slice())
-            .unwrap_or_default();
-        for warning in candidate
-            .warnings
-            .iter()
-            .filter(|warning| !known.contains(warning))
-        {
-            log::warn!("{warning}");
-        }
-        let stats = candidate.compiled.stats;
-        self.desired = Some(Desired {
-            policy: Arc::new(candidate.policy),
-            text: candidate.source.text.into(),
-            stats,
-            compiled: (candidate.compiled.image.len() <= KEEP_IMAGE).then(|| Arc::new(candidate.compiled)),
-            warnings: candidate.warnings.clone(),
-            applied_at: self.clock.wall().as_secs(),
-        });
-        if changed {
-            log::info!(
-                "generation {generation} is in force ({why}): {} services, {} rules, {} prefixes, {} classes, image {} \
-                 KiB, digest {}, switched in {:.1} ms",
-                stats.services,
-                stats.rules,
-                stats.prefixes_v4 + stats.prefixes_v6,
-                stats.classes,
-                stats.image_bytes / 1024,
-                &digest[..16],
-                begun.elapsed().as_secs_f64() * 1e3,
-            );
-        } else {
-            log::info!("generation {generation} stays in force ({why}): the policy means the same");
-        }
-        Ok(Applied {
-            generation,
-            digest,
-            changed,
-            warnings: candidate.warnings,
-            diff: candidate.diff,
-        })
-    }
-
-    // --- interfaces
-
-    fn relist(&mut self, since: Instant) {
-        match netlink::interfaces() {
-            Ok(list) => {
-                let todo = self.links.replace(list);
-                self.carry_out(todo, since);
-            }
-            Err(error) => log::error!("cannot list the interfaces: {}", chain(&error)),
-        }
-    }
-
-    fn carry_out(&mut self, todo: Todo, since: Instant) {
-        for index in todo.attach {
-            self.attach(index, since);
-        }
-        for (index, name) in todo.gone {
-            log::info!("interface {name} ({index}) is gone");
-            self.detach_one(index, &name);
-        }
-        for (index, name) in todo.detach {
-            log::warn!(
-                "interface {name} ({index}) is not among those asked for any more: not filtered from now on"
-            );
-            self.detach_one(index, &name);
-        }
-        self.configure |= todo.own_addresses;
-        let names = self
-            .links
-            .known()
-            .map(|interface| (interface.index, interface.name.clone()))
-            .collect();
-        self.out
-            .directory
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .interfaces = names;
-        if todo.relist {
-            log::debug!("changes of interfaces were lost, listing anew");
-            self.relist(since);
-        }
-    }
-
-    fn attach(&mut self, index: u32, since: Instant) {
-        let (Some(interface), Some(datapath)) = (self.links.get(index).cloned(), self.datapath.as_mut())
-        else {
-            return;
-        };
-        match datapath.attach(&interface) {
-            Ok(attachment) => {
-                log::info!(
-                    "interface {} ({index}): {} XDP{}, egress by {}{}",
-                    interface.name,
-                    xdp_word(attachment.xdp),
-                    if attachment.frags {
-                        ""
-                    } else {
-                        " without jumbo frames"
-                    },
-                    egress_word(attachment.egress),
-                    attachment
-                        .detail
-                        .as_deref()
-                        .map(|detail| format!(" ({detail})"))
-                        .unwrap_or_default(),
-                );
-                log::debug!(
-                    "{} was attached {:.1} ms after its event",
-                    interface.name,
-                    since.elapsed().as_secs_f64() * 1e3
-                );
-                self.links.attached(index, attachment);
-            }
-            Err(error) => {
-                let text = chain(&error);
-                let wait = self.links.refused(index, text.clone(), Instant::now());
-                log::warn!(
-                    "interface {} ({index}) is not filtered, trying again in {wait:?}: {text}",
-                    interface.name
-                );
-            }
-        }
-    }
-
-    /// What an earlier agent attached to and this one is not asked to.
-    fn detach_strays(&mut self) {
-        let attached = match self.datapath.as_ref().map(Datapath::attached) {
-            Some(Ok(attached)) => attached,
-            Some(Err(error)) => {
-                return log::warn!("cannot tell what an earlier agent attached to: {}", chain(&error));
-            }
-            None => return,
-        };
-        for index in attached {
-            match self.links.get(index).cloned() {
-                Some(interface) if self.links.wanted(&interface) => {}
-                Some(interface) => {
-                    log::warn!(
-                        "interface {} ({index}) is not among those asked for: not filtered from now on",
-                        interface.name
-                    );
-                    self.detach_one(index, &interface.name);
-                }
-                None => self.detach_one(index, "that is gone"),
-            }
-        }
-    }
-
-    fn detach_one(&mut self, index: u32, name: &str) {
-        if let Some(Err(error)) = self.datapath.as_mut().map(|datapath| datapath.detach(index)) {
-            log::debug!("detaching {name} ({index}): {}", chain(&error));
-        }
-    }
-
-    // --- node configuration
 
     pub(super) fn node_config(&self) -> NodeConfig {
         NodeConfig {
@@ -829,7 +464,7 @@ impl Owner {
             )));
         }
         self.state.set_mode(mode, self.config.mode);
-        save_state(&self.state, &self.config);
+        self.save_state();
         log::info!("mode: {mode}");
         Ok(())
     }
@@ -856,9 +491,7 @@ impl Owner {
                 log::error!("{error}");
             }
         } else if self.datapath.is_some() {
-            if let Some(Err(error)) = self.datapath.as_mut().map(|datapath| datapath.listen(0, 0)) {
-                log::debug!("turning events off: {}", chain(&error));
-            }
+            self.listen(0);
             let generation = self.in_force.as_ref().map_or(0, |in_force| in_force.generation);
             log::info!(
                 "stopping ({why}); generation {generation} stays in force on {}; `ravelin detach` would take it off",
@@ -871,82 +504,10 @@ impl Owner {
         }
         self.keeper.finish();
     }
-}
 
-/// Waits for the running job; forever if there is none.
-async fn job(
-    running: &mut Option<(Job, oneshot::Receiver<Done>)>,
-) -> Result<Done, oneshot::error::RecvError> {
-    match running {
-        Some((_, done)) => done.await,
-        None => std::future::pending().await,
-    }
-}
-
-fn perform(basis: &Basis, work: Work) -> Done {
-    let mut seen = Seen::default();
-    let boxed = |(candidate, written)| Ready::Policy(Box::new(candidate), written);
-    match work {
-        Work::Reload { force, ending, .. } => {
-            let result = match basis.reload(force, &mut seen) {
-                Ok(Some(candidate)) => Ok(boxed((candidate, None))),
-                Ok(None) => Ok(Ready::Same),
-                Err(refusal) if ending => instead(basis, refusal),
-                Err(refusal) => Err(refusal),
-            };
-            Done {
-                result,
-                seen: Some(seen),
-            }
+    pub(super) fn save_state(&self) {
+        if let Err(error) = self.state.write(&self.config.state_dir) {
+            log::warn!("cannot keep the totals of counters: {error}");
         }
-        // What was refused did not change the file, so it tells nothing about it.
-        Work::Edit(change) => {
-            let result = basis.edit(&change, &mut seen).map(boxed);
-            Done {
-                seen: result.is_ok().then_some(seen),
-                result,
-            }
-        }
-        Work::Apply(request) if request.dry_run => {
-            let result = basis
-                .try_apply(&request.text)
-                .map(|candidate| Ready::WouldBe(Box::new(candidate)));
-            Done { result, seen: None }
-        }
-        Work::Apply(request) => {
-            let result = basis.apply(&request.text, &mut seen).map(boxed);
-            Done {
-                seen: result.is_ok().then_some(seen),
-                result,
-            }
-        }
-    }
-}
-
-/// The last good policy, because the file is not.
-fn instead(basis: &Basis, refusal: Refusal) -> Result<Ready, Refusal> {
-    match basis.last_good() {
-        Ok(Some(candidate)) => Ok(Ready::Instead(Box::new(candidate), refusal)),
-        Ok(None) => Err(refusal),
-        Err(error) => {
-            log::warn!("the last good policy cannot be used: {error}");
-            Err(refusal)
-        }
-    }
-}
-
-impl Work {
-    fn why(&self) -> &'static str {
-        match self {
-            Work::Reload { why, .. } => why,
-            Work::Edit(_) => "edit",
-            Work::Apply(_) => "apply",
-        }
-    }
-}
-
-fn save_state(state: &State, config: &Config) {
-    if let Err(error) = state.write(&config.state_dir) {
-        log::warn!("cannot keep the totals of counters: {error}");
     }
 }

@@ -88,8 +88,8 @@ pub fn compile(policy: &Policy) -> Result<Compiled, CompileError> {
             .collect()
     };
     let (prefixes_v4, prefixes_v6) = (v4.len(), v6.len());
-    let v4 = trie::write(&classes_of(v4), 32, class_of[0], &mut image);
-    let v6 = trie::write(&classes_of(v6), 128, class_of[0], &mut image);
+    let v4 = trie::write(&classes_of(v4), class_of[0], &mut image);
+    let v6 = trie::write(&classes_of(v6), class_of[0], &mut image);
 
     limit("bytes", image.len() as u64, MAX_IMAGE)?;
     let length = image.len() as u64;

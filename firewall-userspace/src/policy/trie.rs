@@ -1,4 +1,4 @@
-//! Writes the class tables of one address family: the tries that `Image::class_v4` and `class_v6` walk.
+//! Writes the class tables of one address family: the trie that `Image::class` walks.
 //!
 //! Input is sorted and nested prefixes with a class each; output is a root table, nodes and skips (see
 //! `firewall_common::image`). The root is chosen by content: 8 bits for a few prefixes, 16 for many.
@@ -44,8 +44,8 @@ pub struct Tables {
 /// Prefixes from which on the root takes 16 bits (256 KiB) instead of 8 (1 KiB).
 const WIDE_ROOT: usize = 256;
 
-/// Appends the tables of a family whose addresses have `width` bits; addresses under no prefix are of class `outside`.
-pub fn write(prefixes: &[(Prefix, u32)], width: u32, outside: u32, image: &mut Vec<u8>) -> Tables {
+/// Appends the tables of a family; addresses under no prefix are of class `outside`.
+pub fn write(prefixes: &[(Prefix, u32)], outside: u32, image: &mut Vec<u8>) -> Tables {
     let root_bits = if prefixes.len() < WIDE_ROOT { 8 } else { 16 };
     image.resize(image.len().next_multiple_of(8), 0);
     if root_bits == 16 {
@@ -54,7 +54,7 @@ pub fn write(prefixes: &[(Prefix, u32)], width: u32, outside: u32, image: &mut V
     }
     let root = image.len() as u64;
     image.resize(image.len() + (4 << root_bits), 0);
-    let mut builder = Builder { image, width };
+    let mut builder = Builder { image };
     let mut table = vec![Entry::leaf(outside).0; 1 << root_bits];
     builder.fill(prefixes, 0, root_bits, &mut table);
     for (index, entry) in table.iter().enumerate() {
@@ -66,7 +66,6 @@ pub fn write(prefixes: &[(Prefix, u32)], width: u32, outside: u32, image: &mut V
 
 struct Builder<'a> {
     image: &'a mut Vec<u8>,
-    width: u32,
 }
 
 impl Builder<'_> {
@@ -95,11 +94,9 @@ impl Builder<'_> {
     /// A pointer to what decides among prefixes that share their first `depth` bits and are longer; `outside` is the
     /// leaf around them.
     fn subtree(&mut self, prefixes: &[(Prefix, u32)], depth: u32, outside: u32) -> Entry {
-        if self.width == 128 {
-            let bits = shared_bytes(prefixes, depth);
-            if bits > 0 {
-                return self.skip(prefixes, depth, bits, outside);
-            }
+        let bits = shared_bytes(prefixes, depth);
+        if bits > 0 {
+            return self.skip(prefixes, depth, bits, outside);
         }
         let mut table = [outside; 256];
         self.fill(prefixes, depth, 8, &mut table);

@@ -1,0 +1,123 @@
+//! The owner's way with interfaces: does what [`super::links`] says is to be done.
+
+use super::links::Todo;
+use super::owner::Owner;
+use super::reload::chain;
+use super::views::{egress_word, xdp_word};
+use crate::datapath::{Datapath, netlink};
+use std::sync::PoisonError;
+use std::time::Instant;
+
+impl Owner {
+    pub(super) fn relist(&mut self, since: Instant) {
+        match netlink::interfaces() {
+            Ok(list) => {
+                let todo = self.links.replace(list);
+                self.carry_out(todo, since);
+            }
+            Err(error) => log::error!("cannot list the interfaces: {}", chain(&error)),
+        }
+    }
+
+    pub(super) fn carry_out(&mut self, todo: Todo, since: Instant) {
+        for index in todo.attach {
+            self.attach(index, since);
+        }
+        for (index, name) in todo.gone {
+            log::info!("interface {name} ({index}) is gone");
+            self.detach_one(index, &name);
+        }
+        for (index, name) in todo.detach {
+            log::warn!(
+                "interface {name} ({index}) is not among those asked for any more: not filtered from now on"
+            );
+            self.detach_one(index, &name);
+        }
+        self.configure |= todo.own_addresses;
+        let names = self
+            .links
+            .known()
+            .map(|interface| (interface.index, interface.name.clone()))
+            .collect();
+        self.out
+            .directory
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .interfaces = names;
+        if todo.relist {
+            log::debug!("changes of interfaces were lost, listing anew");
+            self.relist(since);
+        }
+    }
+
+    pub(super) fn attach(&mut self, index: u32, since: Instant) {
+        let (Some(interface), Some(datapath)) = (self.links.get(index).cloned(), self.datapath.as_mut())
+        else {
+            return;
+        };
+        match datapath.attach(&interface) {
+            Ok(attachment) => {
+                log::info!(
+                    "interface {} ({index}): {} XDP{}, egress by {}{}",
+                    interface.name,
+                    xdp_word(attachment.xdp),
+                    if attachment.frags {
+                        ""
+                    } else {
+                        " without jumbo frames"
+                    },
+                    egress_word(attachment.egress),
+                    attachment
+                        .detail
+                        .as_deref()
+                        .map(|detail| format!(" ({detail})"))
+                        .unwrap_or_default(),
+                );
+                log::debug!(
+                    "{} was attached {:.1} ms after its event",
+                    interface.name,
+                    since.elapsed().as_secs_f64() * 1e3
+                );
+                self.links.attached(index, attachment);
+            }
+            Err(error) => {
+                let text = chain(&error);
+                let wait = self.links.refused(index, text.clone(), Instant::now());
+                log::warn!(
+                    "interface {} ({index}) is not filtered, trying again in {wait:?}: {text}",
+                    interface.name
+                );
+            }
+        }
+    }
+
+    /// What an earlier agent attached to and this one is not asked to.
+    pub(super) fn detach_strays(&mut self) {
+        let attached = match self.datapath.as_ref().map(Datapath::attached) {
+            Some(Ok(attached)) => attached,
+            Some(Err(error)) => {
+                return log::warn!("cannot tell what an earlier agent attached to: {}", chain(&error));
+            }
+            None => return,
+        };
+        for index in attached {
+            match self.links.get(index).cloned() {
+                Some(interface) if self.links.wanted(&interface) => {}
+                Some(interface) => {
+                    log::warn!(
+                        "interface {} ({index}) is not among those asked for: not filtered from now on",
+                        interface.name
+                    );
+                    self.detach_one(index, &interface.name);
+                }
+                None => self.detach_one(index, "that is gone"),
+            }
+        }
+    }
+
+    pub(super) fn detach_one(&mut self, index: u32, name: &str) {
+        if let Some(Err(error)) = self.datapath.as_mut().map(|datapath| datapath.detach(index)) {
+            log::debug!("detaching {name} ({index}): {}", chain(&error));
+        }
+    }
+}
