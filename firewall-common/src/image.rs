@@ -252,7 +252,7 @@ impl<'a, P: Pages> Image<'a, P> {
                     let (page, at) = (self.page_of(skip)?, skip as u32);
                     let taken = page.u32(at + 8) & 127;
                     // `taken` is 8..=64: shift by less than 64 only.
-                    if (high ^ page.u64(at)) >> (64 - taken & 63) != 0 {
+                    if (high ^ page.u64(at)) >> ((64 - taken) & 63) != 0 {
                         return match Entry(page.u32(at + 12)).kind() {
                             EntryKind::Leaf(class) => Some(class),
                             EntryKind::Node(_) | EntryKind::Skip(_) => None,
