@@ -110,9 +110,10 @@ macro_rules! load {
         // SAFETY: `window` checked the bytes up to N, and callers read below N (the verifier proves it again).
         unsafe {
             asm!(
-                concat!("{0} = *(", $width, " *)({1} + 0)"),
+                concat!("{0} = *(", $width, " *)({1} + {2})"),
                 out(reg) word,
-                in(reg) $base.add($at),
+                in(reg) $base,
+                const $at,
                 options(pure, readonly, nostack, preserves_flags),
             );
         }
@@ -125,20 +126,20 @@ pub struct PacketWindow<const N: usize>(*const u8);
 
 impl<const N: usize> Window for PacketWindow<N> {
     #[inline(always)]
-    fn u8(&self, at: usize) -> u8 {
+    fn u8<const AT: usize>(&self) -> u8 {
         // SAFETY: `window` checked N bytes, and callers read below N (the verifier proves it again).
-        unsafe { self.0.add(at).read() }
+        unsafe { self.0.add(AT).read() }
     }
     #[inline(always)]
-    fn u16(&self, at: usize) -> u16 {
-        u16::from_be(load!("u16", self.0, at) as u16)
+    fn u16<const AT: usize>(&self) -> u16 {
+        u16::from_be(load!("u16", self.0, AT) as u16)
     }
     #[inline(always)]
-    fn u32(&self, at: usize) -> u32 {
-        u32::from_be(load!("u32", self.0, at) as u32)
+    fn u32<const AT: usize>(&self) -> u32 {
+        u32::from_be(load!("u32", self.0, AT) as u32)
     }
     #[inline(always)]
-    fn u64(&self, at: usize) -> u64 {
-        u64::from_be(load!("u64", self.0, at))
+    fn u64<const AT: usize>(&self) -> u64 {
+        u64::from_be(load!("u64", self.0, AT))
     }
 }
