@@ -1,5 +1,5 @@
 use aya::{EbpfLoader, programs::Xdp};
-use ravelin_tests::{kernel::test_run, rotate::*};
+use ravelin_tests::{rotate::*, kernel::test_run};
 use std::os::fd::AsFd;
 fn main() {
     let mut objs = vec![];
@@ -12,21 +12,9 @@ fn main() {
     }
     let empty = empty_drop().unwrap();
     let rot = Rotation::new(false, &End::Program(empty.as_fd())).unwrap();
-    rot.fill(
-        &(0..65536u32)
-            .map(|i| std::net::IpAddr::V4((0x1000_0000 + i * 257).into()))
-            .collect::<Vec<_>>(),
-    )
-    .unwrap();
-    let frame = ravelin::simulate::FrameBuilder::tcp_syn(
-        "192.0.2.2".parse().unwrap(),
-        1,
-        "192.0.2.1".parse().unwrap(),
-        9,
-    )
-    .build();
-    let mut base = u32::MAX;
-    let mut best = vec![u32::MAX; objs.len()];
+    rot.fill(&(0..65536u32).map(|i| std::net::IpAddr::V4((0x1000_0000 + i * 257).into())).collect::<Vec<_>>()).unwrap();
+    let frame = ravelin::simulate::FrameBuilder::tcp_syn("192.0.2.2".parse().unwrap(), 1, "192.0.2.1".parse().unwrap(), 9).build();
+    let mut base = u32::MAX; let mut best = vec![u32::MAX; objs.len()];
     for _ in 0..200 {
         rot.aim(empty.as_fd()).unwrap();
         base = base.min(test_run(rot.program(), &frame, 65536).unwrap().1);
@@ -37,7 +25,5 @@ fn main() {
         }
     }
     println!("base {base}");
-    for (i, (path, _)) in objs.iter().enumerate() {
-        println!("{path}: +{}", best[i] - base);
-    }
+    for (i, (path, _)) in objs.iter().enumerate() { println!("{path}: +{}", best[i] - base); }
 }
