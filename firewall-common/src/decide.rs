@@ -146,7 +146,10 @@ pub fn ingress<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &mut Packet) 
 #[inline(always)]
 fn is_bpdu<W: crate::packet::Window>(header: &W) -> bool {
     // DSAP and SSAP 0x42, to 01:80:c2:00:00:00, untagged.
-    header.u32::<0>() == 0x0180_c200 && header.u16::<4>() == 0 && header.u16::<12>() < 0x600 && header.u16::<14>() == 0x4242
+    header.u32::<0>() == 0x0180_c200
+        && header.u16::<4>() == 0
+        && header.u16::<12>() < 0x600
+        && header.u16::<14>() == 0x4242
 }
 
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! The policy image: the compiled policy as pages, and the lookups that read it.
 //!
 //! An image is one immutable run of little-endian words, cut into [`PAGE_SIZE`] pages. Offsets are in bytes from
-//! the start of the image; no record straddles a page, tables of words may. Page 0 begins with the [`Header`].
+//! the start of the image; no record straddles a page, tables of words may. Page 0 begins with the header ([`field`]).
 //!
 //! * **ports**: a directory of [`DIRECTORY_LEN`] block numbers (`u16`, in page 0), then blocks of 256 service ids
 //!   (`u16`). Block 0 is all [`NO_SERVICE`]. A [`PortKey`] names the slot.
@@ -252,7 +252,7 @@ impl<'a, P: Pages> Image<'a, P> {
                     let (page, at) = (self.page_of(skip)?, skip as u32);
                     let taken = page.u32(at + 8) & 127;
                     // `taken` is 8..=64: shift by less than 64 only.
-                    if (high ^ page.u64(at)) >> (64 - taken & 63) != 0 {
+                    if (high ^ page.u64(at)) >> ((64 - taken) & 63) != 0 {
                         return match Entry(page.u32(at + 12)).kind() {
                             EntryKind::Leaf(class) => Some(class),
                             EntryKind::Node(_) | EntryKind::Skip(_) => None,

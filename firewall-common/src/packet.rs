@@ -7,6 +7,10 @@
 use crate::verdict::Reason;
 
 /// A frame's bytes. Reads past the end are `None`.
+#[expect(
+    clippy::len_without_is_empty,
+    reason = "an empty frame is as short as any other"
+)]
 pub trait Frame {
     type Window<const N: usize>: Window;
 
@@ -376,7 +380,11 @@ fn ipv6<F: Frame>(frame: &F, at: u32, packet: &mut Packet) -> Result<Rest, Reaso
     step!();
     step!();
     step!();
-    if is_walked(rest.next) { Err(Reason::ExtensionDepth) } else { Ok(rest) }
+    if is_walked(rest.next) {
+        Err(Reason::ExtensionDepth)
+    } else {
+        Ok(rest)
+    }
 }
 
 /// Extension headers that Linux walks over. Mobility (135) is not among them: it ends the chain there, as a protocol.

@@ -17,7 +17,12 @@ impl XdpFrame {
     /// `len` counts all buffers of the frame; `zero` is that of `kernel::zero`.
     #[inline(always)]
     pub fn new(ctx: &XdpContext, len: u32, zero: u64) -> XdpFrame {
-        XdpFrame { data: ctx.data(), data_end: ctx.data_end(), len, zero }
+        XdpFrame {
+            data: ctx.data(),
+            data_end: ctx.data_end(),
+            len,
+            zero,
+        }
     }
 }
 

@@ -40,10 +40,7 @@ impl<'a> Node<'a> {
         let zero = control.map_or(0, zero);
         let config = CONFIG.get(selector.config());
         // Before the first policy the slots are empty.
-        let image = IMAGES.get(slot).map(|pages| PolicyPages {
-            pages,
-            zero,
-        });
+        let image = IMAGES.get(slot).map(|pages| PolicyPages { pages, zero });
         Node {
             ctx,
             control,

@@ -29,7 +29,11 @@ fn main() -> Result<()> {
     if !FLOOD.contains(&only) && !LOAD.contains(&only) {
         return Ok(());
     }
-    let sizes: &[usize] = if quick { &[10, 1_000, 100_000] } else { &[10, 1_000, 100_000, 1_000_000] };
+    let sizes: &[usize] = if quick {
+        &[10, 1_000, 100_000]
+    } else {
+        &[10, 1_000, 100_000, 1_000_000]
+    };
     for size in sizes {
         measure(*size)?;
     }
@@ -44,7 +48,9 @@ fn measure(size: usize) -> Result<()> {
     };
     let scratch = tempfile::tempdir()?;
     // Distinct /32s spread by an odd multiplier over 16.0.0.0/4 and 32.0.0.0/4.
-    let prefixes: Vec<u32> = (0..size as u32).map(|n| 0x1000_0000 + (n.wrapping_mul(0x9e37_79b1) & 0x1fff_ffff)).collect();
+    let prefixes: Vec<u32> = (0..size as u32)
+        .map(|n| 0x1000_0000 + (n.wrapping_mul(0x9e37_79b1) & 0x1fff_ffff))
+        .collect();
     let list: String = prefixes.iter().fold(String::new(), |mut text, address| {
         let _ = writeln!(text, "{}", Ipv4Addr::from(*address));
         text
@@ -56,8 +62,9 @@ fn measure(size: usize) -> Result<()> {
         "version = 1\ndeny = [\"@blocked\"]\n[groups]\nblocked = { file = \"blocked.txt\" }\n\
          [[service]]\nname = \"web\"\nports = [\"udp/80\"]\nallow = [\"any\"]\n",
     )?;
-    let sources: Vec<IpAddr> =
-        (0..SOURCES).map(|n| IpAddr::V4(prefixes[n * 7919 % size].into())).collect();
+    let sources: Vec<IpAddr> = (0..SOURCES)
+        .map(|n| IpAddr::V4(prefixes[n * 7919 % size].into()))
+        .collect();
 
     let sender = Namespace::unique("rb", "tx")?;
     let receiver = Namespace::unique("rb", "rx")?;
@@ -71,7 +78,11 @@ fn measure(size: usize) -> Result<()> {
     }
     let ifindex = sender.ifindex("tx0")?;
     let mac = receiver.ip("-br link show rx0")?;
-    let mac = mac.split_whitespace().nth(2).context("the address of rx0")?.to_owned();
+    let mac = mac
+        .split_whitespace()
+        .nth(2)
+        .context("the address of rx0")?
+        .to_owned();
 
     let run = |label: &str| -> Result<f64> {
         let mut best = 0_f64;
@@ -88,7 +99,14 @@ fn measure(size: usize) -> Result<()> {
         let _link = receiver.run(|| ravelin_tests::kernel::attach_xdp(empty.as_fd(), index))?;
         run("empty")?
     };
-    Record::new("veth drop flood, packets per second", "empty XDP_DROP", &column, base, "pps").write()?;
+    Record::new(
+        "veth drop flood, packets per second",
+        "empty XDP_DROP",
+        &column,
+        base,
+        "pps",
+    )
+    .write()?;
 
     // Ravelin, loaded from the file.
     let pins = Path::new("/sys/fs/bpf/ravelin").join(format!("bench-{}", std::process::id()));
@@ -104,10 +122,20 @@ fn measure(size: usize) -> Result<()> {
             record = record.at_most(2.0);
         }
         record.write()?;
-        Record::new("memory of the image", "image", &column, compiled.image.len() as f64 / 1e6, "MB").write()?;
+        Record::new(
+            "memory of the image",
+            "image",
+            &column,
+            compiled.image.len() as f64 / 1e6,
+            "MB",
+        )
+        .write()?;
         drop((loaded, compiled));
         datapath.configure(&NodeConfig::default())?;
-        let interface = netlink::interfaces()?.into_iter().find(|interface| interface.name == "rx0").context("rx0")?;
+        let interface = netlink::interfaces()?
+            .into_iter()
+            .find(|interface| interface.name == "rx0")
+            .context("rx0")?;
         datapath.attach(&interface)?;
         let rate = run("ravelin");
         detach_all(&pins)?;
@@ -116,10 +144,18 @@ fn measure(size: usize) -> Result<()> {
     Record::new(FLOOD, "ravelin", &column, ours / base, "x").write()?;
 
     // nftables.
-    let elements = prefixes.iter().map(|address| Ipv4Addr::from(*address).to_string()).collect::<Vec<_>>().join(",");
+    let elements = prefixes
+        .iter()
+        .map(|address| Ipv4Addr::from(*address).to_string())
+        .collect::<Vec<_>>()
+        .join(",");
     let mut netdev = 0.0;
     for (row, family, hook) in [
-        ("nft netdev ingress", "netdev", "type filter hook ingress device rx0 priority 0;"),
+        (
+            "nft netdev ingress",
+            "netdev",
+            "type filter hook ingress device rx0 priority 0;",
+        ),
         ("nft inet input", "inet", "type filter hook input priority 0;"),
     ] {
         let file = scratch.path().join("rules.nft");
@@ -151,13 +187,26 @@ fn measure(size: usize) -> Result<()> {
             .args(["nft", "flush", "ruleset"])
             .status()?;
     }
-    Record::new("veth drop flood, ravelin over nft netdev ingress", "ravelin", &column, ours / netdev, "x")
-        .at_least(2.5)
-        .write()
+    Record::new(
+        "veth drop flood, ravelin over nft netdev ingress",
+        "ravelin",
+        &column,
+        ours / netdev,
+        "x",
+    )
+    .at_least(2.5)
+    .write()
 }
 
 /// Packets per second that the receiver took.
-fn rate(sender: &Namespace, receiver: &Namespace, ifindex: u32, sources: &[IpAddr], mac: &str, label: &str) -> Result<f64> {
+fn rate(
+    sender: &Namespace,
+    receiver: &Namespace,
+    ifindex: u32,
+    sources: &[IpAddr],
+    mac: &str,
+    label: &str,
+) -> Result<f64> {
     let mut frame =
         FrameBuilder::udp("192.0.2.2".parse()?, 40_000, "192.0.2.1".parse()?, 80).payload(&[0; 18]);
     for (byte, text) in frame.dst_mac.iter_mut().zip(mac.split(':')) {
@@ -177,7 +226,10 @@ fn rate(sender: &Namespace, receiver: &Namespace, ifindex: u32, sources: &[IpAdd
         Ok(started.elapsed().saturating_sub(idle).as_secs_f64())
     })?;
     let taken = received(receiver)? - before;
-    ensure!(taken > u64::from(FRAMES) / 2, "{label}: of {FRAMES} frames {taken} arrived");
+    ensure!(
+        taken > u64::from(FRAMES) / 2,
+        "{label}: of {FRAMES} frames {taken} arrived"
+    );
     Ok(taken as f64 / seconds)
 }
 

@@ -17,10 +17,17 @@ use std::sync::Arc;
 fn main() -> Result<()> {
     let quick = std::env::var("RAVELIN_BENCH_QUICK").is_ok_and(|value| !value.is_empty());
     let only = std::env::var("RAVELIN_BENCH_ONLY").unwrap_or_default();
-    let sizes: &[usize] = if quick { &[10, 1_000, 100_000] } else { &[10, 1_000, 10_000, 100_000, 1_000_000] };
+    let sizes: &[usize] = if quick {
+        &[10, 1_000, 100_000]
+    } else {
+        &[10, 1_000, 10_000, 100_000, 1_000_000]
+    };
     let rounds = if quick { 40 } else { 100 };
     for ipv6 in [false, true] {
-        let table = format!("ns per packet over an empty XDP program, {}", if ipv6 { "IPv6" } else { "IPv4" });
+        let table = format!(
+            "ns per packet over an empty XDP program, {}",
+            if ipv6 { "IPv6" } else { "IPv4" }
+        );
         if !table.contains(&only) {
             continue;
         }
@@ -43,21 +50,53 @@ fn measure(table: &str, ipv6: bool, size: usize, rounds: usize) -> Result<()> {
     let (empty_drop, empty_pass) = (empty_drop()?, empty_pass()?);
     let rotation = Rotation::new(ipv6, &End::Program(empty_drop.as_fd()))?;
     rotation.fill(&inside)?;
-    let dst: IpAddr = if ipv6 { "2001:db8::1".parse()? } else { "192.0.2.1".parse()? };
-    let src: IpAddr = if ipv6 { "2001:db8::2".parse()? } else { "192.0.2.2".parse()? };
+    let dst: IpAddr = if ipv6 {
+        "2001:db8::1".parse()?
+    } else {
+        "192.0.2.1".parse()?
+    };
+    let src: IpAddr = if ipv6 {
+        "2001:db8::2".parse()?
+    } else {
+        "192.0.2.2".parse()?
+    };
     let frame = |port| FrameBuilder::tcp_syn(src, 40_000, dst, port).build();
 
     let mut kernel = Kernel::new()?;
     for (row, action, port, empty, limit) in [
-        ("drop", Action::Deny, 8443, &empty_drop, if size <= 1_000 { Some(20.0) } else if size == 1_000_000 && !ipv6 { Some(200.0) } else { None }),
-        ("allow", Action::Allow, 8443, &empty_pass, (size <= 1_000).then_some(50.0)),
+        (
+            "drop",
+            Action::Deny,
+            8443,
+            &empty_drop,
+            if size <= 1_000 {
+                Some(20.0)
+            } else if size == 1_000_000 && !ipv6 {
+                Some(200.0)
+            } else {
+                None
+            },
+        ),
+        (
+            "allow",
+            Action::Allow,
+            8443,
+            &empty_pass,
+            (size <= 1_000).then_some(50.0),
+        ),
         ("closed port", Action::Allow, 9, &empty_drop, Some(15.0)),
     ] {
         if row != "closed port" {
             kernel.enforce(&policy(&prefixes, ipv6, action))?;
         }
         let frame = frame(port);
-        let over = over_empty(&rotation, empty.as_fd(), kernel.datapath.ingress_program(), &frame, rounds)?;
+        let over = over_empty(
+            &rotation,
+            empty.as_fd(),
+            kernel.datapath.ingress_program(),
+            &frame,
+            rounds,
+        )?;
         let mut record = Record::new(table, row, &short(size), over, "ns");
         if let Some(limit) = limit {
             record = record.at_most(limit);
@@ -68,7 +107,13 @@ fn measure(table: &str, ipv6: bool, size: usize, rounds: usize) -> Result<()> {
 }
 
 /// The fastest round of the program less the fastest round of the empty one.
-fn over_empty(rotation: &Rotation, empty: BorrowedFd, program: BorrowedFd, frame: &[u8], rounds: usize) -> Result<f64> {
+fn over_empty(
+    rotation: &Rotation,
+    empty: BorrowedFd,
+    program: BorrowedFd,
+    frame: &[u8],
+    rounds: usize,
+) -> Result<f64> {
     /// Runs in a call: each source once; the mean that the kernel returns is in whole nanoseconds.
     const REPEAT: u32 = SOURCES as u32;
     let (mut base, mut full) = (u32::MAX, u32::MAX);
@@ -84,20 +129,34 @@ fn over_empty(rotation: &Rotation, empty: BorrowedFd, program: BorrowedFd, frame
 /// A service on TCP 8443 whose prefixes are allowed, or denied by the policy.
 fn policy(prefixes: &[(u128, u8)], ipv6: bool, action: Action) -> Policy {
     let list = PrefixList {
-        v4: if ipv6 { Vec::new() } else { prefixes.iter().map(|(address, len)| (*address as u32, *len)).collect() },
+        v4: if ipv6 {
+            Vec::new()
+        } else {
+            prefixes
+                .iter()
+                .map(|(address, len)| (*address as u32, *len))
+                .collect()
+        },
         v6: if ipv6 { prefixes.to_vec() } else { Vec::new() },
     };
     let rule = |service, action, any: bool| Rule {
         service,
         action,
-        source: if any { "any".to_owned() } else { "@prefixes".to_owned() },
+        source: if any {
+            "any".to_owned()
+        } else {
+            "@prefixes".to_owned()
+        },
         any,
         lists: if any { Vec::new() } else { vec![0] },
         place: Place::default(),
     };
     let rules = match action {
         Action::Allow => vec![rule(Some(ServiceId(0)), Action::Allow, false)],
-        Action::Deny => vec![rule(None, Action::Deny, false), rule(Some(ServiceId(0)), Action::Allow, true)],
+        Action::Deny => vec![
+            rule(None, Action::Deny, false),
+            rule(Some(ServiceId(0)), Action::Allow, true),
+        ],
     };
     Policy {
         default_allow: false,

@@ -64,6 +64,38 @@ fn unique() -> String {
     )
 }
 
+/// Ends what killed tests have left running or pinned.
+pub fn sweep() {
+    let names = |dir: &str| {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        entries
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect::<Vec<_>>()
+    };
+    for name in names("/proc") {
+        let Ok(pid) = name.parse::<i32>() else { continue };
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line);
+        if line.contains("\0agent\0") && line.split('\0').any(is_of_the_dead) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+    for name in names(PINS).iter().filter(|name| is_of_the_dead(name)) {
+        let _ = std::fs::remove_dir_all(Path::new(PINS).join(name));
+    }
+}
+
+/// Whether an instance name is one of [`unique`] in a process that is gone.
+fn is_of_the_dead(instance: &str) -> bool {
+    let rest = instance
+        .strip_prefix(PREFIX)
+        .and_then(|rest| rest.strip_prefix('-'));
+    let pid = rest
+        .and_then(|rest| rest.split('-').next())
+        .and_then(|pid| pid.parse::<u32>().ok());
+    pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
+}
+
 /// A running agent, or one that was stopped and can be started again.
 #[derive(Debug)]
 pub struct Agent {

@@ -159,7 +159,20 @@ pub fn attach_xdp(program: BorrowedFd, ifindex: u32) -> Result<OwnedFd> {
     const BPF_LINK_CREATE: libc::c_int = 28;
     const BPF_XDP: u32 = 37;
     const XDP_FLAGS_DRV_MODE: u32 = 4;
-    let attr = [program.as_raw_fd() as u32, ifindex, BPF_XDP, XDP_FLAGS_DRV_MODE, 0, 0, 0, 0, 0, 0, 0, 0];
+    let attr = [
+        program.as_raw_fd() as u32,
+        ifindex,
+        BPF_XDP,
+        XDP_FLAGS_DRV_MODE,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ];
     // SAFETY: the attribute is of the size given.
     let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, attr.as_ptr(), size_of_val(&attr)) };
     if result < 0 {

@@ -1,6 +1,6 @@
 //! The usual stage: a node with two interfaces, a friend on one and a stranger on the other, IPv4 and IPv6.
 
-use crate::agent::{Agent, PREFIX};
+use crate::agent::{self, Agent, PREFIX};
 use crate::netns::{Namespace, link};
 use crate::traffic::{self, Echo};
 use anyhow::{Result, ensure};
@@ -40,6 +40,7 @@ impl Lab {
             nix::unistd::geteuid().is_root(),
             "these tests make network namespaces: run them as root"
         );
+        agent::sweep();
         Namespace::sweep(PREFIX);
         let lab = Lab {
             node: Namespace::unique(PREFIX, "node")?,

@@ -39,7 +39,12 @@ impl Rotation {
         if let End::Program(next) = end {
             update(&programs, 0, &next.as_raw_fd().to_ne_bytes())?;
         }
-        Ok(Rotation { program, programs, sources, _counter: counter })
+        Ok(Rotation {
+            program,
+            programs,
+            sources,
+            _counter: counter,
+        })
     }
 
     /// Puts another program behind the rotation.
@@ -98,7 +103,12 @@ struct Insn {
 }
 
 const fn insn(code: u8, dst: u8, src: u8, offset: i16, immediate: i32) -> Insn {
-    Insn { code, registers: src << 4 | dst, offset, immediate }
+    Insn {
+        code,
+        registers: src << 4 | dst,
+        offset,
+        immediate,
+    }
 }
 
 const EXIT: Insn = insn(0x95, 0, 0, 0, 0);
@@ -132,13 +142,20 @@ fn rotator(sources: &OwnedFd, counter: &OwnedFd, programs: &OwnedFd, ipv6: bool,
     code.extend([insn(0x62, 10, 0, -4, 0), mov(2, 10), insn(0x07, 2, 0, 0, -4)]);
     code.extend(load_map(1, counter));
     code.extend([call(1), insn(0x15, 0, 0, LEAVE, 0)]);
-    code.extend([insn(LDX_DW, 1, 0, 0, 0), insn(0x07, 1, 0, 0, 1), insn(STX_DW, 0, 1, 0, 0)]);
+    code.extend([
+        insn(LDX_DW, 1, 0, 0, 0),
+        insn(0x07, 1, 0, 0, 1),
+        insn(STX_DW, 0, 1, 0, 0),
+    ]);
     code.extend([insn(0x57, 1, 0, 0, SOURCES as i32 - 1), insn(STX_W, 10, 1, -4, 0)]);
     code.extend([mov(2, 10), insn(0x07, 2, 0, 0, -4)]);
     code.extend(load_map(1, sources));
     code.extend([call(1), insn(0x15, 0, 0, LEAVE, 0)]);
     for word in 0..if ipv6 { 4 } else { 1 } {
-        code.extend([insn(LDX_W, 1, 0, word * 4, 0), insn(STX_W, 7, 1, at + word * 4, 0)]);
+        code.extend([
+            insn(LDX_W, 1, 0, word * 4, 0),
+            insn(STX_W, 7, 1, at + word * 4, 0),
+        ]);
     }
     match end {
         End::Program(_) => {
@@ -233,6 +250,9 @@ fn load(code: &[Insn]) -> Result<OwnedFd> {
     attr.expected_attach_type = BPF_XDP;
     match bpf(5, &attr, "loading a program") {
         Ok(fd) => Ok(owned(fd)),
-        Err(error) => bail!("{error:#}: {}", String::from_utf8_lossy(&log).trim_end_matches('\0')),
+        Err(error) => bail!(
+            "{error:#}: {}",
+            String::from_utf8_lossy(&log).trim_end_matches('\0')
+        ),
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Each test has two network namespaces of its own, a node and a peer with a veth pair between them, and pins of its
 //! own. They need root.
+#![expect(clippy::unwrap_used, reason = "a test that unwraps says where it failed")]
 
 use firewall_common::{
     LAYOUT_VERSION,
@@ -128,8 +129,8 @@ impl Drop for Lab {
     }
 }
 
-fn until(what: &str, mut so: impl FnMut() -> bool) {
-    wait::until_equal(what, &true, || so());
+fn until(what: &str, so: impl FnMut() -> bool) {
+    wait::until_equal(what, &true, so);
 }
 
 /// A policy without services that allows or denies everything. Its image grows with the prefixes in it, which no

@@ -15,7 +15,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Measure the data path, against an empty XDP program and against nftables, and print tables.
 ///
-/// Needs root and a quiet machine: compare figures of one run only. All records go to target/bench/<time>.json and to
+/// Needs root and a quiet machine: compare figures of one run only. All records go to `target/bench/<time>.json` and to
 /// target/bench/latest.json.
 #[derive(clap::Args)]
 pub struct Args {

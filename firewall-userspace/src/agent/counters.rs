@@ -75,7 +75,10 @@ impl RuleKey {
 
     /// The key, and the one that it counts under in metrics, if that is another.
     fn and_its_label(&self) -> impl Iterator<Item = RuleKey> {
-        let label = (!self.is_label()).then(|| RuleKey { source: PREFIXES.to_owned(), ..self.clone() });
+        let label = (!self.is_label()).then(|| RuleKey {
+            source: PREFIXES.to_owned(),
+            ..self.clone()
+        });
         [self.clone()].into_iter().chain(label)
     }
 }

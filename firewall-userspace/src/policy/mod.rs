@@ -1,4 +1,4 @@
-//! A policy: as written ([`file`]), as meant ([`model`]), as compiled ([`compile`]). All pure.
+//! A policy: as written ([`mod@file`]), as meant ([`model`]), as compiled ([`compile`]). All pure.
 
 pub mod claims;
 pub mod compile;

@@ -430,27 +430,30 @@ fn highlight_toml(line: &str) -> String {
 }
 
 fn playground(stage: &Stage) -> String {
-    let mut text = format!("{}\n", paint(Style::Heading, "== The playground is up"));
+    const TRY: &str = "timeout 1 bash -c '</dev/tcp/";
+    let mut text = format!(
+        "{}\n",
+        paint(Style::Heading, "== The playground is up. Paste this first:")
+    );
+    for line in [
+        format!("export RAVELIN_SOCKET={} RAVELIN_INSTANCE=demo", stage::SOCKET),
+        format!("ravelin() {{ {} \"$@\"; }}", stage.binary().display()),
+        "at() { local where=$1; shift; nsenter --net=/run/netns/ravelin-demo-$where \"$@\"; }".to_owned(),
+    ] {
+        text.push_str(&format!("{}\n", paint(Style::Command, line)));
+    }
+    text.push_str(&format!("{}\n", paint(Style::Heading, "== Then try:")));
     let mut line = |command: &str, what: &str| {
-        let what = if what.is_empty() {
-            String::new()
-        } else {
-            paint(Style::Faint, format!("# {what}"))
-        };
+        let padded = paint(Style::Command, format!("{command:<68}"));
         text.push_str(&format!(
-            "   {} {what}\n",
-            paint(Style::Command, format!("{command:<66}"))
+            "{padded} {}\n",
+            paint(Style::Faint, format!("# {what}"))
         ));
     };
-    line(
-        &format!("export RAVELIN_SOCKET={} RAVELIN_INSTANCE=demo", stage::SOCKET),
-        "",
-    );
-    line(&format!("alias ravelin={}", stage.binary().display()), "");
     line("ravelin status", "what is in force, on which interfaces");
-    line("ravelin monitor", "drops as they happen; leave it running");
+    line("ravelin monitor &", "drops as they happen; `kill %1` ends it");
     line(
-        "nsenter --net=/run/netns/ravelin-demo-stranger nc -vzw1 198.51.100.1 8443",
+        &format!("at stranger {TRY}198.51.100.1/8443' && echo in"),
         "dropped",
     );
     line(
@@ -458,21 +461,24 @@ fn playground(stage: &Stage) -> String {
         "now it is not",
     );
     line(
-        "nsenter --net=/run/netns/ravelin-demo-peer ping -c2 10.20.0.1",
-        "allowed: service ping",
+        &format!("at peer {TRY}10.20.0.1/8443' && echo in"),
+        "allowed: @web",
     );
     line(
         "ravelin explain tcp 10.20.66.7 to 10.20.0.1:8443",
         "which rule, and where it stands",
     );
     line(
-        &format!("$EDITOR {}", stage::POLICY_FILE),
+        &format!("${{EDITOR:-vi}} {}", stage::POLICY_FILE),
         "applies when you save it",
     );
-    line(
-        "nsenter --net=/run/netns/ravelin-demo-node curl -s 127.0.0.1:9477/metrics",
-        "",
-    );
+    line("ravelin counters --watch", "with rates");
+    if crate::toolchain::on_path("curl").is_some() {
+        line(
+            "at node curl -s 127.0.0.1:9477/metrics | grep ^ravelin",
+            "what Prometheus scrapes",
+        );
+    }
     line("cargo xtask demo --clean", "removes all of it");
     text.trim_end().to_owned()
 }

@@ -160,7 +160,10 @@ impl Stage {
     pub fn start_services(&self) -> Result<()> {
         let program = std::env::current_exe().context("looking for this program")?;
         let mut command = Command::new(program);
-        command.args(["demo", "--serve"]).stdout(Stdio::null());
+        command
+            .args(["demo", "--serve"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         self.start("services", command)
     }
 

@@ -87,7 +87,7 @@ impl PacketSpec {
     }
 }
 
-/// With everything filled in, as [`parse`] reads it.
+/// With everything filled in, as [`parse()`] reads it.
 impl fmt::Display for PacketSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let end = |address: IpAddr, port: u16| match address {
