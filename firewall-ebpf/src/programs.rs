@@ -36,6 +36,8 @@ fn judge(ctx: &XdpContext, len: u32) -> u32 {
     let mut packet = Packet::EMPTY;
     let mut outcome = decide::ingress(frame, &node, &mut packet);
     node.settle(&mut outcome);
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(ctx, "reason {}, ending {}, {} bytes", outcome.reason.number(), outcome.ending, len);
     match account(ctx, frame, &node, &packet, outcome) {
         Verdict::Pass => XDP_PASS,
         Verdict::Drop => XDP_DROP,

@@ -885,3 +885,22 @@ fn random_policies_and_packets_agree_with_a_scan_of_all_rules() {
         })
         .unwrap();
 }
+
+#[test]
+fn the_programs_stay_well_below_what_the_verifier_reads() {
+    use aya::EbpfLoader;
+    use aya::programs::{Program, ProgramError};
+    /// The verifier gives up at a million; older kernels prune less.
+    const BUDGET: u32 = 600_000;
+    let mut object = EbpfLoader::new().load(ravelin::datapath::OBJECT).unwrap();
+    for (name, program) in object.programs_mut() {
+        let loaded: Result<(), ProgramError> = match program {
+            Program::Xdp(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
+            other => panic!("{name} is of another type: {other:?}"),
+        };
+        loaded.unwrap();
+        let read = program.info().unwrap().verified_instruction_count();
+        assert!(read.is_some_and(|read| read < BUDGET), "{name}: {read:?} instructions");
+    }
+}
