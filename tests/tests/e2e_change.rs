@@ -349,3 +349,49 @@ fn assert_bare(lab: &Lab, agent: &Agent) -> Result<()> {
     ensure!(!agent.pins().exists(), "{} is left", agent.pins().display());
     Ok(())
 }
+
+#[test]
+fn nothing_is_left_behind() -> Result<()> {
+    let lab = Lab::new()?;
+    let _echo = lab.serve(PORT)?;
+    let mut agent = lab.agent(&policy(1))?;
+    assert_eq!(lab.friend_reaches(PORT), EVERYTHING);
+    detach(&lab, &agent)?;
+    let (pins, socket, instance) = (agent.pins(), agent.socket(), agent.instance().to_owned());
+    let pid = agent.pid().context("the agent runs")?;
+    agent.terminate()?;
+    assert_bare(&lab, &agent)?;
+    ensure!(!socket.exists(), "{} is left", socket.display());
+    for interface in INTERFACES {
+        let filters = std::process::Command::new("tc")
+            .args([
+                "-n",
+                lab.node.name(),
+                "filter",
+                "show",
+                "dev",
+                interface,
+                "egress",
+            ])
+            .output()?;
+        ensure!(
+            filters.stdout.is_empty(),
+            "{}",
+            String::from_utf8_lossy(&filters.stdout)
+        );
+    }
+
+    let namespaces = [lab.node.path(), lab.friend.path(), lab.stranger.path()];
+    let dir = agent.policy_file();
+    drop(agent);
+    drop(lab);
+    for path in namespaces.iter().chain([&pins, &dir]) {
+        ensure!(!path.exists(), "{} is left", path.display());
+    }
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    ensure!(
+        !String::from_utf8_lossy(&line).contains(&instance),
+        "process {pid} is left"
+    );
+    Ok(())
+}
