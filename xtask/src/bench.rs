@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Measure the data path, against an empty XDP program and against nftables, and print tables.
+/// Measure against an empty XDP program and against nftables; print tables.
 ///
 /// Needs root and a quiet machine: compare figures of one run only. All records go to `target/bench/<time>.json` and to
 /// target/bench/latest.json.

@@ -5,7 +5,7 @@ use crate::setup::{self, Purpose};
 use anyhow::Result;
 use std::path::PathBuf;
 
-/// Build ravelin: one binary that holds the agent, the commands and the kernel programs.
+/// Build ravelin: one binary with agent, commands and kernel programs.
 ///
 /// Installs the BPF toolchain first if it is missing (see `cargo xtask setup`). The binary is an optimised one, unless
 /// `--debug` is given.

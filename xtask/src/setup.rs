@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Install what is missing: the BPF compiler and linker, and what tests, checks and benches call.
+/// Install what is missing: BPF compiler and linker, tools of checks and tests.
 ///
 /// On Debian 12 as root this needs nothing else; it takes three to five minutes the first time (two Rust tools are
 /// compiled) and no time when all is there. Packages are installed by apt-get; bpf-linker, cargo-deny and promtool go

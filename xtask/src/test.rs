@@ -8,10 +8,12 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-/// Run all checks and all tests: pure code, then the loaded kernel programs, then whole nodes in network namespaces.
+/// Run all checks and all tests, as CI does.
+///
+/// Pure code first, then the loaded kernel programs, then whole nodes in network namespaces.
 ///
 /// Needs root and a kernel of 5.15 or later for the last two. Installs what is missing first (see `cargo xtask setup`),
-/// and ends in one line: `N passed, N failed`. This is the command that CI runs.
+/// and ends in one line: `N passed, N failed`.
 #[derive(clap::Args)]
 pub struct Args {
     /// Without the checks of `cargo xtask check`

@@ -15,8 +15,9 @@ use stage::Stage;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-/// Show ravelin at work: a node, an allowed peer and a stranger in network namespaces of this machine.
+/// Show ravelin at work: real agent, real traffic, in network namespaces.
 ///
+/// A node, an allowed peer and a stranger are namespaces of this machine.
 /// Installs what is missing and builds, then takes less than a minute. The real agent runs a real policy on the node;
 /// nothing outside of the namespaces is touched, and all of it is removed at the end, also on Ctrl-C.
 ///
