@@ -23,7 +23,7 @@ pub struct Control {
     pub events: u32,
     /// Events per reason, CPU and second before sampling suppresses the rest.
     pub events_per_second: u32,
-    /// Always zero; the BPF verifier does not know, see [`crate::packet::Frame::opaque`].
+    /// Always zero; the BPF verifier does not know, see [`crate::image::Pages::opaque`].
     pub zero: u64,
 }
 

@@ -29,7 +29,8 @@ pub trait Pages {
     /// Page `index`, or `None` past the end of the image.
     fn page(&self, index: u32) -> Option<Self::Page>;
 
-    /// The same word, hidden from the BPF verifier: see [`crate::packet::Frame::opaque`].
+    /// The same word. In the kernel its value is hidden from the BPF verifier, so that ways which differ only in
+    /// what it knows of a number are walked once.
     #[inline(always)]
     fn opaque(&self, word: u64) -> u64 {
         word

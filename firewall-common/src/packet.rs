@@ -20,12 +20,10 @@ pub trait Frame {
     /// `N` bytes at `at`, or `None` if the frame ends before (or they lie past [`MAX_OFFSET`]).
     fn window<const N: usize>(&self, at: u32) -> Option<Self::Window<N>>;
 
-    /// The same word. In the kernel its value is hidden from the BPF verifier, so that ways which differ only in
-    /// what it knows of a number are walked once.
+    /// Leaves the value as it is. In the kernel it takes it through memory, where the BPF verifier forgets what it
+    /// knew of bytes and half words, so that ways which differ only in that are walked once.
     #[inline(always)]
-    fn opaque(&self, word: u64) -> u64 {
-        word
-    }
+    fn settle<T>(&self, _value: &mut T) {}
 }
 
 /// A checked stretch of a frame. Offsets are constants below the window's size; multi-byte reads are big-endian.
@@ -229,42 +227,31 @@ pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Result<Kind, Reason> {
         }
     }
     packet.ethertype = kind;
-    let rest = match kind {
-        ethertype::IPV4 => ipv4(frame, at, packet)?,
-        ethertype::IPV6 => ipv6(frame, at, packet)?,
-        _ => return other(frame, &ethernet, at, kind),
+    let mut rest = Rest {
+        at: at as u16,
+        payload: 0,
+        next: 0,
+        fragmented: 0,
     };
-    transport(frame, rest, packet)?;
+    match kind {
+        ethertype::IPV4 => ipv4(frame, packet, &mut rest)?,
+        ethertype::IPV6 => ipv6(frame, packet, &mut rest)?,
+        _ => return other(frame, &ethernet, at, kind),
+    }
+    transport(frame, &mut rest, packet)?;
     Ok(Kind::Ip)
 }
 
-/// What is left of a packet: where, how many bytes by the IP header, and the header that comes next.
+/// What is left of a packet: where, how many bytes by the IP header, and the header that comes next. Small fields:
+/// see [`Frame::settle`].
 #[derive(Clone, Copy)]
 struct Rest {
-    at: u32,
+    at: u16,
     /// At most 65,535: enough to hold any header.
-    payload: u32,
+    payload: u16,
     next: u8,
-    fragmented: bool,
-}
-
-impl Rest {
-    /// The same, see [`Frame::opaque`].
-    #[inline(always)]
-    fn opaque<F: Frame>(self, frame: &F) -> Rest {
-        let word = frame.opaque(
-            self.at as u64 & 0xffff
-                | (self.payload as u64 & 0xffff) << 16
-                | (self.next as u64) << 32
-                | (self.fragmented as u64) << 40,
-        );
-        Rest {
-            at: word as u16 as u32,
-            payload: (word >> 16) as u16 as u32,
-            next: (word >> 32) as u8,
-            fragmented: word >> 40 & 1 != 0,
-        }
-    }
+    /// Not zero: first fragment of several.
+    fragmented: u8,
 }
 
 /// Everything but IP.
@@ -288,8 +275,10 @@ const fn is_vlan(kind: u16) -> bool {
     kind == ethertype::VLAN || kind == ethertype::QINQ
 }
 
+/// Reads the header at `rest.at` and steps over it.
 #[inline(always)]
-fn ipv4<F: Frame>(frame: &F, at: u32, packet: &mut Packet) -> Result<Rest, Reason> {
+fn ipv4<F: Frame>(frame: &F, packet: &mut Packet, rest: &mut Rest) -> Result<(), Reason> {
+    let at = rest.at as u32;
     let header = frame.window::<20>(at).ok_or(Reason::IpShort)?;
     let first = header.u8::<0>();
     let header_len = (first & 15) as u32 * 4;
@@ -319,16 +308,19 @@ fn ipv4<F: Frame>(frame: &F, at: u32, packet: &mut Packet) -> Result<Rest, Reaso
     if fragment & 0x1fff != 0 {
         return Err(Reason::Fragment);
     }
-    Ok(Rest {
-        at: at + header_len,
+    *rest = Rest {
+        at: (at + header_len) as u16,
         payload: clamp(total - header_len),
         next: header.u8::<9>(),
-        fragmented: fragment & 0x2000 != 0,
-    })
+        fragmented: (fragment >> 13) as u8 & 1,
+    };
+    Ok(())
 }
 
+/// Reads the header at `rest.at` and steps over it and its extensions.
 #[inline(always)]
-fn ipv6<F: Frame>(frame: &F, at: u32, packet: &mut Packet) -> Result<Rest, Reason> {
+fn ipv6<F: Frame>(frame: &F, packet: &mut Packet, rest: &mut Rest) -> Result<(), Reason> {
+    let at = rest.at as u32;
     let header = frame.window::<40>(at).ok_or(Reason::IpShort)?;
     if header.u8::<0>() >> 4 != 6 {
         return Err(Reason::Ipv6Header);
@@ -353,19 +345,20 @@ fn ipv6<F: Frame>(frame: &F, at: u32, packet: &mut Packet) -> Result<Rest, Reaso
         return Err(Reason::IpShort);
     }
 
-    let mut rest = Rest {
-        at: at + 40,
+    *rest = Rest {
+        at: (at + 40) as u16,
         payload: clamp(payload),
         next: header.u8::<6>(),
-        fragmented: false,
+        fragmented: 0,
     };
     // Written out, for a loop here ends in a jump that kernels below 6.7 take for an endless one.
     macro_rules! step {
         () => {
             if !is_walked(rest.next) {
-                return Ok(rest);
+                return Ok(());
             }
-            rest = extension(frame, rest.opaque(frame))?;
+            frame.settle(rest);
+            extension(frame, rest)?;
             // Hop-by-hop is legal in the first place only (RFC 8200 section 4.1), and Linux reads it there only.
             if rest.next == protocol::HOP_BY_HOP {
                 return Err(Reason::ExtensionHeader);
@@ -383,7 +376,7 @@ fn ipv6<F: Frame>(frame: &F, at: u32, packet: &mut Packet) -> Result<Rest, Reaso
     if is_walked(rest.next) {
         Err(Reason::ExtensionDepth)
     } else {
-        Ok(rest)
+        Ok(())
     }
 }
 
@@ -398,13 +391,13 @@ const fn is_walked(next: u8) -> bool {
 
 /// Steps over one extension header.
 #[inline(always)]
-fn extension<F: Frame>(frame: &F, rest: Rest) -> Result<Rest, Reason> {
-    let short = if rest.fragmented {
+fn extension<F: Frame>(frame: &F, rest: &mut Rest) -> Result<(), Reason> {
+    let short = if rest.fragmented != 0 {
         Reason::FragmentShort
     } else {
         Reason::ExtensionHeader
     };
-    let header = checked::<F, 8>(frame, rest).ok_or(short)?;
+    let header = checked::<F, 8>(frame, *rest).ok_or(short)?;
     let mut fragmented = rest.fragmented;
     let units = header.u8::<1>() as u32;
     let len = match rest.next {
@@ -416,45 +409,47 @@ fn extension<F: Frame>(frame: &F, rest: Rest) -> Result<Rest, Reason> {
             if offset & 0xfff8 != 0 {
                 return Err(Reason::Fragment);
             }
-            if fragmented {
+            if fragmented != 0 {
                 return Err(Reason::ExtensionHeader);
             }
             // Without "more fragments" it is whole: an atomic fragment (RFC 6946).
-            fragmented = offset & 1 != 0;
+            fragmented = offset as u8 & 1;
             8
         }
         _ => (units + 1) * 8,
     };
-    if len > rest.payload {
+    if len > rest.payload as u32 {
         return Err(short);
     }
-    Ok(Rest {
-        at: rest.at + len,
-        payload: rest.payload - len,
+    *rest = Rest {
+        at: rest.at.saturating_add(len as u16),
+        payload: rest.payload - len as u16,
         next: header.u8::<0>(),
         fragmented,
-    })
+    };
+    Ok(())
 }
 
 #[inline(always)]
-const fn clamp(payload: u32) -> u32 {
-    if payload > 0xffff { 0xffff } else { payload }
+const fn clamp(payload: u32) -> u16 {
+    if payload > 0xffff { 0xffff } else { payload as u16 }
 }
 
 /// Reads ports, flags and ICMP types.
 #[inline(always)]
-fn transport<F: Frame>(frame: &F, rest: Rest, packet: &mut Packet) -> Result<(), Reason> {
-    let rest = rest.opaque(frame);
+fn transport<F: Frame>(frame: &F, rest: &mut Rest, packet: &mut Packet) -> Result<(), Reason> {
+    frame.settle(rest);
+    let (payload, fragmented) = (rest.payload as u32, rest.fragmented != 0);
     packet.protocol = rest.next;
-    packet.fragmented = rest.fragmented;
-    let short = if rest.fragmented {
+    packet.fragmented = fragmented;
+    let short = if fragmented {
         Reason::FragmentShort
     } else {
         Reason::TransportShort
     };
     match rest.next {
         protocol::TCP => {
-            let header = checked::<F, 20>(frame, rest).ok_or(short)?;
+            let header = checked::<F, 20>(frame, *rest).ok_or(short)?;
             packet.src_port = header.u16::<0>();
             packet.dst_port = header.u16::<2>();
             packet.tcp_flags = header.u8::<13>();
@@ -462,8 +457,8 @@ fn transport<F: Frame>(frame: &F, rest: Rest, packet: &mut Packet) -> Result<(),
             if header_len < 20 {
                 return Err(Reason::TcpHeader);
             }
-            if header_len > rest.payload {
-                return Err(if rest.fragmented {
+            if header_len > payload {
+                return Err(if fragmented {
                     Reason::FragmentShort
                 } else {
                     Reason::TcpHeader
@@ -474,21 +469,21 @@ fn transport<F: Frame>(frame: &F, rest: Rest, packet: &mut Packet) -> Result<(),
             }
         }
         protocol::UDP => {
-            let header = checked::<F, 8>(frame, rest).ok_or(short)?;
+            let header = checked::<F, 8>(frame, *rest).ok_or(short)?;
             packet.src_port = header.u16::<0>();
             packet.dst_port = header.u16::<2>();
             let length = header.u16::<4>() as u32;
-            if length < 8 || (length > rest.payload && !rest.fragmented) {
+            if length < 8 || (length > payload && !fragmented) {
                 return Err(Reason::UdpHeader);
             }
         }
         protocol::SCTP => {
-            let header = checked::<F, 12>(frame, rest).ok_or(short)?;
+            let header = checked::<F, 12>(frame, *rest).ok_or(short)?;
             packet.src_port = header.u16::<0>();
             packet.dst_port = header.u16::<2>();
         }
         protocol::ICMP | protocol::ICMPV6 if packet.is_icmp() => {
-            let header = checked::<F, 8>(frame, rest).ok_or(short)?;
+            let header = checked::<F, 8>(frame, *rest).ok_or(short)?;
             packet.icmp_type = header.u8::<0>();
             packet.icmp_code = header.u8::<1>();
             packet.echo_id = header.u16::<4>();
@@ -501,10 +496,10 @@ fn transport<F: Frame>(frame: &F, rest: Rest, packet: &mut Packet) -> Result<(),
 /// `N` bytes at the front of the rest, if the IP header and the frame both have them.
 #[inline(always)]
 fn checked<F: Frame, const N: usize>(frame: &F, rest: Rest) -> Option<F::Window<N>> {
-    if rest.payload < N as u32 {
+    if (rest.payload as usize) < N {
         None
     } else {
-        frame.window::<N>(rest.at)
+        frame.window::<N>(rest.at as u32)
     }
 }
 

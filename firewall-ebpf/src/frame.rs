@@ -1,5 +1,6 @@
 //! Bounds-checked reads of a frame: the only arithmetic on packet pointers.
 
+use crate::kernel::settle;
 use core::arch::asm;
 
 use aya_ebpf::programs::{TcContext, XdpContext};
@@ -10,18 +11,16 @@ pub struct XdpFrame {
     data: usize,
     data_end: usize,
     len: u32,
-    zero: u64,
 }
 
 impl XdpFrame {
-    /// `len` counts all buffers of the frame; `zero` is that of `kernel::zero`.
+    /// `len` counts all buffers of the frame.
     #[inline(always)]
-    pub fn new(ctx: &XdpContext, len: u32, zero: u64) -> XdpFrame {
+    pub fn new(ctx: &XdpContext, len: u32) -> XdpFrame {
         XdpFrame {
             data: ctx.data(),
             data_end: ctx.data_end(),
             len,
-            zero,
         }
     }
 }
@@ -31,7 +30,6 @@ pub struct SkbFrame {
     data: usize,
     data_end: usize,
     len: u32,
-    zero: u64,
 }
 
 impl SkbFrame {
@@ -39,7 +37,7 @@ impl SkbFrame {
     const HEADERS: u32 = 128;
 
     #[inline(always)]
-    pub fn new(ctx: &TcContext, zero: u64) -> SkbFrame {
+    pub fn new(ctx: &TcContext) -> SkbFrame {
         let len = ctx.len();
         let (data, data_end) = Self::linear(ctx);
         if data + (Self::HEADERS as usize) > data_end && len > (data_end - data) as u32 {
@@ -47,12 +45,7 @@ impl SkbFrame {
             let _ = ctx.pull_data(if len < Self::HEADERS { len } else { Self::HEADERS });
         }
         let (data, data_end) = Self::linear(ctx);
-        SkbFrame {
-            data,
-            data_end,
-            len,
-            zero,
-        }
+        SkbFrame { data, data_end, len }
     }
 
     /// Read anew each time: pulling data invalidates what was read before.
@@ -80,8 +73,8 @@ macro_rules! frame {
             }
 
             #[inline(always)]
-            fn opaque(&self, word: u64) -> u64 {
-                word ^ self.zero
+            fn settle<T>(&self, value: &mut T) {
+                settle(value);
             }
 
             #[inline(always)]

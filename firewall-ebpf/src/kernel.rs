@@ -22,8 +22,6 @@ pub struct Node<'a> {
     pub control: Option<&'static Control>,
     /// Image slot in force, for tables that are kept per slot.
     pub slot: u32,
-    /// See [`zero`].
-    pub zero: u64,
     config: Option<&'static Config>,
     image: Option<PolicyPages>,
 }
@@ -45,7 +43,6 @@ impl<'a> Node<'a> {
             ctx,
             control,
             slot,
-            zero,
             config,
             image,
         }
@@ -59,7 +56,7 @@ pub fn control() -> Option<&'static Control> {
 
 /// Zero, but nobody tells the verifier: a word of a map is any number to the verifier.
 #[inline(always)]
-pub fn zero(control: &Control) -> u64 {
+fn zero(control: &Control) -> u64 {
     // SAFETY: an aligned word of a map that nobody writes; volatile, or it would be read again at every use.
     unsafe { (&raw const control.zero).read_volatile() }
 }
@@ -69,6 +66,16 @@ pub fn zero(control: &Control) -> u64 {
 pub fn now_s() -> u32 {
     // SAFETY: the helper takes no arguments. It costs 3-7 ns, the exact clock ten times as much.
     (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
+}
+
+/// Takes a value through memory, where the verifier forgets what it knew of bytes and half words.
+#[inline(always)]
+pub fn settle<T>(value: &mut T) {
+    let mut pointer: *mut T = value;
+    // SAFETY: a move of a register to itself; what the pointer leads to is not touched, but the compiler has to
+    // take it for written.
+    unsafe { asm!("{0} = {0}", inout(reg) pointer, options(nostack, preserves_flags)) };
+    let _ = pointer;
 }
 
 impl Kernel for Node<'_> {
@@ -110,11 +117,7 @@ impl Kernel for Node<'_> {
 
     #[inline(always)]
     fn settle<T>(&self, value: &mut T) {
-        let mut pointer: *mut T = value;
-        // SAFETY: a move of a register to itself; what the pointer leads to is not touched, but the compiler has
-        // to take it for written.
-        unsafe { asm!("{0} = {0}", inout(reg) pointer, options(nostack, preserves_flags)) };
-        let _ = pointer;
+        settle(value);
     }
 
     #[inline(always)]

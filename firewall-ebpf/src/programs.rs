@@ -2,13 +2,14 @@
 
 use crate::account::account;
 use crate::frame::{SkbFrame, XdpFrame};
-use crate::kernel::{Node, control, now_s, zero};
+use crate::kernel::{Node, control, now_s};
 use crate::maps::GATE;
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::helpers::generated::bpf_xdp_get_buff_len;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
+use core::arch::asm;
 use firewall_common::decide::{self, Kernel as _};
 use firewall_common::gate::Cell;
 use firewall_common::packet::Packet;
@@ -25,19 +26,28 @@ pub fn ingress(ctx: XdpContext) -> u32 {
 /// The same for kernels below 5.18, where every frame is linear.
 #[xdp]
 pub fn ingress_nofrags(ctx: XdpContext) -> u32 {
-    let len = (ctx.data_end() - ctx.data()) as u32;
-    judge(&ctx, len)
+    let mut len = ctx.data_end();
+    // SAFETY: a subtraction of registers. Left to the compiler it is narrowed first, and arithmetic on halves of
+    // pointers is what the verifier refuses.
+    unsafe { asm!("{0} -= {1}", inout(reg) len, in(reg) ctx.data(), options(pure, nomem, nostack)) };
+    judge(&ctx, len as u32)
 }
 
 #[inline(always)]
 fn judge(ctx: &XdpContext, len: u32) -> u32 {
     let node = Node::new(ctx);
-    let frame = &XdpFrame::new(ctx, len, node.zero);
+    let frame = &XdpFrame::new(ctx, len);
     let mut packet = Packet::EMPTY;
     let mut outcome = decide::ingress(frame, &node, &mut packet);
     node.settle(&mut outcome);
     #[cfg(feature = "log")]
-    aya_log_ebpf::debug!(ctx, "reason {}, ending {}, {} bytes", outcome.reason.number(), outcome.ending, len);
+    aya_log_ebpf::debug!(
+        ctx,
+        "reason {}, ending {}, {} bytes",
+        outcome.reason.number(),
+        outcome.ending,
+        len
+    );
     match account(ctx, frame, &node, &packet, outcome) {
         Verdict::Pass => XDP_PASS,
         Verdict::Drop => XDP_DROP,
@@ -55,7 +65,7 @@ pub fn egress(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn remember(ctx: &TcContext) -> Option<()> {
     let control = control()?;
-    let frame = SkbFrame::new(ctx, zero(control));
+    let frame = SkbFrame::new(ctx);
     let mut packet = Packet::EMPTY;
     let (bank, port, peer) = decide::egress(&frame, control.seed, &mut packet)?;
     let cell = GATE.get_ptr_mut(bank.cell(port))?;

@@ -166,8 +166,6 @@ pub fn build_command(
         "-C",
         "link-arg=--btf",
         "-C",
-        "link-arg=--llvm-args=-disable-block-placement",
-        "-C",
         "target-cpu=v3",
         "-C",
     ]
