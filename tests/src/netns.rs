@@ -81,12 +81,14 @@ impl Namespace {
         self.kept = true;
     }
 
-    /// Runs `ip` in the namespace; the arguments are split at blanks.
+    /// Runs `ip` in the namespace; the arguments are split at blanks. Not by `ip -n`, which changes mounts and fails where
+    /// the root is not a mount point.
     ///
     /// # Errors
     /// What `ip` says.
     pub fn ip(&self, arguments: &str) -> Result<String> {
-        ip(&format!("-n {} {arguments}", self.name))
+        self.run(|| ip(arguments))
+            .with_context(|| format!("in namespace {}", self.name))
     }
 
     /// Sets a sysctl of the namespace: `net/ipv4/ip_forward`.

@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long a probe waits before it says that nothing came.
-pub const PROBE: Duration = Duration::from_millis(400);
+pub const PROBE: Duration = Duration::from_millis(600);
 
 /// A server that answers what it gets: TCP and UDP on one address, until dropped.
 #[derive(Debug)]

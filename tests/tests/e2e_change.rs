@@ -363,17 +363,15 @@ fn nothing_is_left_behind() -> Result<()> {
     assert_bare(&lab, &agent)?;
     ensure!(!socket.exists(), "{} is left", socket.display());
     for interface in INTERFACES {
-        let filters = std::process::Command::new("tc")
-            .args([
-                "-n",
-                lab.node.name(),
-                "filter",
-                "show",
-                "dev",
-                interface,
-                "egress",
-            ])
-            .output()?;
+        let filters = lab.node.run(|| {
+            let arguments = ["filter", "show", "dev", interface, "egress"];
+            std::process::Command::new("tc").args(arguments).output()
+        })?;
+        ensure!(
+            filters.status.success(),
+            "{}",
+            String::from_utf8_lossy(&filters.stderr)
+        );
         ensure!(
             filters.stdout.is_empty(),
             "{}",

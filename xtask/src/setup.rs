@@ -121,9 +121,21 @@ fn missing_packages(purposes: &[Purpose]) -> Vec<Package> {
         .and_then(|(kind, _, _)| toolchain::find_linker(*kind).ok());
     // A nightly without a linker: Debian's compiler, whose LLVM a linker can be built against without a download of LLVM.
     let debian = compiler.is_err() || (linker.is_none() && matches!(compiler, Ok((Kind::Nightly, ..))));
-    need("rustc-web", "the compiler of the kernel programs", !debian);
-    need("cargo-web", "the same compiler's cargo", !debian);
-    need("libstd-rust-web-dev-bpf", "core for the BPF target", !debian);
+    need(
+        "rustc-web",
+        "the compiler of the kernel programs",
+        !debian || is_installed("rustc-web"),
+    );
+    need(
+        "cargo-web",
+        "the same compiler's cargo",
+        !debian || is_installed("cargo-web"),
+    );
+    need(
+        "libstd-rust-web-dev-bpf",
+        "core for the BPF target",
+        !debian || is_installed("libstd-rust-web-dev-bpf"),
+    );
     need("gcc", "links the host programs", is_there("cc"));
     need(
         "libc6-dev",
@@ -151,6 +163,15 @@ fn missing_packages(purposes: &[Purpose]) -> Vec<Package> {
         need("nftables", "what the benches compare with", is_there("nft"));
     }
     missing
+}
+
+/// Whether Debian's package manager has this package installed.
+fn is_installed(package: &str) -> bool {
+    Command::new("dpkg-query")
+        .args(["--show", "--showformat=${db:Status-Status}", package])
+        .stderr(Stdio::null())
+        .output()
+        .is_ok_and(|output| output.stdout == b"installed")
 }
 
 fn install_packages(packages: &[Package]) -> Result<()> {
