@@ -392,9 +392,15 @@ fn is_reply<K: Kernel>(kernel: &K, packet: &Packet) -> bool {
     socket == Socket::Opened
 }
 
-/// What a frame that goes out leaves in the gate: bank, port, and the peer to write.
+/// What a frame that goes out leaves in the gate: bank, port, and the peer to write. Nothing from a port that a
+/// service names: what leaves there answers, and what comes in there is the policy's business alone.
 #[inline(always)]
-pub fn egress<F: Frame>(frame: &F, seed: u64, packet: &mut Packet) -> Option<(Bank, u16, u32)> {
+pub fn egress<F: Frame, P: Pages>(
+    frame: &F,
+    pages: Option<&P>,
+    seed: u64,
+    packet: &mut Packet,
+) -> Option<(Bank, u16, u32)> {
     let Ok(Kind::Ip) = parse(frame, packet) else {
         return None;
     };
@@ -405,6 +411,16 @@ pub fn egress<F: Frame>(frame: &F, seed: u64, packet: &mut Packet) -> Option<(Ba
         protocol::ICMPV6 if packet.version == 6 && packet.icmp_type == 128 => (Bank::Echo, packet.echo_id),
         _ => return None,
     };
+    let key = match bank {
+        Bank::Tcp => Some(PortKey::tcp(port)),
+        Bank::Udp => Some(PortKey::udp(port)),
+        Bank::Echo => None,
+    };
+    if let (Some(key), Some(image)) = (key, pages.and_then(Image::open))
+        && image.service(key)? != NO_SERVICE
+    {
+        return None;
+    }
     let peer = gate::peer(seed, packet.dst.high, packet.dst.low, packet.dst_port);
     Some((bank, port, peer))
 }

@@ -228,6 +228,17 @@ fn words(high: u64, low: u64) -> [u32; 4] {
     ]
 }
 
+/// The image in force, for egress.
+#[inline(always)]
+pub fn pages(control: &Control) -> Option<PolicyPages> {
+    // SAFETY: an aligned word of a map that the agent stores atomically.
+    let selector = Selector(unsafe { (&raw const control.selector).read_volatile() });
+    IMAGES.get(selector.image()).map(|pages| PolicyPages {
+        pages,
+        zero: zero(control),
+    })
+}
+
 /// The pages of the image that a packet is judged by.
 pub struct PolicyPages {
     pages: &'static ImageMap,

@@ -2,7 +2,7 @@
 
 use crate::account::account;
 use crate::frame::{SkbFrame, XdpFrame};
-use crate::kernel::{Node, control, now_s};
+use crate::kernel::{Node, control, now_s, pages};
 use crate::maps::GATE;
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
@@ -67,7 +67,7 @@ fn remember(ctx: &TcContext) -> Option<()> {
     let control = control()?;
     let frame = SkbFrame::new(ctx);
     let mut packet = Packet::EMPTY;
-    let (bank, port, peer) = decide::egress(&frame, control.seed, &mut packet)?;
+    let (bank, port, peer) = decide::egress(&frame, pages(control).as_ref(), control.seed, &mut packet)?;
     let cell = GATE.get_ptr_mut(bank.cell(port))?;
     let now = Cell::new(peer, now_s());
     // SAFETY: `cell` is an aligned element of a map; kernel and agent access it by whole words only.

@@ -162,8 +162,8 @@ fn measure(size: usize) -> Result<()> {
         std::fs::write(
             &file,
             format!(
-                "table {family} bench {{ set blocked {{ type ipv4_addr; flags interval; elements = {{ {elements} }} }}\n\
-                 chain input {{ {hook} ip saddr @blocked drop; }} }}\n"
+                "table {family} bench {{ set blocked {{ type ipv4_addr; flags interval; elements = {{ {elements} }}\n}}\n\
+                 chain input {{ {hook}\nip saddr @blocked drop\n}}\n}}\n"
             ),
         )?;
         let before = Instant::now();

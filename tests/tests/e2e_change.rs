@@ -5,7 +5,8 @@ use nix::sys::signal::Signal;
 use ravelin_tests::lab::{EVERYTHING, INTERFACES, NODE, NODE_B, NODE6, NODE6_B, NOTHING};
 use ravelin_tests::traffic::{Trial, Verdicts};
 use ravelin_tests::{Agent, Lab, wait};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
 
 const PORT: u16 = 8080;
 /// Datagrams a second, each way.
@@ -391,5 +392,45 @@ fn nothing_is_left_behind() -> Result<()> {
         !String::from_utf8_lossy(&line).contains(&instance),
         "process {pid} is left"
     );
+    Ok(())
+}
+
+/// A client of a server of the node, seen from the client: does an exchange on its one socket still work?
+fn exchanges(socket: &UdpSocket) -> bool {
+    let mut buffer = [0; 64];
+    socket.send(b"still there?").is_ok() && socket.recv(&mut buffer).is_ok()
+}
+
+#[test]
+fn a_client_of_a_datagram_server_is_cut_when_its_service_goes() -> Result<()> {
+    let lab = Lab::new()?;
+    let _servers = lab.serve(PORT)?;
+    let agent = lab.agent(&policy(0))?;
+    let client = lab.friend.run(|| -> Result<UdpSocket> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.connect(SocketAddr::new(NODE.into(), PORT))?;
+        socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+        Ok(socket)
+    })?;
+    ensure!(exchanges(&client), "the service admits the friend");
+    // The server has just answered this very peer, which makes it no peer that the host asked.
+    agent.apply("version = 1\n")?;
+    for _ in 0..3 {
+        ensure!(
+            !exchanges(&client),
+            "the service is gone, its client still gets in"
+        );
+    }
+    agent.apply(&policy(0))?;
+    ensure!(exchanges(&client), "the service is back");
+
+    // The same when enforcement begins: while observing, everybody was answered.
+    agent.apply("version = 1\n")?;
+    agent.ok(&["observe"])?;
+    ensure!(exchanges(&client), "observing stops nobody");
+    agent.ok(&["enforce"])?;
+    for _ in 0..3 {
+        ensure!(!exchanges(&client), "enforcing lets the client of before in");
+    }
     Ok(())
 }

@@ -161,6 +161,11 @@ fn missing_packages(purposes: &[Purpose]) -> Vec<Package> {
     }
     if wanted(Purpose::Bench) {
         need("nftables", "what the benches compare with", is_there("nft"));
+        need(
+            "ethtool",
+            "turns on what redirected frames need of a veth",
+            is_there("ethtool"),
+        );
     }
     missing
 }

@@ -36,20 +36,24 @@ const TCP_BOUND_INACTIVE: u8 = 13;
 /// The cells, and what the sweep before thought stale.
 pub(super) struct Gate {
     cells: Mapping,
+    /// Egress has not written the cells so far: the first sweep opens those of the connections that there are.
+    /// Later the socket table is no source, for it does not tell who opened a connection whose listener is gone.
+    fresh: bool,
     /// Index and word of open cells without a socket. A dump can miss a socket when its hash chain changes while
     /// it is read, so a cell is closed by the second sweep that finds it so.
     stale: HashMap<u32, u64>,
 }
 
 impl Gate {
-    pub fn new(cells: Mapping) -> Gate {
+    pub fn new(cells: Mapping, fresh: bool) -> Gate {
         Gate {
             cells,
+            fresh,
             stale: HashMap::new(),
         }
     }
 
-    /// Opens the cells of connections that the host has, closes those of connections that it had.
+    /// Closes the cells of connections that the host had; the first time, opens those of connections that it has.
     pub fn refresh(&mut self) -> Result<(), DatapathError> {
         let now_s = now_s()?;
         let open: Vec<(u32, u64)> = (0..CELLS)
@@ -60,8 +64,10 @@ impl Gate {
 
         // Not young enough to answer by itself: a packet still asks the socket table.
         let seed = Cell::new(0, now_s.saturating_sub(REPLY_SECONDS + 1));
-        for index in sockets.opened() {
-            let _ = self.swap(index, 0, seed.0);
+        if std::mem::take(&mut self.fresh) {
+            for index in sockets.opened() {
+                let _ = self.swap(index, 0, seed.0);
+            }
         }
         let stale: HashMap<u32, u64> = open
             .into_iter()
@@ -74,6 +80,39 @@ impl Gate {
         }
         self.stale = stale;
         Ok(())
+    }
+
+    /// Closes the cells of all ports that `named` says a service has. Egress leaves them closed from then on, so
+    /// that a client whose service goes is not taken for a peer that the host asked.
+    pub fn close_named(&self, named: impl Fn(Bank, u16) -> bool) {
+        for bank in [Bank::Tcp, Bank::Udp] {
+            for port in (0..=u16::MAX).filter(|port| named(bank, *port)) {
+                self.store(bank.cell(port), 0);
+            }
+        }
+    }
+
+    /// Forgets the peers of all datagrams: when what was open closes, the clients of servers that answered until now
+    /// look like peers that the host asked. Connected sockets go on; an answer that is under way right now is lost.
+    pub fn forget_datagrams(&self) -> Result<(), DatapathError> {
+        let sockets = Sockets::read()?;
+        let seed = Cell::new(0, now_s()?.saturating_sub(REPLY_SECONDS + 1));
+        for port in 0..=u16::MAX {
+            let cell = Bank::Udp.cell(port);
+            let word = if sockets.udp_connected.contains(&port) {
+                seed.0
+            } else {
+                0
+            };
+            if self.cells.load_u64(cell as usize * 8) != 0 {
+                self.store(cell, word);
+            }
+        }
+        Ok(())
+    }
+
+    fn store(&self, index: u32, word: u64) {
+        self.cells.u64(index as usize * 8).store(word, Ordering::Relaxed);
     }
 
     /// The cells that are open now, by index.

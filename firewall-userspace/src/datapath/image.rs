@@ -16,7 +16,7 @@ use firewall_common::{
     LAYOUT_VERSION,
     control::{Control, SLOTS, Selector},
     counter::{self, BANKS, Counter},
-    image::{MAGIC, PAGE_SIZE, field},
+    image::{FLAG_DEFAULT_ALLOW, MAGIC, PAGE_SIZE, field},
 };
 use std::{
     mem::offset_of,
@@ -101,6 +101,12 @@ impl Slots {
     /// The image slot that no packet reads.
     fn idle(&self) -> u32 {
         (self.selector().image() + 1) % SLOTS
+    }
+
+    /// Whether the image in force allows by default.
+    pub fn default_allows(&self) -> Option<bool> {
+        let slot = self.in_force.as_ref()?;
+        Some(slot.image.load_u32(field::FLAGS as usize) & FLAG_DEFAULT_ALLOW != 0)
     }
 
     pub fn in_force(&self) -> Option<InForce> {

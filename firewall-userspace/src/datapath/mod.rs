@@ -34,7 +34,8 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use firewall_common::{
     control::{AddressKey, Config, Control, Failsafe, MAX_FAILSAFE, SLOTS, Selector},
     counter::{InterfaceCounter, interface_cell},
-    gate::{CELLS, Cell},
+    gate::{Bank, CELLS, Cell},
+    image::{Image, NO_SERVICE, PortKey, SlicePages},
     verdict::Reason,
 };
 use gate::Gate;
@@ -197,6 +198,11 @@ impl Datapath {
             tcx: allowed.tcx && attach::has_tcx(programs.egress.fd.as_fd()),
             native: allowed.native,
         };
+        // Egress has kept the gate if it was attached to these maps.
+        let fresh = slots.control().load_u64(offset_of!(Control, seed)) == 0
+            || attach::attached(pins)
+                .map_err(DatapathError::path("reading", pins))?
+                .is_empty();
         let datapath = Datapath {
             pins: pins.to_owned(),
             directory,
@@ -207,7 +213,7 @@ impl Datapath {
             local: maps.take("LOCAL")?,
             interfaces: maps.take("IFACES")?,
             sampler: maps.take("SAMPLER")?,
-            gate: Mutex::new(Gate::new(gate)),
+            gate: Mutex::new(Gate::new(gate, fresh)),
             events: clone_fd(&events)?,
             events_taken: Arc::default(),
             kernel_log: maps.kernel_log(),
@@ -252,7 +258,23 @@ impl Datapath {
         compiled: &Compiled,
         generation: u64,
     ) -> Result<Option<EndingCounters>, DatapathError> {
-        self.slots.switch(compiled, generation)
+        let closes = self.slots.default_allows() == Some(true);
+        let retired = self.slots.switch(compiled, generation)?;
+        let pages = SlicePages(&compiled.image);
+        if let Some(image) = Image::open(&pages) {
+            let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+            gate.close_named(|bank, port| {
+                let key = match bank {
+                    Bank::Tcp => PortKey::tcp(port),
+                    _ => PortKey::udp(port),
+                };
+                image.service(key).is_some_and(|service| service != NO_SERVICE)
+            });
+            if closes && !image.default_allows() {
+                gate.forget_datagrams()?;
+            }
+        }
+        Ok(retired)
     }
 
     /// Counters of the policy in force, summed over CPUs.
@@ -323,6 +345,13 @@ impl Datapath {
                 .map_err(DatapathError::map("CONFIG"))?;
             self.slots.select(Selector::new(selector.image(), idle));
             self.slots.grace()?;
+            let observed = current[offset_of!(Config, observe)..][..4] != [0; 4];
+            if observed && !config.observe {
+                self.gate
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .forget_datagrams()?;
+            }
         }
         self.forget(known.difference(&own))
     }
