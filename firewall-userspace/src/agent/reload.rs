@@ -236,11 +236,12 @@ impl Basis {
 
     fn read(&self) -> Result<String, Refusal> {
         let path = self.path.display();
-        std::fs::read_to_string(&self.path).map_err(|error| match error.kind() {
+        let bytes = groups::read(&self.path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Refusal::Missing(format!("there is no policy file {path}")),
-            io::ErrorKind::InvalidData => Refusal::Invalid(format!("the policy file {path} is not UTF-8")),
             _ => Refusal::Failed(format!("cannot read the policy file {path}: {error}")),
-        })
+        })?;
+        String::from_utf8(bytes)
+            .map_err(|_| Refusal::Invalid(format!("the policy file {path} is not UTF-8")))
     }
 
     /// Parses and compiles. `kept`: the content of list files, if they are not to be read from where the policy

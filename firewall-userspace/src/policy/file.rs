@@ -52,7 +52,7 @@ pub fn load(path: &Path, now: u64) -> Result<Loaded, PolicyError> {
     let refuse = |message: String| PolicyError {
         errors: vec![Diagnostic::whole_file(path, message)],
     };
-    let bytes = std::fs::read(path).map_err(|error| refuse(format!("cannot read the policy: {error}")))?;
+    let bytes = groups::read(path).map_err(|error| refuse(format!("cannot read the policy: {error}")))?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
             .iter()

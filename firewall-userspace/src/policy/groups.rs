@@ -266,10 +266,17 @@ impl<'a> Groups<'a> {
     }
 }
 
-/// A regular file only: reading a pipe or a device would never end.
+/// Bytes of the largest file that is read: some fifty million prefixes.
+const MAX_FILE: u64 = 1 << 30;
+
+/// A regular file of at most 1 GiB only: reading a pipe or a device would never end.
 pub fn read(path: &Path) -> std::io::Result<Vec<u8>> {
-    if !std::fs::metadata(path)?.is_file() {
+    let metadata = std::fs::metadata(path)?;
+    if !metadata.is_file() {
         return Err(std::io::Error::other("not a regular file"));
+    }
+    if metadata.len() > MAX_FILE {
+        return Err(std::io::Error::other("larger than 1 GiB"));
     }
     std::fs::read(path)
 }
