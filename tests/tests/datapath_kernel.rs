@@ -109,10 +109,9 @@ impl Lab {
     }
 
     fn tc(&self, arguments: &str) -> String {
-        let output = Command::new("tc")
-            .args(["-n", self.node.name()])
-            .args(arguments.split_whitespace())
-            .output()
+        let output = self
+            .node
+            .run(|| Command::new("tc").args(arguments.split_whitespace()).output())
             .unwrap();
         assert!(
             output.status.success(),
