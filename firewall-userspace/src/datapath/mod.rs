@@ -430,6 +430,12 @@ impl Datapath {
     }
 }
 
+/// # Errors
+/// If this process may not do what the data path needs.
+pub fn check_privileges() -> Result<(), DatapathError> {
+    load::check_privileges()
+}
+
 /// Takes all of an instance out of the kernel, with or without a running agent. Says what it removed, a line each.
 pub fn detach_all(pins: &Path) -> Result<Vec<String>, DatapathError> {
     load::check_privileges()?;
