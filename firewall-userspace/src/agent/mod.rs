@@ -205,8 +205,7 @@ fn own(
         let _ = started.send(());
         let why = owner.run(inbox, watch).await;
         pump.abort();
-        owner.stop(why);
-        Ok(())
+        owner.stop(why)
     })
 }
 

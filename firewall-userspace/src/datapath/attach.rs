@@ -333,6 +333,29 @@ impl Attacher<'_> {
     }
 }
 
+/// What has become of a link that was made before; `None` if it still does its work.
+pub(super) fn lost(pins: &Path, programs: &Programs, ifindex: u32, egress: EgressMode) -> Option<String> {
+    let tcx = (egress == EgressMode::Tcx).then(|| ("egress", egress_pin(pins, ifindex), programs.egress.id));
+    let xdp = ("XDP", xdp_pin(pins, ifindex), programs.ingress.id);
+    [Some(xdp), tcx]
+        .into_iter()
+        .flatten()
+        .find_map(|(what, pin, program)| {
+            let found = sys::open_pin(&pin).and_then(|link| sys::link_info(link.as_fd()));
+            match found {
+                Ok(info) if info.ifindex == 0 => Some(format!("somebody detached its {what} link")),
+                Ok(info) if info.program_id != program => {
+                    Some(format!("its {what} link runs another program"))
+                }
+                Ok(_) => None,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    Some(format!("somebody removed {}", pin.display()))
+                }
+                Err(error) => Some(format!("{} cannot be read: {error}", pin.display())),
+            }
+        })
+}
+
 /// Takes the programs off an interface. True if there were any.
 pub(super) fn detach(pins: &Path, ifindex: u32) -> Result<bool, AttachError> {
     let mut found = remove_link(&xdp_pin(pins, ifindex))?;
