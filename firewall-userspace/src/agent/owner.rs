@@ -13,7 +13,7 @@ use super::config::{Config, Mode};
 use super::counters::Ledger;
 use super::handle::{Command, Readiness};
 use super::keeper::Keeper;
-use super::links::Links;
+use super::links::{Links, State as LinkState};
 use super::reload::{Refusal, chain};
 use super::temporary::Deadlines;
 use crate::datapath::netlink::{self, Watch};
@@ -505,6 +505,7 @@ impl Owner {
         let mut names: Vec<String> = self
             .links
             .states()
+            .filter(|(_, state)| matches!(state, LinkState::Attached(_)))
             .map(|(interface, _)| interface.name.clone())
             .collect();
         names.sort();
