@@ -377,23 +377,31 @@ fn an_image_that_is_none_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn another_xdp_program_on_the_interface_is_named() {
+fn who_else_holds_the_interface_is_named() {
     let lab = Lab::new();
     let mut datapath = lab.open();
     lab.attach(&mut datapath);
-    let others = PathBuf::from(format!("{}-other", lab.pins.display()));
     let interface = lab.interface("up0");
-    let error = lab.node.run(|| {
-        let mut other = Datapath::open(&others).unwrap();
-        let error = other.attach(&interface).unwrap_err();
-        assert_eq!(
-            other.attached().unwrap(),
-            Vec::<u32>::new(),
-            "nothing is left behind"
-        );
-        detach_all(&others).unwrap();
-        error
-    });
+    let refused = |others: &Path| {
+        lab.node.run(|| {
+            let mut other = Datapath::open(others).unwrap();
+            let error = other.attach(&interface).unwrap_err();
+            assert_eq!(
+                other.attached().unwrap(),
+                Vec::<u32>::new(),
+                "nothing is left behind"
+            );
+            detach_all(others).unwrap();
+            error
+        })
+    };
+    let error = refused(&PathBuf::from(format!("{}-other", lab.pins.display())));
+    assert!(matches!(error, AttachError::OtherInstance { .. }), "{error}");
+    let way_out = format!("`ravelin detach --instance {}`", lab.node.name());
+    assert!(error.to_string().contains(&way_out), "{error}");
+
+    // Somebody whose pins are not beside ours.
+    let error = refused(&Path::new("/sys/fs/bpf").join(format!("{}-other", lab.node.name())));
     assert!(matches!(error, AttachError::Occupied { .. }), "{error}");
     let text = error.to_string();
     assert!(text.contains("the XDP program \"ingress\" (id "), "{text}");
@@ -541,6 +549,34 @@ fn without_tcx_egress_is_one_clsact_filter_beside_those_of_others() {
         .run(|| datapath.detach(lab.interface("up0").index))
         .unwrap();
     assert!(!lab.tc("qdisc show dev up0").contains("clsact"));
+}
+
+#[test]
+fn a_link_that_somebody_took_off_is_noticed_and_made_again() {
+    let lab = Lab::new();
+    let mut datapath = lab.open();
+    let attachment = lab.attach(&mut datapath);
+    let index = lab.interface("up0").index;
+    assert!(datapath.is_pinned());
+    assert_eq!(datapath.lost(index, &attachment), None);
+    for link in ["xdp", "egress"] {
+        let pin = lab.pins.join(format!("{link}-{index}"));
+        if !pin.exists() {
+            // Below 6.6 egress has no link.
+            continue;
+        }
+        std::fs::remove_file(&pin).unwrap();
+        let what = datapath.lost(index, &attachment).expect("noticed");
+        assert!(what.contains(&pin.display().to_string()), "{what}");
+        let (again, _) = wait::until("the interface to be free", || {
+            let interface = lab.interface("up0");
+            lab.node.run(|| datapath.attach(&interface))
+        });
+        assert_eq!(again, attachment);
+        assert_eq!(datapath.lost(index, &attachment), None);
+    }
+    lab.node.run(|| detach_all(&lab.pins)).unwrap();
+    assert!(!datapath.is_pinned());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The owner's way with interfaces: does what [`super::links`] says is to be done.
 
-use super::links::Todo;
-use super::owner::Owner;
+use super::links::{State, Todo};
+use super::owner::{CHECK, Owner};
 use super::reload::chain;
 use super::views::{egress_word, xdp_word};
 use crate::datapath::{Datapath, netlink};
@@ -89,6 +89,46 @@ impl Owner {
                 );
             }
         }
+    }
+
+    /// Puts back what somebody took off behind the agent's back. Gives the reason to end if the pins are gone.
+    pub(super) fn check_links(&mut self) -> Option<&'static str> {
+        let datapath = self.datapath.as_ref()?;
+        let pinned = datapath.is_pinned();
+        if !pinned && let Err(error) = std::fs::create_dir_all(&self.config.pins) {
+            log::error!("cannot make {}: {error}", self.config.pins.display());
+        }
+        let lost: Vec<u32> = self
+            .links
+            .states()
+            .filter_map(|(interface, state)| match state {
+                State::Attached(attachment) => {
+                    let what = datapath.lost(interface.index, attachment)?;
+                    log::warn!(
+                        "interface {} ({}) may not have been filtered for up to {CHECK:?}, attaching again: {what}",
+                        interface.name,
+                        interface.index
+                    );
+                    Some(interface.index)
+                }
+                State::Refused { .. } => None,
+            })
+            .collect();
+        let now = Instant::now();
+        for index in lost {
+            self.attach(index, now);
+        }
+        if pinned {
+            return None;
+        }
+        // The programs attached by now hold their maps, so packets are filtered until the next agent takes over.
+        let text = format!(
+            "somebody removed the pinned maps below {}; the agent ends, because only a new start makes them again",
+            self.config.pins.display()
+        );
+        log::error!("{text}");
+        self.failure = Some(text);
+        Some("the pins are gone")
     }
 
     /// What an earlier agent attached to and this one is not asked to.

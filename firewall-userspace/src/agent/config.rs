@@ -85,7 +85,7 @@ pub struct Args {
     pub log_format: Option<LogFormat>,
     /// What to log: a level, or module=level pairs [default: info]
     #[arg(long, value_name = "FILTER", env = "RAVELIN_LOG")]
-    pub log_level: Option<String>,
+    pub log_level: Option<LogFilter>,
 }
 
 /// The file as written.
@@ -108,7 +108,7 @@ struct File {
     log_drops: Option<bool>,
     kernel_log: Option<bool>,
     log_format: Option<LogFormat>,
-    log_level: Option<String>,
+    log_level: Option<LogFilter>,
 }
 
 /// What the agent does, all defaults filled in.
@@ -215,7 +215,7 @@ impl Config {
             log_level: args
                 .log_level
                 .or(file.log_level)
-                .unwrap_or_else(|| "info".to_owned()),
+                .map_or_else(|| "info".to_owned(), |filter| filter.0),
         };
         Ok(config)
     }
@@ -289,7 +289,7 @@ macro_rules! by_from_str {
         }
     )*};
 }
-by_from_str!(Pattern, Instance, Metrics, FailsafeRule, LinkControl);
+by_from_str!(Pattern, Instance, Metrics, FailsafeRule, LinkControl, LogFilter);
 
 /// Whether drops are carried out.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, serde::Serialize)]
@@ -373,6 +373,27 @@ impl FromStr for Metrics {
             format!("metrics address {text:?}: an address with a port such as {DEFAULT_METRICS} or [::1]:9477, or off")
         })?;
         Ok(Metrics(Some(address)))
+    }
+}
+
+/// What to log, checked: the logger would take a word that it does not know for the name of a module.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct LogFilter(String);
+
+impl FromStr for LogFilter {
+    type Err = String;
+    fn from_str(text: &str) -> Result<LogFilter, String> {
+        for part in text.split(',').map(str::trim) {
+            let level = part.split_once('=').map_or(part, |(_, level)| level.trim());
+            if level.parse::<log::LevelFilter>().is_err() {
+                return Err(format!(
+                    "log level {level:?}: one of off, error, warn, info, debug and trace, or a list with commas of \
+                     MODULE=LEVEL, such as \"info,ravelin::agent=debug\""
+                ));
+            }
+        }
+        Ok(LogFilter(text.to_owned()))
     }
 }
 
@@ -598,6 +619,8 @@ mod tests {
             ),
             ("instance = \"../etc\"", "line 1, column 12", "letters, digits"),
             ("link_control = \"lacp,foo\"", "line 1, column 16", "\"foo\""),
+            ("log_level = \"loud\"", "line 1, column 13", "debug and trace"),
+            ("log_level = \"info,aya=loud\"", "line 1, column 13", "\"loud\""),
         ] {
             let error = merge(text).expect_err(text).to_string();
             assert!(

@@ -58,6 +58,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         warn!("the failsafe {rule} lets everybody in, whatever the policy says");
     }
     let _state_lock = lock::state_dir(&config.state_dir)?;
+    // Before the kernel is touched, so that a bad socket changes nothing. Who connects waits until it is served.
+    let (listener, socket_file) = server::bind(&config.socket, config.socket_group.as_deref())?;
 
     // Signals count from here on, so that a stop during the start is not lost.
     let mut terminate = signal(SignalKind::terminate())?;
@@ -107,14 +109,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         });
     }
 
-    let (listener, socket_file) = match server::bind(&config.socket, config.socket_group.as_deref()) {
-        Ok(bound) => bound,
-        Err(error) => {
-            agent.tell(Command::Stop("no socket"));
-            let _ = stop.await;
-            return Err(error.into());
-        }
-    };
     let (close, closing) = oneshot::channel::<()>();
     let serving = tokio::spawn(server::serve(listener, agent.clone(), hub.clone(), async move {
         let _ = closing.await;
@@ -205,8 +199,7 @@ fn own(
         let _ = started.send(());
         let why = owner.run(inbox, watch).await;
         pump.abort();
-        owner.stop(why);
-        Ok(())
+        owner.stop(why)
     })
 }
 

@@ -13,7 +13,7 @@ use super::config::{Config, Mode};
 use super::counters::Ledger;
 use super::handle::{Command, Readiness};
 use super::keeper::Keeper;
-use super::links::Links;
+use super::links::{Links, State as LinkState};
 use super::reload::{Refusal, chain};
 use super::temporary::Deadlines;
 use crate::datapath::netlink::{self, Watch};
@@ -31,6 +31,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 /// Between sweeps of the gate.
 const SWEEP: Duration = Duration::from_secs(60);
+/// Between looks at whether what was attached still is: the kernel does not tell.
+pub(super) const CHECK: Duration = Duration::from_secs(5);
+/// After a change of an interface, which may have been about that.
+const CHECK_SOON: Duration = Duration::from_millis(200);
 /// Longest sleep: timers do not run while the machine is suspended, deadlines do.
 const NAP: Duration = Duration::from_secs(5);
 
@@ -54,6 +58,9 @@ pub struct Owner {
     pub(super) jobs: VecDeque<Job>,
     pub(super) running: Option<(Job, oneshot::Receiver<Done>)>,
     pub(super) next_sweep: Instant,
+    pub(super) next_check: Instant,
+    /// Why the agent ends, if it is not by request.
+    pub(super) failure: Option<String>,
     pub(super) configure: bool,
     pub(super) notes: BTreeMap<&'static str, String>,
     pub(super) started: Instant,
@@ -132,6 +139,8 @@ impl Owner {
             jobs: VecDeque::new(),
             running: None,
             next_sweep: Instant::now() + SWEEP,
+            next_check: Instant::now() + CHECK,
+            failure: None,
             configure: false,
             notes: BTreeMap::new(),
             started: Instant::now(),
@@ -267,6 +276,7 @@ impl Owner {
                             log::debug!("interfaces: {change:?}");
                             let todo = self.links.change(change);
                             self.carry_out(todo, since);
+                            self.next_check = self.next_check.min(since + CHECK_SOON);
                         }
                         Err(error) => {
                             log::error!("lost the watch on interfaces, making a new one: {error}");
@@ -286,7 +296,7 @@ impl Owner {
                         }
                     }
                 }
-                () = tokio::time::sleep_until(wake.into()) => self.tick(),
+                () = tokio::time::sleep_until(wake.into()) => if let Some(why) = self.tick() { return why },
             }
         }
     }
@@ -309,7 +319,7 @@ impl Owner {
 
     fn wake(&self) -> Instant {
         let now = Instant::now();
-        let mut wake = self.next_sweep.min(now + NAP);
+        let mut wake = self.next_sweep.min(self.next_check).min(now + NAP);
         if let Some(retry) = self.links.next_retry() {
             wake = wake.min(retry);
         }
@@ -319,7 +329,8 @@ impl Owner {
         wake
     }
 
-    fn tick(&mut self) {
+    /// Gives the reason if it was the last one.
+    fn tick(&mut self) -> Option<&'static str> {
         let now = Instant::now();
         if now >= self.next_sweep {
             self.next_sweep = now + SWEEP;
@@ -327,6 +338,12 @@ impl Owner {
         }
         for index in self.links.due(now) {
             self.attach(index, now);
+        }
+        if now >= self.next_check {
+            self.next_check = now + CHECK;
+            if let Some(why) = self.check_links() {
+                return Some(why);
+            }
         }
         if self.next_end.is_some_and(|end| end <= self.clock.boot()) {
             self.next_end = None;
@@ -337,6 +354,7 @@ impl Owner {
             };
             self.jobs.push_back(Job { work, reply: None });
         }
+        None
     }
 
     fn sweep(&mut self) {
@@ -479,14 +497,19 @@ impl Owner {
     }
 
     /// The last thing. Says what stays.
-    pub fn stop(mut self, why: &str) {
+    ///
+    /// # Errors
+    /// Why it ended, if nobody asked for it.
+    pub fn stop(mut self, why: &str) -> anyhow::Result<()> {
+        let failure = self.failure.take();
         let mut names: Vec<String> = self
             .links
             .states()
+            .filter(|(_, state)| matches!(state, LinkState::Attached(_)))
             .map(|(interface, _)| interface.name.clone())
             .collect();
         names.sort();
-        if self.datapath.is_some() && self.config.detach_on_exit {
+        if self.datapath.is_some() && self.config.detach_on_exit && failure.is_none() {
             if let Err(error) = self.detach() {
                 log::error!("{error}");
             }
@@ -503,6 +526,10 @@ impl Owner {
             );
         }
         self.keeper.finish();
+        match failure {
+            Some(text) => Err(anyhow::anyhow!(text)),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn save_state(&self) {

@@ -2,12 +2,13 @@
 
 use super::{Answer, Context, usage};
 use crate::agent::config::default_pins;
+use crate::agent::lock::{self, LockError};
 use crate::api::client::ClientError;
 use crate::api::types::{Detached, Status};
 use crate::datapath;
 use anyhow::Context as _;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Take the filter off every interface: everything that listens becomes reachable
 ///
@@ -53,7 +54,7 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
     }
     let done = match pins {
         Some(pins) => Detached {
-            removed: datapath::detach_all(&pins)
+            removed: offline(&pins)
                 .with_context(|| format!("detaching without an agent, by {}", pins.display()))?,
         },
         None => context.wait(async {
@@ -68,6 +69,30 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
         false => done.removed.iter().map(|line| line.clone() + "\n").collect(),
     })?;
     Ok(Answer::Yes)
+}
+
+/// Not under the feet of an agent that only cannot be reached: it would go on as if it filtered.
+fn offline(pins: &Path) -> anyhow::Result<Vec<String>> {
+    let _lock = match pins.exists().then(|| lock::pins(pins)) {
+        None => None,
+        Some(Ok(lock)) => Some(lock),
+        Some(Err(LockError::Held { pid, .. })) => {
+            let (who, find) = match pid {
+                Some(pid) => (format!(" (pid {pid})"), format!("pid={pid}")),
+                None => (String::new(), "ravelin".to_owned()),
+            };
+            anyhow::bail!(
+                "an agent{who} runs on these pins, but listens on another socket: name it, `ravelin detach --socket \
+                 PATH` (`ss -xlp | grep {find}` shows it), or stop the agent first"
+            );
+        }
+        Some(Err(error)) => {
+            // The likely cause, and better said.
+            datapath::check_privileges()?;
+            return Err(error.into());
+        }
+    };
+    Ok(datapath::detach_all(pins)?)
 }
 
 fn confirmed(instance: &str) -> anyhow::Result<bool> {
@@ -91,4 +116,18 @@ fn confirmed(instance: &str) -> anyhow::Result<bool> {
     }
     writeln!(stderr, "nothing was done")?;
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_detached_under_an_agent_that_holds_the_pins() {
+        let pins = tempfile::tempdir().expect("a directory");
+        let _agent = lock::pins(pins.path()).expect("free");
+        let error = offline(pins.path()).expect_err("refused").to_string();
+        let pid = format!("(pid {})", std::process::id());
+        assert!(error.contains(&pid) && error.contains("--socket"), "{error}");
+    }
 }

@@ -92,6 +92,11 @@ pub enum AttachError {
         program: String,
     },
     #[error(
+        "{interface} is held by ravelin instance {instance}, and an interface has room for one; take that one off by \
+         `ravelin detach --instance {instance}`, or leave {interface} out of the patterns of one of the two"
+    )]
+    OtherInstance { interface: String, instance: String },
+    #[error(
         "{} belongs to interface {ifindex} of another network namespace; run this one under another --instance",
         .pin.display()
     )]
@@ -248,7 +253,7 @@ impl Attacher<'_> {
         };
         match create(sys::XDP_GENERIC) {
             Ok(link) => Ok((link, XdpMode::Generic, Some(format!("generic XDP: {native}")))),
-            Err(error) if is_occupied(&error) => Err(occupied(interface)),
+            Err(error) if is_occupied(&error) => Err(self.occupied(interface)),
             Err(source) => Err(AttachError::Refused {
                 interface: interface.name.clone(),
                 native,
@@ -260,7 +265,7 @@ impl Attacher<'_> {
     /// What a refusal of native XDP means, in words; an error if generic XDP is no way out.
     fn judge_refusal(&self, interface: &Interface, error: io::Error) -> Result<String, AttachError> {
         match error.raw_os_error() {
-            _ if is_occupied(&error) => Err(occupied(interface)),
+            _ if is_occupied(&error) => Err(self.occupied(interface)),
             // The kernel has no errno of its own for an interface that is not there.
             _ if netlink::xdp_programs(interface.index)?.is_none() => Err(AttachError::Gone {
                 interface: interface.name.clone(),
@@ -274,6 +279,28 @@ impl Attacher<'_> {
                     hint(errno, interface.mtu)
                 ))
             }
+        }
+    }
+
+    fn occupied(&self, interface: &Interface) -> AttachError {
+        let id = netlink::xdp_programs(interface.index)
+            .ok()
+            .flatten()
+            .and_then(|programs| programs.any);
+        if let Some(instance) = id.and_then(|id| holder(self.pins, interface.index, id)) {
+            return AttachError::OtherInstance {
+                interface: interface.name.clone(),
+                instance,
+            };
+        }
+        let program = match id.map(|id| (id, sys::program_by_id(id))) {
+            Some((id, Ok(info))) => format!("the XDP program \"{}\" (id {id})", info.name),
+            Some((id, Err(_))) => format!("the XDP program of id {id}"),
+            None => "another XDP program".into(),
+        };
+        AttachError::Occupied {
+            interface: interface.name.clone(),
+            program,
         }
     }
 
@@ -331,6 +358,29 @@ impl Attacher<'_> {
         }
         Ok(true)
     }
+}
+
+/// What has become of a link that was made before; `None` if it still does its work.
+pub(super) fn lost(pins: &Path, programs: &Programs, ifindex: u32, egress: EgressMode) -> Option<String> {
+    let tcx = (egress == EgressMode::Tcx).then(|| ("egress", egress_pin(pins, ifindex), programs.egress.id));
+    let xdp = ("XDP", xdp_pin(pins, ifindex), programs.ingress.id);
+    [Some(xdp), tcx]
+        .into_iter()
+        .flatten()
+        .find_map(|(what, pin, program)| {
+            let found = sys::open_pin(&pin).and_then(|link| sys::link_info(link.as_fd()));
+            match found {
+                Ok(info) if info.ifindex == 0 => Some(format!("somebody detached its {what} link")),
+                Ok(info) if info.program_id != program => {
+                    Some(format!("its {what} link runs another program"))
+                }
+                Ok(_) => None,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    Some(format!("somebody removed {}", pin.display()))
+                }
+                Err(error) => Some(format!("{} cannot be read: {error}", pin.display())),
+            }
+        })
 }
 
 /// Takes the programs off an interface. True if there were any.
@@ -479,20 +529,18 @@ fn is_occupied(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))
 }
 
-fn occupied(interface: &Interface) -> AttachError {
-    let id = netlink::xdp_programs(interface.index)
-        .ok()
-        .flatten()
-        .and_then(|programs| programs.any);
-    let program = match id.map(|id| (id, sys::program_by_id(id))) {
-        Some((id, Ok(info))) => format!("the XDP program \"{}\" (id {id})", info.name),
-        Some((id, Err(_))) => format!("the XDP program of id {id}"),
-        None => "another XDP program".into(),
-    };
-    AttachError::Occupied {
-        interface: interface.name.clone(),
-        program,
-    }
+/// The instance, by the pins beside one's own, whose link runs a program on an interface.
+fn holder(pins: &Path, ifindex: u32, program: u32) -> Option<String> {
+    load::entries(pins.parent()?)
+        .ok()?
+        .into_iter()
+        .filter(|other| other != pins)
+        .find_map(|other| {
+            let link = sys::open_pin(&xdp_pin(&other, ifindex)).ok()?;
+            let info = sys::link_info(link.as_fd()).ok()?;
+            let name = other.file_name()?.to_string_lossy().into_owned();
+            (info.ifindex == ifindex && info.program_id == program).then_some(name)
+        })
 }
 
 /// The driver's own words for refusing native XDP: `BPF_LINK_CREATE` has no room for them, an attachment by netlink

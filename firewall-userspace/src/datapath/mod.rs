@@ -406,6 +406,16 @@ impl Datapath {
         Ok(attachment)
     }
 
+    /// What has become of an attachment that this process made, in words; `None` if it still does its work.
+    pub fn lost(&self, ifindex: u32, attachment: &Attachment) -> Option<String> {
+        attach::lost(&self.pins, &self.programs, ifindex, attachment.egress)
+    }
+
+    /// Whether the maps are still pinned, so that the next process finds them.
+    pub fn is_pinned(&self) -> bool {
+        self.directory.join("CONTROL").exists()
+    }
+
     /// The log of the kernel programs, once; `None` if they were not built to have one.
     pub fn take_kernel_log(&mut self) -> Option<KernelLog> {
         self.kernel_log.take()
@@ -457,6 +467,12 @@ impl Datapath {
         }
         Ok(())
     }
+}
+
+/// # Errors
+/// If this process may not do what the data path needs.
+pub fn check_privileges() -> Result<(), DatapathError> {
+    load::check_privileges()
 }
 
 /// Takes all of an instance out of the kernel, with or without a running agent. Says what it removed, a line each.
