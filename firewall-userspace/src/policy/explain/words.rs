@@ -116,7 +116,12 @@ impl<'a> Account<'a> {
             1 => ", a VLAN tag, which changes nothing",
             _ => ", two VLAN tags, which change nothing",
         };
-        format!("{family}, {transport}{tags}")
+        let hops = match (self.spec.hop_limit(), self.spec.src.is_ipv4()) {
+            (64, _) => String::new(),
+            (hops, true) => format!(", TTL {hops}"),
+            (hops, false) => format!(", hop limit {hops}"),
+        };
+        format!("{family}, {transport}{hops}{tags}")
     }
 
     fn step(&self, each: &Step) -> Option<ExplainStep> {
