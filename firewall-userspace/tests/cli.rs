@@ -389,6 +389,7 @@ mod online {
             who: "198.51.100.7".into(),
             service: "payments-api".into(),
             ports: vec!["tcp/8443".into()],
+            prefixes: Vec::new(),
         };
         let applied = Applied {
             generation: 8,
