@@ -173,6 +173,30 @@ mod tests {
     }
 
     #[test]
+    fn a_hit_in_a_list_file_names_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("bad.txt"), "# bad\n\n203.0.113.0/24 # them\n").unwrap();
+        let text = "version = 1\ndeny = [\"@all\"]\n[groups]\nall = [\"@bad\"]\nbad = { file = \"bad.txt\" }\n\
+                    [[service]]\nname = \"web\"\nports = [\"tcp/80\"]\nallow = [\"any\"]\n";
+        let path = folder.path().join("policy.toml");
+        let loaded = file::parse(text, &path, 0).unwrap();
+        let compiled = compile(&loaded.policy).unwrap();
+        let node = Node {
+            image: &compiled.image,
+            config: &Config::DEFAULT,
+            own: &HashSet::new(),
+            flows: &Flows::default(),
+        };
+        let told = explain(&loaded.policy, text, &compiled, &node, "tcp 203.0.113.9 -> 80").unwrap();
+        let line = format!(
+            "203.0.113.0/24 out of @all ({}:3:1)",
+            folder.path().join("bad.txt").display()
+        );
+        assert_eq!(told.reason, "denied");
+        assert!(told.hint.as_ref().unwrap().ends_with(&line), "{:?}", told.hint);
+    }
+
+    #[test]
     fn a_martian_is_told_by_what_it_is() {
         let finding = |packet, own: &[&str]| explained(packet, own).steps[1].finding.clone();
         assert_eq!(
