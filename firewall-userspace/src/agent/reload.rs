@@ -286,9 +286,7 @@ impl Basis {
                         error.place.path.clone_from(&called);
                     }
                     // Some name a second place.
-                    error.message = error
-                        .message
-                        .replace(&format!("({own}:"), &format!("({called}:"));
+                    error.message = error.message.replace(&format!("({own}:"), &format!("({called}:"));
                 }
                 Refusal::Invalid(error.to_string())
             })
