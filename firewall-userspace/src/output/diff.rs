@@ -1,6 +1,7 @@
 //! What a change of policy means: who gains and who loses which port.
 
 use super::Style;
+use super::human;
 use crate::api::types::{Applied, DiffLine};
 use std::fmt::Write;
 
@@ -23,6 +24,16 @@ pub fn applied(record: &Applied, dry_run: bool, style: &Style) -> String {
         ),
     };
     out
+}
+
+/// When an entry that was just written ends; `until` and `now` are Unix seconds.
+pub fn ends(until: u64, now: u64) -> String {
+    let text = human::utc(until);
+    let today = human::utc(now);
+    match (text.split_once(' '), today.split_once(' ')) {
+        (Some((day, time)), Some((today, _))) if day == today => format!("ends {time}\n"),
+        _ => format!("ends {text}\n"),
+    }
 }
 
 /// A line per change and per who it is about.
@@ -154,6 +165,15 @@ generation 13 is in force (digest 0123456789ab)
 "
         );
         assert!(applied(&record, true, &Style::PLAIN).ends_with("dry run: nothing was changed\n"));
+    }
+
+    #[test]
+    fn an_end_today_needs_no_date() {
+        assert_eq!(ends(1_790_003_600, 1_790_000_000), "ends 15:13:20 UTC\n");
+        assert_eq!(
+            ends(1_790_086_400, 1_790_000_000),
+            "ends 2026-09-22 14:13:20 UTC\n"
+        );
     }
 
     #[test]
