@@ -110,6 +110,27 @@ ping          icmp/echo  any                 -
 
     #[test]
     fn check_of_no_file_is_an_answer_not_a_usage_error() {
+        let piped = |policy: &str| {
+            let mut child = command(&["check", "-"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .expect("the binary starts");
+            let mut stdin = child.stdin.take().expect("piped");
+            stdin.write_all(policy.as_bytes()).expect("it reads");
+            drop(stdin);
+            ran(child.wait_with_output().expect("it ends"))
+        };
+        assert!(piped(POLICY).stdout.starts_with("standard input: valid\n"));
+        let refused = piped("version = 2\n");
+        assert_eq!(refused.code, 1);
+        assert!(
+            refused.stderr.starts_with("error: standard input:1:"),
+            "{}",
+            refused.stderr
+        );
+
         let ran = ravelin(&["check", "/nowhere/policy.toml"]);
         assert_eq!(ran.code, 1);
         assert!(ran.stderr.contains("/nowhere/policy.toml"), "{}", ran.stderr);
@@ -266,6 +287,9 @@ PASS tcp 10.20.3.4:49152 -> 192.0.2.1:8443 flags syn (allowed)
             "{page}"
         );
         assert_eq!(ravelin(&["man", "exlpain"]).code, 2);
+        let page = ravelin(&["man", "service", "add"]).stdout;
+        assert!(page.contains("ravelin\\-service\\-add"), "{page}");
+        assert_eq!(ravelin(&["man", "service", "ad"]).code, 2);
 
         let folder = tempfile::tempdir().expect("a temporary folder");
         let dir = folder.path().join("man1");
@@ -389,6 +413,7 @@ mod online {
             who: "198.51.100.7".into(),
             service: "payments-api".into(),
             ports: vec!["tcp/8443".into()],
+            prefixes: Vec::new(),
         };
         let applied = Applied {
             generation: 8,
@@ -400,14 +425,25 @@ mod online {
         let agent = FakeAgent::new(200, text(&applied));
         let ran = agent.run(&["allow", "payments-api", "198.51.100.7", "--for", "1h30m"]);
         assert_eq!(ran.code, 0);
+        let (change, end) = ran
+            .stdout
+            .split_at(ran.stdout.len() - ran.stdout.lines().last().map_or(0, str::len) - 1);
         assert_eq!(
-            ran.stdout,
+            change,
             "+ 198.51.100.7 gains payments-api (tcp/8443)\ngeneration 8 is in force (digest abababababab)\n"
         );
+        assert!(end.starts_with("ends ") && end.ends_with(" UTC\n"), "{end}");
         assert_eq!(ran.stderr, "warning: a rule that never matches\n");
         let edit =
             json!({"op": "allow", "service": "payments-api", "source": "198.51.100.7", "for_seconds": 5400});
         assert_eq!(agent.asked(), ("POST /v1/edit".to_owned(), edit));
+
+        let unchanged = FakeAgent::new(200, text(&Applied::default()));
+        let ran = unchanged.run(&["allow", "payments-api", "198.51.100.7"]);
+        assert_eq!(
+            ran.stdout,
+            "nothing changes for any packet: generation 0 stays in force\nnow for good\n"
+        );
 
         let cases: [(&[&str], Value); 7] = [
             (

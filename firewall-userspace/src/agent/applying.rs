@@ -341,12 +341,12 @@ fn perform(basis: &Basis, work: Work) -> Done {
         }
         Work::Apply(request) if request.dry_run => {
             let result = basis
-                .try_apply(&request.text)
+                .try_apply(&request.text, &request.path)
                 .map(|candidate| Ready::WouldBe(Box::new(candidate)));
             Done { result, seen: None }
         }
         Work::Apply(request) => {
-            let result = basis.apply(&request.text, &mut seen).map(boxed);
+            let result = basis.apply(&request.text, &request.path, &mut seen).map(boxed);
             Done {
                 seen: result.is_ok().then_some(seen),
                 result,

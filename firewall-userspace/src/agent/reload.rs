@@ -141,7 +141,7 @@ impl Basis {
         *seen = Seen::text(text.as_deref());
         let text =
             text.ok_or_else(|| Refusal::Missing(format!("there is no policy file {}", self.path.display())))?;
-        let mut candidate = self.prepare(&text, Lists::new(), Origin::File, seen)?;
+        let mut candidate = self.prepare(&text, None, Lists::new(), Origin::File, seen)?;
         if candidate.source.text != text {
             match write_over(&self.path, Some(&text), &candidate.source.text) {
                 Ok(()) => seen.text = Seen::text(Some(&candidate.source.text)).text,
@@ -167,13 +167,19 @@ impl Basis {
             ..self.clone()
         };
         basis
-            .prepare(&kept.text, kept.lists, Origin::LastGood, &mut Seen::default())
+            .prepare(
+                &kept.text,
+                None,
+                kept.lists,
+                Origin::LastGood,
+                &mut Seen::default(),
+            )
             .map(Some)
     }
 
     /// Changes one thing in the policy file, if the result is a policy.
     pub fn edit(&self, change: &Edit, seen: &mut Seen) -> Result<(Candidate, Option<Written>), Refusal> {
-        self.rewrite(seen, |text| {
+        self.rewrite("the policy as it would be", seen, |text| {
             let text = text.ok_or_else(|| {
                 let path = self.path.display();
                 Refusal::Missing(format!(
@@ -185,18 +191,24 @@ impl Basis {
         })
     }
 
-    /// Replaces the policy file by `text`, if that is a policy.
-    pub fn apply(&self, text: &str, seen: &mut Seen) -> Result<(Candidate, Option<Written>), Refusal> {
-        self.rewrite(seen, |_| Ok(text.to_owned()))
+    /// Replaces the policy file by `text`, if that is a policy. `name` is where the text came from, for messages.
+    pub fn apply(
+        &self,
+        text: &str,
+        name: &str,
+        seen: &mut Seen,
+    ) -> Result<(Candidate, Option<Written>), Refusal> {
+        self.rewrite(name, seen, |_| Ok(text.to_owned()))
     }
 
     /// What [`Basis::apply`] would do.
-    pub fn try_apply(&self, text: &str) -> Result<Candidate, Refusal> {
-        self.prepare(text, Lists::new(), Origin::File, &mut Seen::default())
+    pub fn try_apply(&self, text: &str, name: &str) -> Result<Candidate, Refusal> {
+        self.prepare(text, Some(name), Lists::new(), Origin::File, &mut Seen::default())
     }
 
     fn rewrite(
         &self,
+        name: &str,
         seen: &mut Seen,
         new: impl Fn(Option<&str>) -> Result<String, Refusal>,
     ) -> Result<(Candidate, Option<Written>), Refusal> {
@@ -210,7 +222,7 @@ impl Basis {
             };
             let text = new(old.as_deref())?;
             *seen = Seen::default();
-            let candidate = self.prepare(&text, Lists::new(), Origin::File, seen)?;
+            let candidate = self.prepare(&text, Some(name), Lists::new(), Origin::File, seen)?;
             let new = candidate.source.text.clone();
             seen.text = Seen::text(Some(&new)).text;
             if old.as_deref() == Some(new.as_str()) {
@@ -244,16 +256,18 @@ impl Basis {
             .map_err(|_| Refusal::Invalid(format!("the policy file {path} is not UTF-8")))
     }
 
-    /// Parses and compiles. `kept`: the content of list files, if they are not to be read from where the policy
+    /// Parses and compiles. `name`: what errors call the text, if it is not the policy file's. `kept`: the content of list files, if they are not to be read from where the policy
     /// says. The list files asked for are noted in `seen`.
     fn prepare(
         &self,
         text: &str,
+        name: Option<&str>,
         kept: Lists,
         origin: Origin,
         seen: &mut Seen,
     ) -> Result<Candidate, Refusal> {
         let mut lists = kept;
+        let called = name.map_or_else(|| self.path.display().to_string(), str::to_owned);
         // What the deadlines say counts, so all entries are wanted, whatever the wall clock says now.
         let mut parse = |text: &str| -> Result<Loaded, Refusal> {
             let mut read = |path: &Path| match lists.get(path) {
@@ -266,8 +280,17 @@ impl Basis {
                     Ok(content)
                 }
             };
-            file::parse_with(text, &self.path, 0, &mut read)
-                .map_err(|error| Refusal::Invalid(error.to_string()))
+            file::parse_with(text, &self.path, 0, &mut read).map_err(|mut error| {
+                let own = self.path.display().to_string();
+                for error in &mut error.errors {
+                    if error.place.path == own {
+                        error.place.path.clone_from(&called);
+                    }
+                    // Some name a second place.
+                    error.message = error.message.replace(&format!("({own}:"), &format!("({called}:"));
+                }
+                Refusal::Invalid(error.to_string())
+            })
         };
         let mut loaded = parse(text)?;
         let mut deadlines = self.deadlines.clone();
@@ -283,7 +306,7 @@ impl Basis {
             loaded = parse(&without)?;
         }
         let compiled = compile(&loaded.policy)
-            .map_err(|error| Refusal::Invalid(format!("{}: {}", self.path.display(), chain(&error))))?;
+            .map_err(|error| Refusal::Invalid(format!("{called}: {}", chain(&error))))?;
         let diff = match (&self.policy, self.compare) {
             (_, false) => Vec::new(),
             (Some(old), true) => diff::diff(old, &loaded.policy),
@@ -418,10 +441,28 @@ mod tests {
             for_seconds: None,
         };
         let mut seen = Seen::default();
-        assert!(matches!(
-            place.basis.edit(&allow("@nobody"), &mut seen),
-            Err(Refusal::Invalid(_))
-        ));
+        let bad_port = Edit::ServiceAdd {
+            name: "web".into(),
+            ports: vec!["tcp/443".into()],
+            allow: Vec::new(),
+            deny: Vec::new(),
+        };
+        for (refused, begins) in [
+            (place.basis.edit(&allow("@nobody"), &mut seen), ""),
+            (
+                place.basis.edit(&bad_port, &mut seen),
+                "the policy as it would be:14:",
+            ),
+            (
+                place.basis.apply("version = 2", "other.toml", &mut seen),
+                "other.toml:1:",
+            ),
+        ] {
+            let Err(Refusal::Invalid(text)) = refused else {
+                panic!("not refused: {begins}")
+            };
+            assert!(text.starts_with(begins), "{text}");
+        }
         assert_eq!(place.text(), POLICY);
 
         let (_, written) = place
@@ -434,7 +475,7 @@ mod tests {
         assert_eq!(place.text(), POLICY);
 
         assert!(matches!(
-            place.basis.apply("version = 2", &mut seen),
+            place.basis.apply("version = 2", "other.toml", &mut seen),
             Err(Refusal::Invalid(_))
         ));
         assert_eq!(place.text(), POLICY);
@@ -443,7 +484,7 @@ mod tests {
             place.basis.edit(&allow("198.51.100.7"), &mut seen),
             Err(Refusal::Missing(_))
         ));
-        let (_, written) = place.basis.apply(POLICY, &mut seen).expect("taken");
+        let (_, written) = place.basis.apply(POLICY, "other.toml", &mut seen).expect("taken");
         assert_eq!(place.text(), POLICY);
         written.expect("made").undo();
         assert!(!place.basis.path.exists());

@@ -127,13 +127,16 @@ pub struct CounterRow {
 pub struct DiffLine {
     /// `gains`, `loses`, `opens`, `closes` or `default`.
     pub change: String,
-    /// `198.51.100.0/24`, `@web`, `@web: 1,204 prefixes more`, `anyone`, `anyone else`, `nobody`; of `default`:
+    /// `198.51.100.0/24`, `@web`, `1,204 prefixes of @web`, `anyone`, `anyone else`, `nobody`; of `default`:
     /// `allow -> deny`.
     pub who: String,
     /// Empty: the whole policy.
     pub service: String,
     /// Texts of ports; of the whole policy, words for which: `every port`.
     pub ports: Vec<String>,
+    /// The first of the prefixes that `who` counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prefixes: Vec<String>,
 }
 
 /// `POST /v1/apply`: replaces the policy file by this text, after checking it.

@@ -15,6 +15,7 @@ use std::time::Duration;
   ravelin allow ssh @office")]
 pub struct Args {
     /// Service as the policy names it
+    #[arg(value_parser = source::service)]
     service: String,
     /// Address, prefix, @group, or any
     #[arg(value_name = "PREFIX", value_parser = source::parse)]

@@ -5,7 +5,9 @@ use crate::output::{self, CheckReport, CheckService};
 use crate::policy::compile::compile;
 use crate::policy::file::{self, Loaded};
 use crate::policy::model::{Action, Policy, ServiceId};
-use std::path::PathBuf;
+use anyhow::Context as _;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 /// Is a policy file valid, and what does it mean; needs no agent
@@ -14,10 +16,11 @@ use std::time::SystemTime;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   ravelin check policy.toml
+  generate-policy | ravelin check -
   ravelin check policy.toml -o json | jq .stats
   ravelin check --warnings-are-errors policy.toml    # in CI")]
 pub struct Args {
-    /// Policy to check
+    /// Policy to check, '-' for standard input
     file: PathBuf,
     /// Also exit 1 if there are warnings
     #[arg(long)]
@@ -29,8 +32,18 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs();
-    let path = args.file.display().to_string();
-    let errors = match file::load(&args.file, now) {
+    let (path, loaded) = if args.file.as_os_str() == "-" {
+        let mut text = String::new();
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .context("reading the policy from standard input")?;
+        // Its list files are looked for in the current folder.
+        let path = "standard input";
+        (path.to_owned(), file::parse(&text, Path::new(path), now))
+    } else {
+        (args.file.display().to_string(), file::load(&args.file, now))
+    };
+    let errors = match loaded {
         Ok(loaded) => match compile(&loaded.policy) {
             Ok(compiled) => {
                 for warning in &loaded.warnings {

@@ -18,8 +18,8 @@ use std::time::SystemTime;
 ///
 /// Prints the verdict, the rule, its place in the policy file, every step on the way, and what to do about a drop.
 /// The packet is judged by the very code that the kernel runs, on the policy in force, or on a file with --file, which
-/// needs no agent. Exits 0 if it would pass, 1 if it would drop. Live connections are not looked at: a packet
-/// stands for itself.
+/// needs no agent. Exits 0 if it would pass, 1 if it would drop. The agent knows what this host has opened, so a packet
+/// that answers it passes; with --file no connection is open.
 ///
 /// A packet is PROTOCOL SOURCE to DESTINATION. PROTOCOL is tcp (when left out), udp, sctp, icmp TYPE or proto NUMBER.
 /// SOURCE and DESTINATION are ADDRESS, ADDRESS:PORT or PORT; an IPv6 address with a port stands in brackets. A missing
@@ -43,6 +43,9 @@ pub struct Args {
     /// VLAN tag, or two: outer,inner
     #[arg(long, value_name = "ID")]
     vlan: Option<String>,
+    /// TTL or hop limit [default: what the protocol demands, else 64]
+    #[arg(long, value_name = "N")]
+    ttl: Option<String>,
     /// Explain what this policy would do, instead of the policy in force
     #[arg(long, short, value_name = "POLICY")]
     file: Option<PathBuf>,
@@ -86,6 +89,9 @@ fn described(args: &Args) -> anyhow::Result<String> {
     }
     if let Some(vlan) = &args.vlan {
         packet += &format!(" vlan {vlan}");
+    }
+    if let Some(ttl) = &args.ttl {
+        packet += &format!(" ttl {ttl}");
     }
     packet::parse(&packet).map_err(|error| usage("explain", error))?;
     Ok(packet)

@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 #[command(after_help = "Examples:
   ravelin man | man -l -
   ravelin man explain | man -l -
+  ravelin man service add | man -l -
   ravelin man --dir /usr/local/share/man/man1")]
 pub struct Args {
     /// Page of this command instead of that of ravelin
     #[arg(conflicts_with = "dir")]
-    command: Option<String>,
+    command: Vec<String>,
     /// Write a page per command into this directory
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -28,15 +29,21 @@ pub(super) fn run(args: &Args, _: &Context) -> anyhow::Result<Answer> {
         write_all(&root, dir)?;
         return Ok(Answer::Yes);
     }
-    let command = match &args.command {
-        None => &root,
-        Some(name) => root.find_subcommand(name).ok_or_else(|| {
+    let mut command = &root;
+    for (at, name) in args.command.iter().enumerate() {
+        command = command.find_subcommand(name).ok_or_else(|| {
+            let (name, above) = (args.command[..=at].join(" "), args.command[..at].join(" "));
+            let above = if above.is_empty() {
+                above
+            } else {
+                format!(" {above}")
+            };
             usage(
                 "man",
-                format!("there is no command \"{name}\"; `ravelin help` lists them"),
+                format!("there is no command \"{name}\"; `ravelin{above} --help` lists them"),
             )
-        })?,
-    };
+        })?;
+    }
     print(&page(command)?)?;
     Ok(Answer::Yes)
 }

@@ -36,6 +36,7 @@ use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 /// A host firewall: XDP filters what comes in, a policy file says who may reach which service.
 ///
@@ -260,16 +261,41 @@ impl Context {
 
     /// Has the agent change the policy file, and tells what came of it.
     fn edit(&self, edit: &Edit) -> anyhow::Result<Answer> {
-        self.change("/v1/edit", edit, false)
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
+        let lasts = match edit {
+            Edit::Allow { for_seconds, .. } | Edit::Deny { for_seconds, .. } => Some(*for_seconds),
+            _ => None,
+        };
+        self.change_with("/v1/edit", edit, |record| {
+            let text = output::applied(record, false, &self.style);
+            match lasts {
+                Some(Some(seconds)) => text + &output::ends(now.saturating_add(seconds), now),
+                // It was there for a time, or others hold it too.
+                Some(None) if record.diff.is_empty() => text + "now for good\n",
+                _ => text,
+            }
+        })
     }
 
     /// Posts a request whose answer is [`Applied`].
     fn change<B: Serialize>(&self, path: &str, body: &B, dry_run: bool) -> anyhow::Result<Answer> {
+        self.change_with(path, body, |record| output::applied(record, dry_run, &self.style))
+    }
+
+    fn change_with<B: Serialize>(
+        &self,
+        path: &str,
+        body: &B,
+        text: impl FnOnce(&Applied) -> String,
+    ) -> anyhow::Result<Answer> {
         let applied: Applied = self.wait(async { Ok(self.client().post(path, body).await?) })?;
         for warning in &applied.warnings {
             message("warning", warning);
         }
-        self.show(&applied, |record| output::applied(record, dry_run, &self.style))?;
+        self.show(&applied, text)?;
         Ok(Answer::Yes)
     }
 }
@@ -347,6 +373,15 @@ mod tests {
             "{error}"
         );
         assert!(parsed("ravelin deny 10.0.0.0/33").is_err());
+        for line in [
+            "ravelin service add web tcp/0",
+            "ravelin service add Web tcp/80",
+            "ravelin service set web --port tcp",
+            "ravelin service remove we_b!",
+            "ravelin allow WEB 10.0.0.1",
+        ] {
+            assert_eq!(parsed(line).unwrap_err().exit_code(), 2, "{line}");
+        }
         assert!(parsed("ravelin deny 2001:db8::/32 --for 10m").is_ok());
     }
 }

@@ -12,6 +12,7 @@ use crate::api::types::Edit;
   ravelin revoke ssh @office")]
 pub struct Args {
     /// Service as the policy names it
+    #[arg(value_parser = source::service)]
     service: String,
     /// Address, prefix, @group, or any
     #[arg(value_name = "PREFIX", value_parser = source::parse)]

@@ -19,9 +19,10 @@ enum Command {
   ravelin service add ping icmp/echo --allow any")]
     Add {
         /// Name, not yet taken
+        #[arg(value_parser = source::service)]
         name: String,
         /// tcp|udp|sctp/PORT[-PORT], icmp/TYPE or proto/NUMBER
-        #[arg(required = true, value_name = "PORT")]
+        #[arg(required = true, value_name = "PORT", value_parser = source::port)]
         ports: Vec<String>,
         #[command(flatten)]
         sources: Sources,
@@ -32,9 +33,10 @@ enum Command {
   ravelin service set payments-api --allow @web --no-deny")]
     Set {
         /// Service as the policy names it
+        #[arg(value_parser = source::service)]
         name: String,
         /// tcp|udp|sctp/PORT[-PORT], icmp/TYPE or proto/NUMBER; repeatable
-        #[arg(long = "port", value_name = "PORT", value_delimiter = ',')]
+        #[arg(long = "port", value_name = "PORT", value_delimiter = ',', value_parser = source::port)]
         ports: Vec<String>,
         #[command(flatten)]
         sources: Sources,
@@ -48,6 +50,7 @@ enum Command {
     /// Remove a service: its ports close
     Remove {
         /// Service as the policy names it
+        #[arg(value_parser = source::service)]
         name: String,
     },
 }

@@ -1,6 +1,7 @@
-//! A source on the command line: `any`, `@group`, an address or a prefix, as the policy file has them.
+//! What the command line shares with the policy file: a source (`any`, `@group`, an address or a prefix), a port, the
+//! name of a service.
 
-use crate::policy::source;
+use crate::policy::{ports, source};
 
 /// Checks the form; whether the group exists is for the agent to say.
 ///
@@ -24,6 +25,31 @@ pub fn parse(text: &str) -> Result<String, String> {
     }
 }
 
+/// Checks a port as the policy file has it.
+///
+/// # Errors
+/// What is wrong, and what would be accepted.
+pub fn port(text: &str) -> Result<String, String> {
+    match ports::parse(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(match error.hint {
+            Some(hint) => format!("{}; {hint}", error.message),
+            None => error.message,
+        }),
+    }
+}
+
+/// Checks the form of a service's name; whether there is one is for the agent to say.
+///
+/// # Errors
+/// What names look like.
+pub fn service(text: &str) -> Result<String, String> {
+    match source::is_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("\"{text}\" cannot name a service; {}", source::NAME_HINT)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,5 +64,20 @@ mod tests {
             "has host bits set: write 10.1.0.0/16 for the network, 10.1.2.3 for the host"
         );
         assert!(parse("0.0.0.0/0").unwrap_err().contains("any"));
+    }
+
+    #[test]
+    fn ports_and_names_are_checked_before_the_agent_is_asked() {
+        assert_eq!(port("tcp/8443").as_deref(), Ok("tcp/8443"));
+        assert_eq!(
+            port("tcp").unwrap_err(),
+            "\"tcp\" has no port; write \"tcp/8443\" or \"tcp/1-65535\""
+        );
+        assert_eq!(
+            port(" tcp/80").unwrap_err(),
+            "\" tcp/80\" has a space in it; write \"tcp/80\""
+        );
+        assert_eq!(service("web").as_deref(), Ok("web"));
+        assert!(service("Web!").unwrap_err().contains("cannot name a service"));
     }
 }

@@ -1,6 +1,7 @@
 //! What a change of policy means: who gains and who loses which port.
 
 use super::Style;
+use super::human;
 use crate::api::types::{Applied, DiffLine};
 use std::fmt::Write;
 
@@ -25,36 +26,101 @@ pub fn applied(record: &Applied, dry_run: bool, style: &Style) -> String {
     out
 }
 
-/// A line per change.
+/// When an entry that was just written ends; `until` and `now` are Unix seconds.
+pub fn ends(until: u64, now: u64) -> String {
+    let text = human::utc(until);
+    let today = human::utc(now);
+    match (text.split_once(' '), today.split_once(' ')) {
+        (Some((day, time)), Some((today, _))) if day == today => format!("ends {time}\n"),
+        _ => format!("ends {text}\n"),
+    }
+}
+
+/// A line per change and per who it is about.
 pub fn diff(lines: &[DiffLine], style: &Style) -> String {
     let mut out = String::new();
-    for line in lines {
-        let ports = if line.ports.is_empty() {
-            String::new()
-        } else {
-            format!(" ({})", line.ports.join(", "))
-        };
-        let text = match line.change.as_str() {
-            // Of the policy's own deny list, which holds on every port.
-            "gains" | "loses" if line.service.is_empty() => {
-                format!("{} {} {}", line.who, line.change, line.ports.join(", "))
-            }
-            "gains" | "loses" => format!("{} {} {}{ports}", line.who, line.change, line.service),
-            "opens" | "closes" => format!("{} {}{ports}", line.service, line.change),
-            _ => [line.change.as_str(), &line.who, &line.service, ports.trim()]
-                .iter()
-                .filter(|part| !part.is_empty())
-                .copied()
-                .collect::<Vec<_>>()
-                .join(" "),
-        };
-        let _ = match line.change.as_str() {
-            "gains" | "opens" => writeln!(out, "{}", style.good(&format!("+ {text}"))),
-            "loses" | "closes" => writeln!(out, "{}", style.bad(&format!("- {text}"))),
-            _ => writeln!(out, "{}", style.warn(&format!("~ {text}"))),
+    for line in &joined(lines) {
+        let _ = match sign(line) {
+            '+' => writeln!(out, "{}", style.good(&format!("+ {}", sentence(line)))),
+            '-' => writeln!(out, "{}", style.bad(&format!("- {}", sentence(line)))),
+            _ => writeln!(out, "{}", style.warn(&format!("~ {}", sentence(line)))),
         };
     }
     out
+}
+
+/// Lines that differ in ports alone become one.
+fn joined(lines: &[DiffLine]) -> Vec<DiffLine> {
+    let mut joined: Vec<DiffLine> = Vec::new();
+    for line in lines {
+        let same = joined.iter_mut().find(|other| {
+            (sign(other), &other.who, &other.service, &other.prefixes)
+                == (sign(line), &line.who, &line.service, &line.prefixes)
+                && sign(line) != '~'
+        });
+        let Some(other) = same else {
+            joined.push(line.clone());
+            continue;
+        };
+        for port in &line.ports {
+            if !other.ports.contains(port) {
+                other.ports.push(port.clone());
+            }
+        }
+    }
+    joined
+}
+
+fn sign(line: &DiffLine) -> char {
+    match line.change.as_str() {
+        _ if line.who == "nobody" => '~',
+        "gains" | "opens" => '+',
+        "loses" | "closes" => '-',
+        _ => '~',
+    }
+}
+
+fn sentence(line: &DiffLine) -> String {
+    let ports = if line.ports.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", line.ports.join(", "))
+    };
+    let many = !line.prefixes.is_empty() || line.who.ends_with(" prefixes");
+    let verb = match (sign(line), many) {
+        ('+', false) => "gains",
+        ('+', true) => "gain",
+        ('-', false) => "loses",
+        ('-', true) => "lose",
+        _ => {
+            return match line.change.as_str() {
+                "opens" => format!("{}{ports} is added, and nobody may reach it", line.service),
+                "closes" => format!("{}{ports} is removed, which nobody could reach", line.service),
+                change => [change, &line.who, &line.service, ports.trim()]
+                    .iter()
+                    .filter(|part| !part.is_empty())
+                    .copied()
+                    .collect::<Vec<_>>()
+                    .join(" "),
+            };
+        }
+    };
+    let what = if line.service.is_empty() {
+        // Of the policy's own deny list, which holds on every port.
+        let words = line.ports.join(", ");
+        if many {
+            words.replace("allows it", "allows them")
+        } else {
+            words
+        }
+    } else {
+        format!("{}{ports}", line.service)
+    };
+    let mut prefixes = line.prefixes.join(", ");
+    if many && !prefixes.is_empty() {
+        prefixes = format!(": {prefixes}, ...");
+    }
+    format!("{} {verb} {what}{prefixes}", line.who)
 }
 
 #[cfg(test)]
@@ -67,6 +133,7 @@ mod tests {
             who: who.into(),
             service: service.into(),
             ports: ports.iter().map(|port| port.to_string()).collect(),
+            prefixes: Vec::new(),
         }
     }
 
@@ -98,5 +165,49 @@ generation 13 is in force (digest 0123456789ab)
 "
         );
         assert!(applied(&record, true, &Style::PLAIN).ends_with("dry run: nothing was changed\n"));
+    }
+
+    #[test]
+    fn an_end_today_needs_no_date() {
+        assert_eq!(ends(1_790_003_600, 1_790_000_000), "ends 15:13:20 UTC\n");
+        assert_eq!(
+            ends(1_790_086_400, 1_790_000_000),
+            "ends 2026-09-22 14:13:20 UTC\n"
+        );
+    }
+
+    #[test]
+    fn who_gains_is_said_once_and_verbs_agree() {
+        let counted = |who: &str, change: &str, service: &str, ports: &[&str]| DiffLine {
+            prefixes: vec!["10.1.0.0/16".into(), "10.2.0.0/16".into()],
+            ..line(change, who, service, ports)
+        };
+        let lines = [
+            line("opens", "anyone", "web", &["tcp/8444"]),
+            line("gains", "anyone", "web", &["tcp/8080"]),
+            line("closes", "@office", "ssh", &["tcp/22"]),
+            line("opens", "nobody", "idle", &["tcp/1"]),
+            line("closes", "nobody", "old", &["tcp/2"]),
+            counted("22 prefixes of @web", "loses", "payments-api", &["tcp/8443"]),
+            counted(
+                "22 prefixes of @blocked",
+                "gains",
+                "",
+                &["every port that allows it"],
+            ),
+            line("loses", "1042 prefixes", "web", &["tcp/80"]),
+        ];
+        assert_eq!(
+            diff(&lines, &Style::PLAIN),
+            "\
++ anyone gains web (tcp/8444, tcp/8080)
+- @office loses ssh (tcp/22)
+~ idle (tcp/1) is added, and nobody may reach it
+~ old (tcp/2) is removed, which nobody could reach
+- 22 prefixes of @web lose payments-api (tcp/8443): 10.1.0.0/16, 10.2.0.0/16, ...
++ 22 prefixes of @blocked gain every port that allows them: 10.1.0.0/16, 10.2.0.0/16, ...
+- 1042 prefixes lose web (tcp/80)
+"
+        );
     }
 }

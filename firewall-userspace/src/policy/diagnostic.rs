@@ -43,12 +43,17 @@ impl Diagnostic {
 
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.message)?;
+        write!(
+            f,
+            "{}: {}",
+            escaped(&self.place.to_string()),
+            escaped(&self.message)
+        )?;
         if !self.snippet.is_empty() {
             write!(f, "\n{}", self.snippet)?;
         }
         if let Some(hint) = &self.hint {
-            write!(f, "\n  hint: {hint}")?;
+            write!(f, "\n  hint: {}", escaped(hint))?;
         }
         Ok(())
     }
@@ -166,14 +171,30 @@ pub fn snippet(line: u32, source: &str, column: usize, width: usize) -> String {
     format!("{line:>5} | {before}{shown}{after}\n      | {pad}{indent}{carets}")
 }
 
-/// What could drive a terminal is shown as a replacement character.
+/// What could drive a terminal is shown as a replacement character, so that columns stay.
 fn printable(c: char) -> char {
     match c {
         '\t' => '\t',
-        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => char::REPLACEMENT_CHARACTER,
-        c if c.is_control() => char::REPLACEMENT_CHARACTER,
+        c if drives_a_terminal(c) => char::REPLACEMENT_CHARACTER,
         c => c,
     }
+}
+
+fn drives_a_terminal(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// What could drive a terminal, or pass for a line of its own, as escapes.
+pub fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if drives_a_terminal(c) {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
 }
 
 /// Collects what is found in one text.
@@ -268,6 +289,19 @@ mod tests {
         assert!(source.chars().count() < 115);
         let column = carets.chars().position(|c| c == '^').unwrap();
         assert_eq!(source.chars().nth(column), Some('\u{fffd}'));
+    }
+
+    #[test]
+    fn what_a_policy_says_cannot_drive_the_terminal() {
+        let text = Text::new(Path::new("p\n.toml"), "x = \"\u{1b}[2J\"");
+        let found = text
+            .diagnostic(4..5, "unknown name \"\u{1b}[31m\nerror: all is well\u{202e}\"")
+            .hint("not \u{7}");
+        assert_eq!(
+            found.to_string(),
+            "p\\n.toml:1:5: unknown name \"\\u{1b}[31m\\nerror: all is well\\u{202e}\"\n    \
+             1 | x = \"\u{fffd}[2J\"\n      |     ^\n  hint: not \\u{7}"
+        );
     }
 
     #[test]

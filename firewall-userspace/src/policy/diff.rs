@@ -13,7 +13,7 @@ use crate::api::types::DiffLine;
 use firewall_common::image::PortKey;
 use side::Side;
 use std::collections::BTreeMap;
-use who::{List, Who};
+use who::{List, Name, Who};
 
 /// A line per (change, who, service), first those of the whole policy, then in the order of the services.
 pub fn diff(old: &Policy, new: &Policy) -> Vec<DiffLine> {
@@ -32,6 +32,7 @@ pub fn diff(old: &Policy, new: &Policy) -> Vec<DiffLine> {
             who: format!("{} -> {}", word(&old), word(&new)),
             service: String::new(),
             ports: vec!["ports that no service names".into()],
+            prefixes: Vec::new(),
         });
     }
     policy_denies(&old, &new, &mut lines);
@@ -84,13 +85,14 @@ fn policy_denies<'a>(old: &'a Side<'a>, new: &'a Side<'a>, lines: &mut Vec<DiffL
         return;
     }
     let (before, after) = (old.set_of(None, Action::Deny), new.set_of(None, Action::Deny));
-    let mut say = |change: &str, who: Vec<String>, ports: &str| {
-        for who in who {
+    let mut say = |change: &str, names: Vec<Name>, ports: &str| {
+        for Name { who, prefixes } in names {
             lines.push(DiffLine {
                 change: change.into(),
                 who,
                 service: String::new(),
                 ports: vec![ports.into()],
+                prefixes,
             });
         }
     };
@@ -99,11 +101,11 @@ fn policy_denies<'a>(old: &'a Side<'a>, new: &'a Side<'a>, lines: &mut Vec<DiffL
         service: None,
         action: Action::Deny,
     };
-    let mut lost = Who::new(after.difference(&before), None, "more");
-    lost.take(list(new), Some(list(old)), "more");
+    let mut lost = Who::new(after.difference(&before), None);
+    lost.take(list(new), Some(list(old)));
     say("loses", lost.names(), "every port");
-    let mut gained = Who::new(before.difference(&after), None, "fewer");
-    gained.take(list(old), Some(list(new)), "fewer");
+    let mut gained = Who::new(before.difference(&after), None);
+    gained.take(list(old), Some(list(new)));
     say("gains", gained.names(), "every port that allows it");
 }
 
@@ -125,8 +127,8 @@ fn service<'a>(
     }
     let (was, is) = (old.access(before), new.access(after));
     let nobody_left = is.is_empty();
-    let mut gained = Who::new(is.difference(&was), Some(new), "more");
-    let mut lost = Who::new(was.difference(&is), Some(old), "fewer");
+    let mut gained = Who::new(is.difference(&was), Some(new));
+    let mut lost = Who::new(was.difference(&is), Some(old));
     let list = |side, service: Option<usize>, action| {
         service.map(|_| List {
             side,
@@ -137,12 +139,12 @@ fn service<'a>(
     let (old_allow, old_deny) = (list(old, before, Action::Allow), list(old, before, Action::Deny));
     let (new_allow, new_deny) = (list(new, after, Action::Allow), list(new, after, Action::Deny));
     if let (Some(allow), Some(deny)) = (new_allow, new_deny) {
-        gained.take(allow, old_allow, "more");
-        lost.take(deny, old_deny, "more");
+        gained.take(allow, old_allow);
+        lost.take(deny, old_deny);
     }
     if let (Some(allow), Some(deny)) = (old_allow, old_deny) {
-        gained.take(deny, new_deny, "fewer");
-        lost.take(allow, new_allow, "fewer");
+        gained.take(deny, new_deny);
+        lost.take(allow, new_allow);
     }
     // What the default let in, or lets in now.
     if before.is_none() && old.policy.default_allow {
@@ -159,14 +161,14 @@ fn service<'a>(
     );
     let (mut come, mut gone) = (gained.names(), lost.names());
     if opens && come.is_empty() && gone.is_empty() {
-        come.push("nobody".into());
+        come.push(nobody());
     }
     if closes && gone.is_empty() && come.is_empty() {
-        gone.push("nobody".into());
+        gone.push(nobody());
     }
     for name in &mut gone {
-        if name == "anyone" && !nobody_left {
-            *name = "anyone else".into();
+        if name.who == "anyone" && !nobody_left {
+            name.who = "anyone else".into();
         }
     }
     let named = after
@@ -182,16 +184,24 @@ fn service<'a>(
     };
     let changes = gone
         .into_iter()
-        .map(|who| (loses, who))
-        .chain(come.into_iter().map(|who| (gains, who)));
-    for (change, who) in changes {
+        .map(|name| (loses, name))
+        .chain(come.into_iter().map(|name| (gains, name)));
+    for (change, Name { who, prefixes }) in changes {
         let (change, service) = (change.to_string(), named.name.clone());
         lines.push(DiffLine {
             change,
             who,
             service,
             ports: ports.clone(),
+            prefixes,
         });
+    }
+}
+
+fn nobody() -> Name {
+    Name {
+        who: "nobody".into(),
+        prefixes: Vec::new(),
     }
 }
 

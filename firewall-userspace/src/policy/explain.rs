@@ -2,7 +2,8 @@
 //!
 //! The text becomes a frame, the frame is judged by [`simulate::decide`], and its trace becomes words. The model
 //! is only searched for words about the rule that was decided on (its place, the prefix that matched), never for
-//! the verdict. Connections that are open right now are not looked at: a packet stands for itself.
+//! the verdict. Connections count as far as `node` knows them: an agent gives those that are open right now, a policy
+//! file by itself has none.
 
 pub mod packet;
 mod words;
@@ -58,6 +59,7 @@ fn frame(spec: &PacketSpec) -> Vec<u8> {
     for tag in &spec.vlan {
         frame = frame.vlan(ethertype::VLAN, *tag);
     }
+    frame.hop_limit = spec.hop_limit();
     frame.build()
 }
 
@@ -69,11 +71,11 @@ fn address(key: AddressKey) -> IpAddr {
     }
 }
 
-/// Whether strangers send to it.
+/// Whether strangers or, for link-local IPv6, neighbours send to it.
 fn reachable(address: &IpAddr) -> bool {
     let link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        IpAddr::V6(_) => false,
     };
     !address.is_loopback() && !address.is_unspecified() && !address.is_multicast() && !link_local
 }
@@ -135,6 +137,63 @@ mod tests {
             explained("tcp 192.0.2.7 -> 80", &[]).packet,
             "tcp 192.0.2.7:49152 -> 192.0.2.1:80 flags syn"
         );
+    }
+
+    #[test]
+    fn what_the_link_cannot_live_without_is_built_as_its_standard_demands() {
+        let verdict = |packet: &str| {
+            let told = explained(packet, &["198.51.100.1", "fe80::5", "2001:db8::5"]);
+            (told.verdict, told.reason)
+        };
+        for packet in [
+            "icmpv6 neighbour-solicitation from fe80::1 to ff02::1:ff00:1",
+            "icmpv6 neighbour-advertisement from fe80::1",
+            "icmpv6 router-solicitation from fe80::1 to ff02::2",
+            "icmpv6 router-advertisement from fe80::1 to ff02::1",
+        ] {
+            assert_eq!(
+                verdict(packet),
+                ("pass".into(), "neighbour-discovery".into()),
+                "{packet}"
+            );
+            assert_eq!(verdict(&format!("{packet} ttl 254")).0, "drop", "{packet}");
+        }
+        for kind in ["130", "131", "132", "143"] {
+            let packet = format!("icmpv6 {kind} from fe80::1 to ff02::16");
+            assert_eq!(verdict(&packet), ("pass".into(), "mld".into()), "{packet}");
+        }
+        assert_eq!(
+            verdict("udp [fe80::1]:547 to 546"),
+            ("pass".into(), "dhcp-client".into())
+        );
+        assert_eq!(
+            explained("udp [fe80::1]:547 to 546", &["fe80::5", "2001:db8::5"]).packet,
+            "udp [fe80::1]:547 -> [fe80::5]:546"
+        );
+    }
+
+    #[test]
+    fn a_hit_in_a_list_file_names_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("bad.txt"), "# bad\n\n203.0.113.0/24 # them\n").unwrap();
+        let text = "version = 1\ndeny = [\"@all\"]\n[groups]\nall = [\"@bad\"]\nbad = { file = \"bad.txt\" }\n\
+                    [[service]]\nname = \"web\"\nports = [\"tcp/80\"]\nallow = [\"any\"]\n";
+        let path = folder.path().join("policy.toml");
+        let loaded = file::parse(text, &path, 0).unwrap();
+        let compiled = compile(&loaded.policy).unwrap();
+        let node = Node {
+            image: &compiled.image,
+            config: &Config::DEFAULT,
+            own: &HashSet::new(),
+            flows: &Flows::default(),
+        };
+        let told = explain(&loaded.policy, text, &compiled, &node, "tcp 203.0.113.9 -> 80").unwrap();
+        let line = format!(
+            "203.0.113.0/24 out of @all ({}:3:1)",
+            folder.path().join("bad.txt").display()
+        );
+        assert_eq!(told.reason, "denied");
+        assert!(told.hint.as_ref().unwrap().ends_with(&line), "{:?}", told.hint);
     }
 
     #[test]

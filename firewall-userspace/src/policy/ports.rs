@@ -25,7 +25,29 @@ const FORMS: &str =
 const PROTOCOLS: [&str; 7] = ["tcp", "udp", "sctp", "icmp", "icmpv4", "icmpv6", "proto"];
 
 pub fn parse(text: &str) -> Result<Ports, PortError> {
+    if text.contains(char::is_whitespace) {
+        let bare: String = text.split_whitespace().collect();
+        let hint = parse(&bare).is_ok().then(|| format!("write \"{bare}\""));
+        return Err(error(
+            0..text.len(),
+            format!("\"{text}\" has a space in it"),
+            hint,
+        ));
+    }
     let Some((protocol, rest)) = text.split_once('/') else {
+        let missing = match text {
+            "tcp" | "udp" | "sctp" => Some(("port", format!("write \"{text}/8443\" or \"{text}/1-65535\""))),
+            "icmp" | "icmpv4" | "icmpv6" => Some(("type", format!("write \"{text}/echo\""))),
+            "proto" => Some(("number", "write \"proto/47\"".into())),
+            _ => None,
+        };
+        if let Some((what, hint)) = missing {
+            return Err(error(
+                0..text.len(),
+                format!("\"{text}\" has no {what}"),
+                Some(hint),
+            ));
+        }
         let hint = match text.parse::<u16>() {
             Ok(_) => format!("write \"tcp/{text}\" or \"udp/{text}\""),
             Err(_) => format!("write {FORMS}"),

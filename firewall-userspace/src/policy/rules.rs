@@ -150,6 +150,8 @@ fn never_a_source(source: &Source) -> Option<&'static str> {
     };
     match prefix.ip() {
         IpAddr::V4(address) => match address.octets() {
+            // The DHCP client that has no address yet.
+            [0, 0, 0, 0] if prefix.prefix() == 32 => None,
             [0, ..] if prefix.prefix() >= 8 => Some("0.0.0.0/8"),
             [127, ..] if prefix.prefix() >= 8 => Some("the loopback network"),
             [224..=239, ..] if prefix.prefix() >= 4 => Some("multicast addresses"),

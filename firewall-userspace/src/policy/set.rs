@@ -132,6 +132,12 @@ impl<A: Address> Ranges<A> {
         })
     }
 
+    fn holds(&self, start: A, length: u8) -> Option<bool> {
+        let end = start.prefix_end(length);
+        let &(first, last) = self.0.get(self.0.partition_point(|range| range.1 < start))?;
+        (first <= end).then_some(first <= start && end <= last)
+    }
+
     /// The fewest prefixes that make the set: (start, length).
     fn prefixes(&self) -> impl Iterator<Item = (A, u8)> {
         self.0.iter().flat_map(|&(start, end)| {
@@ -214,6 +220,16 @@ impl AddressSet {
     /// Whether `other` holds all of it.
     pub fn is_within(&self, other: &AddressSet) -> bool {
         self.v4.is_within(&other.v4) && self.v6.is_within(&other.v6)
+    }
+
+    /// Whether it holds all of a prefix, or a part; `None`: nothing of it.
+    pub fn holds_v4(&self, start: u32, length: u8) -> Option<bool> {
+        self.v4.holds(start, length)
+    }
+
+    /// As [`AddressSet::holds_v4`].
+    pub fn holds_v6(&self, start: u128, length: u8) -> Option<bool> {
+        self.v6.holds(start, length)
     }
 
     /// How many prefixes the set takes.

@@ -27,6 +27,14 @@ pub struct SourceError {
 }
 
 pub fn parse(text: &str) -> Result<Parsed, SourceError> {
+    let bare = text.trim();
+    if bare != text && !bare.is_empty() {
+        let at = if text.starts_with(bare) { "end" } else { "start" };
+        return Err(SourceError {
+            message: format!("\"{text}\" has a space at its {at}"),
+            hint: parse(bare).is_ok().then(|| format!("write \"{bare}\"")),
+        });
+    }
     if text == "any" {
         return Ok(Parsed {
             source: Source::Any,
@@ -114,6 +122,11 @@ mod tests {
             error.hint.unwrap(),
             "a group is written \"@web\", everybody \"any\""
         );
+        for (text, at) in [(" 10.0.0.1", "start"), ("@web ", "end"), ("any\t", "end")] {
+            let error = parse(text).unwrap_err();
+            assert_eq!(error.message, format!("\"{text}\" has a space at its {at}"));
+            assert_eq!(error.hint.unwrap(), format!("write \"{}\"", text.trim()));
+        }
         assert_eq!(
             parse("@We b").unwrap_err().message,
             "\"@We b\" does not name a group"

@@ -154,12 +154,41 @@ fn a_group_that_changes_is_shown_by_prefixes() {
     let new = BASE.replace("blocked = [\"192.0.2.0/24\"]", &more);
     assert_eq!(
         changes(BASE, &new),
-        ["@blocked: 1,204 prefixes more loses  every port"]
+        ["1,204 prefixes of @blocked loses  every port"]
     );
     assert_eq!(
         changes(&new, BASE),
-        ["@blocked: 1,204 prefixes fewer gains  every port that allows it"]
+        ["1,204 prefixes of @blocked gains  every port that allows it"]
     );
+}
+
+#[test]
+fn many_prefixes_of_a_group_are_counted_as_it_has_them() {
+    // Neighbours, which take fewer prefixes than the group has, and one that the group keeps a part of.
+    let many: Vec<String> = (0..44)
+        .map(|n| format!("\"10.{}.{}.0/24\"", 30 + n / 2, n % 2))
+        .collect();
+    let more = |entries: &str| BASE.replace("web = [", &format!("web = [{entries}, "));
+    let line = |old: &str, new: &str| {
+        let lines = diff(&policy(old), &policy(new));
+        let [line] = &lines[..] else { panic!("{lines:?}") };
+        (line.change.clone(), line.who.clone(), line.prefixes.clone())
+    };
+    let all = more(&many.join(", "));
+    let (change, who, prefixes) = line(&all, BASE);
+    assert_eq!((change.as_str(), who.as_str()), ("loses", "44 prefixes of @web"));
+    let first = [
+        "10.30.0.0/24",
+        "10.30.1.0/24",
+        "10.31.0.0/24",
+        "10.31.1.0/24",
+        "10.32.0.0/24",
+    ];
+    assert_eq!(prefixes, first);
+    let rest: Vec<String> = (0..44).map(|n| format!("\"10.40.{}.128/25\"", n * 2)).collect();
+    let (_, who, prefixes) = line(&more("\"10.40.0.0/16\""), &more(&rest.join(", ")));
+    assert_eq!(who, "parts of 1 prefix of @web");
+    assert_eq!(prefixes[..2], ["10.40.0.0/25", "10.40.1.0/24"]);
 }
 
 #[test]

@@ -21,6 +21,8 @@ pub struct PacketSpec {
     pub transport: Transport,
     /// Outer tag first, two at most.
     pub vlan: Vec<u16>,
+    /// TTL or hop limit, if not the usual one.
+    pub ttl: Option<u8>,
 }
 
 /// Why a text describes no packet.
@@ -43,17 +45,39 @@ const FLAGS: [(&str, u8); 8] = [
 ];
 
 impl PacketSpec {
-    /// The destination address: as given, or `own` of the right family, or one for documentation.
+    /// The destination address: as given, or `own` of the right family and scope, or one for documentation.
     pub fn destination(&self, own: impl IntoIterator<Item = IpAddr>) -> IpAddr {
+        // A neighbour that sends from its link-local address sends to one.
+        let on_link = link_local_v6(self.src);
         let mine = || {
             own.into_iter()
-                .filter(|address| address.is_ipv4() == self.src.is_ipv4())
+                .filter(|address| {
+                    address.is_ipv4() == self.src.is_ipv4() && link_local_v6(*address) == on_link
+                })
                 .min()
         };
         self.dst.or_else(mine).unwrap_or(match self.src {
             IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+            IpAddr::V6(src) if on_link => {
+                let [one, two] = [1, 2].map(|last| Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, last));
+                IpAddr::V6(if src == one { two } else { one })
+            }
             IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
         })
+    }
+
+    /// TTL or hop limit: as given, or what the protocol demands, or the usual one.
+    pub fn hop_limit(&self) -> u8 {
+        let usual = match self.transport {
+            // RFC 4861 and RFC 3810: proof that the packet crossed no router.
+            Transport::Icmp { icmp_type, .. } if self.src.is_ipv6() => match icmp_type {
+                133..=137 => 255,
+                130..=132 | 143 => 1,
+                _ => 64,
+            },
+            _ => 64,
+        };
+        self.ttl.unwrap_or(usual)
     }
 
     /// `SYN`, `SYN,ACK`; empty if the packet is not TCP.
@@ -85,6 +109,10 @@ impl PacketSpec {
         };
         name.map_or_else(|| icmp_type.to_string(), str::to_owned)
     }
+}
+
+fn link_local_v6(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
 /// With everything filled in, as [`parse()`] reads it.
@@ -135,6 +163,9 @@ impl fmt::Display for PacketSpec {
         if !self.vlan.is_empty() {
             let tags: Vec<String> = self.vlan.iter().map(u16::to_string).collect();
             write!(f, " vlan {}", tags.join(","))?;
+        }
+        if let Some(ttl) = self.ttl {
+            write!(f, " ttl {ttl}")?;
         }
         Ok(())
     }

@@ -116,7 +116,12 @@ impl<'a> Account<'a> {
             1 => ", a VLAN tag, which changes nothing",
             _ => ", two VLAN tags, which change nothing",
         };
-        format!("{family}, {transport}{tags}")
+        let hops = match (self.spec.hop_limit(), self.spec.src.is_ipv4()) {
+            (64, _) => String::new(),
+            (hops, true) => format!(", TTL {hops}"),
+            (hops, false) => format!(", hop limit {hops}"),
+        };
+        format!("{family}, {transport}{hops}{tags}")
     }
 
     fn step(&self, each: &Step) -> Option<ExplainStep> {
@@ -203,7 +208,11 @@ impl<'a> Account<'a> {
         let matched = match self.covering(rule) {
             _ if rule.any => ": every source".to_owned(),
             Some(network) if prefix::show(network) == rule.source => String::new(),
-            Some(network) => format!(": {src} is in {}", prefix::show(network)),
+            Some(network) => {
+                let place = self.list_place(rule, network);
+                let place = place.map_or(String::new(), |place| format!(" ({place})"));
+                format!(": {src} is in {}{place}", prefix::show(network))
+            }
             None => String::new(),
         };
         let overruled = match (rule.action, self.service_at_port()) {

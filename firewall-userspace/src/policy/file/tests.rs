@@ -485,3 +485,17 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn a_dhcp_client_without_an_address_can_be_allowed() {
+    let warned = |source: &str| {
+        let text = format!(
+            "version = 1\n[[service]]\nname = \"dhcp\"\nports = [\"udp/67\"]\nallow = [\"{source}\"]\n"
+        );
+        let loaded = parse(&text, Path::new("policy.toml"), 0).unwrap();
+        loaded.warnings.len()
+    };
+    assert_eq!(warned("0.0.0.0"), 0);
+    assert_eq!(warned("0.0.0.1"), 1);
+    assert_eq!(warned("0.0.0.0/8"), 1);
+}

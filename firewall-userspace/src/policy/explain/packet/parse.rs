@@ -19,7 +19,7 @@ fn error<T>(message: impl Into<String>) -> Result<T, PacketError> {
     })
 }
 
-/// Reads a packet: `[PROTOCOL] [from] SOURCE [->|to DESTINATION] [flags LIST] [vlan ID[,ID]] [code N]`.
+/// Reads a packet: `[PROTOCOL] [from] SOURCE [->|to DESTINATION] [flags LIST] [vlan ID[,ID]] [code N] [ttl N]`.
 ///
 /// # Errors
 /// What is wrong or missing, and how it is written.
@@ -63,11 +63,19 @@ pub fn parse(text: &str) -> Result<PacketSpec, PacketError> {
                     .or_else(|_| error(format!("\"{code}\" is no ICMP code (0 to 255)")))?;
                 modifiers.code = Some(code);
             }
+            "ttl" | "hoplimit" => {
+                let ttl = argument("a number such as 255")?;
+                let ttl = ttl
+                    .parse()
+                    .or_else(|_| error(format!("\"{ttl}\" is no TTL or hop limit (0 to 255)")))?;
+                modifiers.ttl = Some(ttl);
+            }
             _ if source.is_none() => source = Some(End::parse(word)?),
             _ if destination.is_none() => destination = Some(End::parse(word)?),
             _ => {
-                let hint = did_you_mean(word, "", ["from", "to", "flags", "vlan", "code"]);
-                let hint = hint.unwrap_or_else(|| "from, to, flags, vlan and code are understood".to_owned());
+                let hint = did_you_mean(word, "", ["from", "to", "flags", "vlan", "code", "ttl"]);
+                let hint =
+                    hint.unwrap_or_else(|| "from, to, flags, vlan, code and ttl are understood".to_owned());
                 return error(format!("\"{word}\" is left over; {hint}"));
             }
         }
@@ -87,6 +95,7 @@ struct Modifiers {
     flags: Option<u8>,
     code: Option<u8>,
     vlan: Vec<u16>,
+    ttl: Option<u8>,
 }
 
 /// The protocol, with what may be written at once with it: `tcp/8443`, `icmp/echo`.
@@ -374,6 +383,7 @@ fn assemble(
         dst,
         transport,
         vlan: modifiers.vlan,
+        ttl: modifiers.ttl,
     })
 }
 

@@ -46,10 +46,7 @@ fn reads_the_forms_people_type() {
             "tcp 2001:db8::7 -> 443",
             "tcp [2001:db8::7]:49152 -> [2001:db8::1]:443 flags syn",
         ),
-        (
-            "fe80::1 -> 443",
-            "tcp [fe80::1]:49152 -> [2001:db8::1]:443 flags syn",
-        ),
+        ("fe80::1 -> 443", "tcp [fe80::1]:49152 -> [fe80::2]:443 flags syn"),
         (
             "icmp echo from 10.20.3.4",
             "icmp echo from 10.20.3.4 -> 192.0.2.1",
@@ -80,6 +77,10 @@ fn reads_the_forms_people_type() {
         (
             "udp 10.20.3.4 -> 53 vlan 10,20",
             "udp 10.20.3.4:49152 -> 192.0.2.1:53 vlan 10,20",
+        ),
+        (
+            "icmpv6 mld-query from fe80::2 ttl 2",
+            "icmpv6 mld-query from fe80::2 -> fe80::1 ttl 2",
         ),
     ];
     for (text, shown) in cases {
@@ -149,6 +150,7 @@ fn errors_say_how_it_is_written() {
         ("proto", "which protocol?"),
         ("proto 6 from 10.0.0.1", "protocol 6 is tcp: write tcp"),
         ("udp 10.0.0.1 -> 53 vlan 1,2,3", "more than two VLAN tags"),
+        ("udp 10.0.0.1 -> 53 ttl 256", "\"256\" is no TTL or hop limit"),
         ("udp 10.0.0.1 -> 53 vlan 4095", "\"4095\" is no VLAN"),
     ];
     for (text, message) in cases {

@@ -2,15 +2,16 @@
 
 use super::{Account, show_port};
 use crate::policy::diagnostic::Text;
-use crate::policy::model::{Place, Service};
-use crate::policy::prefix;
+use crate::policy::model::{Place, Rule, Service};
+use crate::policy::{groups, ports, prefix};
 use crate::simulate::Transport;
 use firewall_common::decide::Step;
 use firewall_common::image::PortKey;
 use firewall_common::verdict::Reason;
 use ipnetwork::IpNetwork;
+use std::collections::HashSet;
 use std::path::Path;
-use toml::de::DeTable;
+use toml::de::{DeTable, DeValue};
 
 impl<'a> Account<'a> {
     /// A sentence with the command or the place that would let the packet in; none where nothing should.
@@ -35,7 +36,9 @@ impl<'a> Account<'a> {
                     Err(_) => {
                         let matched = self.covering(rule).map_or(src.to_string(), prefix::show);
                         let place = self
-                            .group_place(&rule.source)
+                            .covering(rule)
+                            .and_then(|network| self.list_place(rule, network))
+                            .or_else(|| self.group_place(&rule.source))
                             .unwrap_or_else(|| rule.place.clone());
                         format!("to let it in, take {matched} out of {} ({place})", rule.source)
                     }
@@ -46,6 +49,20 @@ impl<'a> Account<'a> {
                     Step::Port { key, .. } => Some(*key),
                     _ => None,
                 })?;
+                // A deny of the policy stands before any service that could be made here.
+                let deny = self
+                    .policy
+                    .rules
+                    .iter()
+                    .find(|rule| rule.service.is_none() && self.covering(rule).is_some());
+                if let Some(deny) = deny {
+                    return Some(format!(
+                        "no service would let it in: deny {} of the policy names {src} ({})",
+                        deny.source, deny.place
+                    ));
+                }
+                // What no policy can open, such as port 0.
+                ports::parse(&show_port(key)).ok()?;
                 Some(match self.sibling(key) {
                     Some((service, other)) => format!(
                         "{} has {}, not {}: to open it, add it to the ports of {} ({})",
@@ -75,6 +92,35 @@ impl<'a> Account<'a> {
         Some(Text::new(Path::new(path), self.text).place(start))
     }
 
+    /// The line of the list file that a rule has a prefix from.
+    pub(super) fn list_place(&self, rule: &Rule, network: IpNetwork) -> Option<Place> {
+        let root = DeTable::parse(self.text).ok()?;
+        let groups = root.get_ref().get("groups")?.get_ref().as_table()?;
+        let folder = Path::new(&rule.place.path).parent().unwrap_or(Path::new(""));
+        let mut open = vec![rule.source.strip_prefix('@')?];
+        let mut seen = HashSet::new();
+        while let Some(name) = open.pop() {
+            let Some(group) = groups.get(name).filter(|_| seen.insert(name)) else {
+                continue;
+            };
+            match group.get_ref() {
+                DeValue::Array(members) => {
+                    let names = members.iter().filter_map(|member| member.get_ref().as_str());
+                    open.extend(names.filter_map(|text| text.strip_prefix('@')));
+                }
+                DeValue::Table(table) => {
+                    let path = folder.join(table.get("file")?.get_ref().as_str()?);
+                    if let Some((line, column)) = line_in(&path, network) {
+                        let path = path.display().to_string();
+                        return Some(Place { path, line, column });
+                    }
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
     /// The same port of another transport, and the service that has it: the likeliest mistake.
     fn sibling(&self, key: PortKey) -> Option<(&'a Service, PortKey)> {
         let port = key.0 as u16;
@@ -102,4 +148,18 @@ impl<'a> Account<'a> {
                     .map(|service| (service, other))
             })
     }
+}
+
+/// Line and column of a prefix in a list file; `None` also if the file has changed since.
+fn line_in(path: &Path, network: IpNetwork) -> Option<(u32, u32)> {
+    let bytes = groups::read(path).ok()?;
+    let lines = bytes.split(|&byte| byte == b'\n').enumerate();
+    lines
+        .filter_map(|(at, line)| Some((at, std::str::from_utf8(line).ok()?)))
+        .find_map(|(at, line)| {
+            let entry = line.split('#').next().unwrap_or_default();
+            let column = entry.len() - entry.trim_start().len() + 1;
+            let parsed = prefix::parse(entry.trim()).ok()?;
+            (parsed.network == network).then_some((at as u32 + 1, column as u32))
+        })
 }

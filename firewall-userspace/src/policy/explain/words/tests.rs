@@ -232,3 +232,16 @@ fn a_closed_port_offers_a_service_or_names_the_likely_mistake() {
         "payments-api has tcp/8443, not udp/8443: to open it, add it to the ports of payments-api (policy.toml:9:9)"
     );
 }
+
+#[test]
+fn what_nobody_could_open_is_not_advised() {
+    let closed = |text, key| {
+        let steps = [Step::Port { key, service: 0 }, Step::Default { allow: false }];
+        told(text, Reason::Closed, None, &steps, false).hint
+    };
+    assert_eq!(closed("tcp 10.20.3.4 -> 0", PortKey::tcp(0)), None);
+    assert_eq!(
+        closed("tcp 203.0.113.9 -> 9999", PortKey::tcp(9999)).unwrap(),
+        "no service would let it in: deny 203.0.113.0/24 of the policy names 203.0.113.9 (policy.toml:2:9)"
+    );
+}
