@@ -27,12 +27,6 @@ impl Owner {
             log::info!("interface {name} ({index}) is gone");
             self.detach_one(index, &name);
         }
-        for (index, name) in todo.detach {
-            log::warn!(
-                "interface {name} ({index}) is not among those asked for any more: not filtered from now on"
-            );
-            self.detach_one(index, &name);
-        }
         self.configure |= todo.own_addresses;
         let names = self
             .links

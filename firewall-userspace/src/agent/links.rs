@@ -39,8 +39,6 @@ pub struct Links {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Todo {
     pub attach: Vec<u32>,
-    /// Taken off the list, by index and name.
-    pub detach: Vec<(u32, String)>,
     /// Went by themselves.
     pub gone: Vec<(u32, String)>,
     pub own_addresses: bool,
@@ -139,13 +137,9 @@ impl Links {
         let Some(interface) = self.known.get(&index) else {
             return;
         };
-        match (self.wanted(interface), self.states.contains_key(&index)) {
-            (true, false) => todo.attach.push(index),
-            (false, true) => {
-                self.states.remove(&index);
-                todo.detach.push((index, interface.name.clone()));
-            }
-            (true, true) | (false, false) => {}
+        // What is filtered stays so under any name: a rename must not open a host.
+        if self.wanted(interface) && !self.states.contains_key(&index) {
+            todo.attach.push(index);
         }
     }
 
@@ -302,10 +296,8 @@ mod tests {
         assert_eq!(links.change(Change::Link(interface(3, "lan0"))).attach, [3]);
         attach(&mut links, 3);
         assert!(links.ready());
-        assert_eq!(
-            links.change(Change::Link(interface(2, "old0"))).detach,
-            [(2, "old0".to_owned())]
-        );
+        assert_eq!(links.change(Change::Link(interface(2, "old0"))), Todo::default());
+        assert!(links.ready(), "what was attached stays so under its new name");
 
         // Re-created: another index.
         assert_eq!(
