@@ -125,6 +125,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     pub pins: PathBuf,
     pub mode: Mode,
+    /// The mode was given by a flag, which beats one that was set by command before.
+    pub mode_by_flag: bool,
     pub failsafe: Vec<FailsafeRule>,
     /// Set of `firewall_common::control::LINK_*`.
     pub link_control: u32,
@@ -205,6 +207,7 @@ impl Config {
                 .unwrap_or_else(|| default_state_dir(&instance)),
             pins: absolute(args.pins, file.pins, "pins")?.unwrap_or_else(|| default_pins(&instance)),
             instance,
+            mode_by_flag: args.mode.is_some(),
             mode: args.mode.or(file.mode).unwrap_or_default(),
             failsafe,
             link_control: args.link_control.or(file.link_control).unwrap_or_default().0,
@@ -649,6 +652,7 @@ mod tests {
             (config.mode, config.metrics, config.log_drops),
             (Mode::Observe, None, true)
         );
+        assert!(config.mode_by_flag);
         assert!(config.interfaces[0].matches("wan0") && !config.interfaces[0].matches("eth0"));
     }
 

@@ -120,7 +120,10 @@ impl Owner {
         boot_id: &str,
         out: Outlets,
     ) -> std::io::Result<Owner> {
-        let state = State::read(&config.state_dir, boot_id);
+        let mut state = State::read(&config.state_dir, boot_id);
+        if config.mode_by_flag {
+            state.set_mode(config.mode, config.mode);
+        }
         Ok(Owner {
             links: Links::new(config.interfaces.clone()),
             mode: state.mode(config.mode),
@@ -167,6 +170,7 @@ impl Owner {
         let list = netlink::interfaces().map_err(|error| StartError::Interfaces(boxed(error)))?;
         let todo = self.links.replace(list);
 
+        self.note_mode();
         // Whoever listened to an agent that was killed is gone.
         self.listen(0);
         if self.mode == Mode::Observe {
@@ -484,7 +488,19 @@ impl Owner {
         self.state.set_mode(mode, self.config.mode);
         self.save_state();
         log::info!("mode: {mode}");
+        self.note_mode();
         Ok(())
+    }
+
+    /// A mode that was set by command outlives the agent, so it is to be seen that it is not the configured one.
+    fn note_mode(&mut self) {
+        let (doing, command) = match self.mode {
+            Mode::Enforce => ("enforcing", "enforce"),
+            Mode::Observe => ("observing", "observe"),
+        };
+        let configured = self.config.mode;
+        let text = format!("{doing} since `ravelin {command}`; configured: {configured}");
+        self.note("mode", (self.mode != configured).then_some(text));
     }
 
     fn detach(&mut self) -> Result<Vec<String>, Refusal> {
