@@ -149,6 +149,20 @@ fn a_renamed_interface_stays_filtered_if_the_pattern_still_matches() -> Result<(
 }
 
 #[test]
+fn a_renamed_interface_stays_filtered_under_a_name_nobody_asked_for() -> Result<()> {
+    let lab = Lab::new()?;
+    let _echo = lab.serve(8080)?;
+    let agent = Agent::start(&lab.node, &["eth0", "eth1"], POLICY)?;
+    lab.node.ip("link set eth1 down")?;
+    lab.node.ip("link set eth1 name wan0")?;
+    lab.node.ip("link set wan0 up")?;
+    wait_attached(&agent, &lab.node, "wan0")?;
+    assert_eq!(lab.stranger_reaches(8080), NOTHING);
+    assert_eq!(lab.friend_reaches(8080), EVERYTHING);
+    Ok(())
+}
+
+#[test]
 fn a_pattern_finds_interfaces_that_come_later() -> Result<()> {
     let lab = Lab::new()?;
     let _echo = lab.serve(8080)?;

@@ -252,8 +252,7 @@ impl Basis {
             io::ErrorKind::NotFound => Refusal::Missing(format!("there is no policy file {path}")),
             _ => Refusal::Failed(format!("cannot read the policy file {path}: {error}")),
         })?;
-        String::from_utf8(bytes)
-            .map_err(|_| Refusal::Invalid(format!("the policy file {path} is not UTF-8")))
+        String::from_utf8(bytes).map_err(|_| Refusal::Invalid(format!("the policy file {path} is not UTF-8")))
     }
 
     /// Parses and compiles. `name`: what errors call the text, if it is not the policy file's. `kept`: the content of list files, if they are not to be read from where the policy

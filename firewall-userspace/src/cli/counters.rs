@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 /// How packets have ended, by service, verdict and reason
 ///
-/// Counts are exact. Neither a change of policy nor a restart of the agent resets them.
+/// Counts are exact. Neither a change of policy nor a restart of the agent resets them; a service or rule that was
+/// taken out and comes back begins anew.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   ravelin counters
