@@ -36,8 +36,6 @@ pub trait Window {
 
 /// Headers are looked for below this offset: more than eight extension headers of common size need.
 pub const MAX_OFFSET: u32 = 4095;
-/// IPv6 extension headers that are walked (RFC 8504 lets a host bound them).
-pub const MAX_EXTENSIONS: u32 = 8;
 /// No VLAN tag.
 pub const NO_VLAN: u16 = 0xffff;
 

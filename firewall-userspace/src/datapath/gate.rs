@@ -1,9 +1,9 @@
 //! The gate's cells seen from user space: opened for connections that are older than the programs, closed when
 //! their socket is gone.
 //!
-//! Layout and meaning: `firewall_common::gate`. The kernel writes whole words without locks, so this side only
-//! ever compares and swaps, against what it read before it asked for the sockets: a socket that was opened in
-//! between has changed its cell, or is in the dump.
+//! Layout and meaning: `firewall_common::gate`. The kernel writes whole words without locks, so a sweep
+//! compares and swaps, against what it read before it asked for the sockets: a socket that was opened in between has
+//! changed its cell, or is in the dump. What a policy closes is stored outright.
 
 use super::{
     DatapathError,
