@@ -1,9 +1,15 @@
 //! What the kernel counts, and where.
 //!
 //! A generation of policy has a counter array of its own. Each way a packet can end in it is an *ending*: the
-//! first [`Reason::COUNT`](crate::verdict::Reason::COUNT) endings are the bare reasons, in order of their
-//! numbers; the compiler appends one for each (service, reason, rule) that can happen. A packet adds to one
-//! ending, so the sums by service, rule and reason are all exact and agree.
+//! first [`Reason::COUNT`] endings are the bare reasons of what came in, in order of their numbers, the next as many
+//! ([`EGRESS`]) those of what leaves; the compiler appends one for each (direction, service, reason, rule) that can
+//! happen. Next to the ending of a rule that allows stands that of the answers which leave to whom it allowed. A
+//! packet adds to one ending, so the sums by direction, service, rule and reason are all exact and agree.
+
+use crate::verdict::Reason;
+
+/// The first bare ending of what leaves.
+pub const EGRESS: u32 = Reason::COUNT as u32;
 
 /// One ending on one CPU: value of the map `COUNTERS`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

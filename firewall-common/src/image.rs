@@ -4,10 +4,12 @@
 //! the start of the image; no record straddles a page, tables of words may. Page 0 begins with the header ([`field`]).
 //!
 //! * **ports**: a directory of [`DIRECTORY_LEN`] block numbers (`u16`, in page 0), then blocks of 256 service ids
-//!   (`u16`). Block 0 is all [`NO_SERVICE`]. A [`PortKey`] names the slot.
-//! * **classes**: per family a root table of `2^root_bits` entries indexed by the top bits of the source address,
-//!   then 8-bit strides. An [`Entry`] is a leaf (the class), a *node* or a *skip*.
-//! * **verdicts**: row per service (row 0: no service), column per class, word [`Cell`].
+//!   (`u16`). Block 0 is all [`NO_SERVICE`]. A [`PortKey`] names the slot. A second directory, for what leaves, names
+//!   blocks of the same table that hold rows of the verdict table; there block 0 is all [`field::EGRESS_ROW`].
+//! * **classes**: per family a root table of `2^root_bits` entries indexed by the top bits of the peer's address (the
+//!   source of what comes in, the destination of what leaves), then 8-bit strides. An [`Entry`] is a leaf (the class), a *node* or a *skip*.
+//! * **verdicts**: row per service (row 0: no service), then a row per set of egress rules that meet at a port; column
+//!   per class, word [`Cell`].
 //!
 //! A node is a run-length encoded table of 256 entries: a bitmap of 256 bits (four `u64`; bit set where a run
 //! starts), four `u8` counts of runs before each word, four `u8` of padding, then one entry (`u32`) per run. A skip stands for a path
@@ -51,12 +53,12 @@ pub mod field {
     pub const MAGIC: u32 = 0;
     /// `u32`, [`crate::LAYOUT_VERSION`].
     pub const LAYOUT: u32 = 8;
-    /// `u32`, set of [`super::FLAG_DEFAULT_ALLOW`].
+    /// `u32`, set of [`super::FLAG_DEFAULT_ALLOW`], [`super::FLAG_EGRESS_DENY`] and [`super::FLAG_EGRESS_RULES`].
     pub const FLAGS: u32 = 12;
     /// `u64`, bytes of the whole image before padding to pages.
     pub const LENGTH: u32 = 16;
-    /// `u32`, rows of the verdict table, the row of no service included.
-    pub const SERVICES: u32 = 24;
+    /// `u32`, rows of the verdict table: no service, the services, what leaves.
+    pub const ROWS: u32 = 24;
     /// `u32`, columns of the verdict table.
     pub const CLASSES: u32 = 28;
     /// `u32`, endings of this image (see [`crate::counter`]).
@@ -73,15 +75,27 @@ pub mod field {
     /// `u32` and `u64`, the same of IPv6.
     pub const V6_ROOT_BITS: u32 = 60;
     pub const V6_ROOT: u32 = 72;
+    /// `u32`, the row of what leaves to a port that no egress rule names.
+    pub const EGRESS_ROW: u32 = 80;
     /// [`super::DIRECTORY_LEN`] `u16`: the port directory.
     pub const DIRECTORY: u32 = 128;
+    /// The same of what leaves.
+    pub const EGRESS_DIRECTORY: u32 = 2048;
 }
 
-/// The default verdict is to allow.
+/// The default verdict of what comes in is to allow.
 pub const FLAG_DEFAULT_ALLOW: u32 = 1;
+/// The default verdict of what leaves is to deny.
+pub const FLAG_EGRESS_DENY: u32 = 2;
+/// The policy judges what leaves: it has egress rules, or denies by default.
+pub const FLAG_EGRESS_RULES: u32 = 4;
 
 /// Directory entries: 256 each for TCP, UDP and SCTP, one each for ICMP types, ICMPv6 types and protocols.
 pub const DIRECTORY_LEN: u32 = 3 * 256 + 3;
+const _: () = assert!(
+    field::DIRECTORY + DIRECTORY_LEN * 2 <= field::EGRESS_DIRECTORY
+        && field::EGRESS_DIRECTORY as usize + DIRECTORY_LEN as usize * 2 <= PAGE_SIZE
+);
 /// Service id of what no service names.
 pub const NO_SERVICE: u16 = 0;
 
@@ -203,6 +217,18 @@ impl<'a, P: Pages> Image<'a, P> {
         self.first.u32(field::FLAGS) & FLAG_DEFAULT_ALLOW != 0
     }
 
+    /// Whether what leaves is dropped unless a rule allows it.
+    #[inline(always)]
+    pub fn egress_denies(&self) -> bool {
+        self.first.u32(field::FLAGS) & FLAG_EGRESS_DENY != 0
+    }
+
+    /// Whether the policy says anything of what leaves, by rules or by its default.
+    #[inline(always)]
+    pub fn judges_egress(&self) -> bool {
+        self.first.u32(field::FLAGS) & FLAG_EGRESS_RULES != 0
+    }
+
     /// [`crate::counter::stride`] of this image.
     #[inline(always)]
     pub fn stride(&self) -> u32 {
@@ -221,15 +247,29 @@ impl<'a, P: Pages> Image<'a, P> {
     /// The service that owns a port, [`NO_SERVICE`] if none does.
     #[inline(always)]
     pub fn service(&self, key: PortKey) -> Option<u16> {
-        let block = self.first.u16(field::DIRECTORY + (key.0 >> 8) * 2) as u64;
-        if block == 0 {
-            return Some(NO_SERVICE);
+        match self.first.u16(field::DIRECTORY + (key.0 >> 8) * 2) {
+            0 => Some(NO_SERVICE),
+            block => self.slot(block, key),
         }
-        let offset = self.first.u64(field::BLOCKS) + block * 512 + (key.0 & 0xff) as u64 * 2;
+    }
+
+    /// The row of the verdict table that judges what leaves to a port.
+    #[inline(always)]
+    pub fn egress_row(&self, key: PortKey) -> Option<u16> {
+        match self.first.u16(field::EGRESS_DIRECTORY + (key.0 >> 8) * 2) {
+            0 => Some(self.first.u32(field::EGRESS_ROW) as u16),
+            block => self.slot(block, key),
+        }
+    }
+
+    /// What a port block (from 1) holds of a key.
+    #[inline(always)]
+    fn slot(&self, block: u16, key: PortKey) -> Option<u16> {
+        let offset = self.first.u64(field::BLOCKS) + block as u64 * 512 + (key.0 & 0xff) as u64 * 2;
         Some(self.page_of(offset)?.u16(offset as u32))
     }
 
-    /// The class of a source: halves as in [`crate::packet::Packet::src`].
+    /// The class of an address: halves as in [`crate::packet::Packet::src`].
     #[inline(always)]
     pub fn class(&self, version: u8, high: u64, low: u64) -> Option<u32> {
         // From here on both families are bits from the top.
@@ -286,14 +326,15 @@ impl<'a, P: Pages> Image<'a, P> {
         Some(Entry(page.u32(at + NODE_HEADER as u32 + rank * 4)))
     }
 
-    /// What the policy says of a class at a service.
+    /// What the policy says of a class in a row: that of a [service](Self::service) for what comes in, an
+    /// [egress row](Self::egress_row) for what leaves.
     #[inline(always)]
-    pub fn verdict(&self, service: u16, class: u32) -> Option<Cell> {
+    pub fn verdict(&self, row: u16, class: u32) -> Option<Cell> {
         let classes = self.first.u32(field::CLASSES);
-        if class >= classes || service as u32 >= self.first.u32(field::SERVICES) {
+        if class >= classes || row as u32 >= self.first.u32(field::ROWS) {
             return None;
         }
-        let offset = self.first.u64(field::VERDICTS) + (service as u64 * classes as u64 + class as u64) * 4;
+        let offset = self.first.u64(field::VERDICTS) + (row as u64 * classes as u64 + class as u64) * 4;
         Some(Cell(self.page_of(offset)?.u32(offset as u32)))
     }
 }

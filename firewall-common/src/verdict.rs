@@ -10,6 +10,35 @@ pub enum Verdict {
     Drop,
 }
 
+/// Which way a packet goes, seen from the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Direction {
+    #[default]
+    Ingress = 0,
+    Egress = 1,
+}
+
+impl Direction {
+    pub const ALL: [Direction; 2] = [Direction::Ingress, Direction::Egress];
+
+    /// The word people read.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Direction::Ingress => "ingress",
+            Direction::Egress => "egress",
+        }
+    }
+
+    pub const fn from_number(number: u8) -> Option<Direction> {
+        match number {
+            0 => Some(Direction::Ingress),
+            1 => Some(Direction::Egress),
+            _ => None,
+        }
+    }
+}
+
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident = $number:literal, $word:literal;)*) => {
         /// Why a packet ended as it did.
@@ -53,6 +82,12 @@ reasons! {
     LinkControl = 8, "link-control";
     /// The operator's failsafe, which no policy closes.
     Failsafe = 9, "failsafe";
+    /// A rule for what leaves allows the destination.
+    EgressAllowed = 10, "egress-allowed";
+    /// Leaves from a service to a peer that it allows.
+    Answer = 11, "answer";
+    /// An ICMP error about something that is allowed: a flow that the host opened, or a service's connection.
+    Related = 12, "related";
 
     /// The policy's deny list names the source.
     Denied = 16, "denied";
@@ -74,6 +109,14 @@ reasons! {
     FragmentShort = 24, "fragment-short";
     /// An ICMP error that no service names.
     IcmpError = 25, "icmp-error";
+    /// A rule for what leaves denies the destination.
+    EgressDenied = 26, "egress-denied";
+    /// No rule for what leaves allows the destination and the policy's default for egress is to deny.
+    EgressClosed = 27, "egress-closed";
+    /// A fragment that overlaps another of its datagram.
+    FragmentOverlap = 28, "fragment-overlap";
+    /// A fragment whose datagram the fragment table has no room for.
+    FragmentTable = 29, "fragment-table";
 
     /// Shorter than its Ethernet or VLAN header.
     EthernetShort = 32, "ethernet-short";

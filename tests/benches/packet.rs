@@ -5,7 +5,7 @@
 
 use anyhow::Result;
 use firewall_common::image::PortKey;
-use ravelin::policy::model::{Action, Place, Policy, PrefixList, Rule, Service, ServiceId};
+use ravelin::policy::model::{Action, Owner, Place, Policy, PrefixList, Rule, Service, ServiceId};
 use ravelin::simulate::FrameBuilder;
 use ravelin_tests::bench::Record;
 use ravelin_tests::kernel::{Kernel, test_run};
@@ -139,8 +139,8 @@ fn policy(prefixes: &[(u128, u8)], ipv6: bool, action: Action) -> Policy {
         },
         v6: if ipv6 { prefixes.to_vec() } else { Vec::new() },
     };
-    let rule = |service, action, any: bool| Rule {
-        service,
+    let rule = |owner, action, any: bool| Rule {
+        owner,
         action,
         source: if any {
             "any".to_owned()
@@ -152,14 +152,13 @@ fn policy(prefixes: &[(u128, u8)], ipv6: bool, action: Action) -> Policy {
         place: Place::default(),
     };
     let rules = match action {
-        Action::Allow => vec![rule(Some(ServiceId(0)), Action::Allow, false)],
+        Action::Allow => vec![rule(Owner::Service(ServiceId(0)), Action::Allow, false)],
         Action::Deny => vec![
-            rule(None, Action::Deny, false),
-            rule(Some(ServiceId(0)), Action::Allow, true),
+            rule(Owner::Policy, Action::Deny, false),
+            rule(Owner::Service(ServiceId(0)), Action::Allow, true),
         ],
     };
     Policy {
-        default_allow: false,
         services: vec![Service {
             name: "service".to_owned(),
             ports_text: vec!["tcp/8443".to_owned()],
@@ -168,6 +167,7 @@ fn policy(prefixes: &[(u128, u8)], ipv6: bool, action: Action) -> Policy {
         }],
         rules,
         lists: vec![Arc::new(list)],
+        ..Policy::default()
     }
 }
 

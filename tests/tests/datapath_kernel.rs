@@ -20,7 +20,7 @@ use ravelin::{
     },
     policy::{
         compile::{Compiled, compile},
-        model::{Action, Place, Policy, PrefixList, Rule},
+        model::{Action, Owner, Place, Policy, PrefixList, Rule},
     },
 };
 use ravelin_tests::{
@@ -139,7 +139,7 @@ fn policy(allow: bool, prefixes: u32) -> Compiled {
         .map(|index| (0x0a00_0000 | index << 6, 26))
         .collect();
     let rule = Rule {
-        service: None,
+        owner: Owner::Policy,
         action: Action::Deny,
         source: "many".into(),
         any: false,
@@ -148,9 +148,9 @@ fn policy(allow: bool, prefixes: u32) -> Compiled {
     };
     compile(&Policy {
         default_allow: allow,
-        services: Vec::new(),
         rules: vec![rule],
         lists: vec![Arc::new(PrefixList { v4, v6: Vec::new() })],
+        ..Policy::default()
     })
     .unwrap()
 }

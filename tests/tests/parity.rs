@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config as Cases, TestRunner};
 use ravelin::policy::compile::Compiled;
 use ravelin::policy::file::parse;
-use ravelin::policy::model::{Action, Policy};
+use ravelin::policy::model::{Action, Owner, Policy, ServiceId};
 use ravelin::simulate::{Flows, FrameBuilder, Node, Transport, address_key, decide};
 use ravelin_tests::kernel::{Kernel, monotonic_s};
 use std::collections::HashSet;
@@ -802,10 +802,10 @@ fn oracle(policy: &Policy, src: IpAddr, key: PortKey) -> (Option<usize>, Reason,
                 }
             })
     };
-    let first = |wanted: &dyn Fn(Option<usize>, Action) -> bool| {
+    let first = |wanted: &dyn Fn(Owner, Action) -> bool| {
         (0..policy.rules.len() as u32).find(|number| {
             let rule = &policy.rules[*number as usize];
-            wanted(rule.service.map(|service| service.0 as usize), rule.action) && covers(*number)
+            wanted(rule.owner, rule.action) && covers(*number)
         })
     };
     let service = policy.services.iter().position(|service| {
@@ -817,16 +817,17 @@ fn oracle(policy: &Policy, src: IpAddr, key: PortKey) -> (Option<usize>, Reason,
     if service.is_none() && !policy.default_allow {
         return (None, Reason::Closed, None);
     }
-    if let Some(rule) = first(&|service, _| service.is_none()) {
+    if let Some(rule) = first(&|owner, _| owner == Owner::Policy) {
         return (service, Reason::Denied, Some(rule));
     }
-    if service.is_none() {
+    let Some(index) = service else {
         return (None, Reason::DefaultAllow, None);
-    }
-    if let Some(rule) = first(&|of, action| of == service && action == Action::Deny) {
+    };
+    let this = Owner::Service(ServiceId(index as u16));
+    if let Some(rule) = first(&|owner, action| owner == this && action == Action::Deny) {
         return (service, Reason::ServiceDenied, Some(rule));
     }
-    match first(&|of, action| of == service && action == Action::Allow) {
+    match first(&|owner, action| owner == this && action == Action::Allow) {
         Some(rule) => (service, Reason::Allowed, Some(rule)),
         None => (service, Reason::NotAllowed, None),
     }

@@ -97,7 +97,7 @@ pub fn names(policy: &Policy, compiled: &Compiled) -> Vec<EndingName> {
             .rule
             .and_then(|id| policy.rules.get(id.0 as usize))
             .map(|rule| RuleKey {
-                service: service(rule.service),
+                service: policy.owner_name(rule.owner).unwrap_or_default().to_owned(),
                 action: word(rule.action).to_owned(),
                 source: rule.source.clone(),
             }),

@@ -157,7 +157,7 @@ impl Owner {
             policy
                 .rules
                 .iter()
-                .filter(|rule| rule.action == action && rule.service.is_some_and(|id| id.0 as usize == index))
+                .filter(|rule| rule.action == action && rule.owner.service().is_some_and(|id| id.0 as usize == index))
                 .map(|rule| rule.source.clone())
                 .collect()
         };
@@ -194,9 +194,8 @@ impl Owner {
         let totals = self.totals();
         let policy = &desired.policy;
         let row = |rule: &Rule| {
-            let service = rule.service.and_then(|id| policy.services.get(id.0 as usize));
             let key = counters::RuleKey {
-                service: service.map(|service| service.name.clone()).unwrap_or_default(),
+                service: policy.owner_name(rule.owner).unwrap_or_default().to_owned(),
                 action: counters::word(rule.action).into(),
                 source: rule.source.clone(),
             };

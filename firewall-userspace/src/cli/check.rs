@@ -4,7 +4,7 @@ use super::{Answer, Context, message};
 use crate::output::{self, CheckReport, CheckService};
 use crate::policy::compile::compile;
 use crate::policy::file::{self, Loaded};
-use crate::policy::model::{Action, Policy, ServiceId};
+use crate::policy::model::{Action, Owner, Policy, ServiceId};
 use anyhow::Context as _;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -84,11 +84,12 @@ fn report(path: String, loaded: &Loaded) -> CheckReport {
         .services
         .iter()
         .enumerate()
-        .map(|(index, service)| CheckService {
+        .map(|(index, service)| (Owner::Service(ServiceId(index as u16)), service))
+        .map(|(owner, service)| CheckService {
             name: service.name.clone(),
             ports: service.ports_text.clone(),
-            allow: sources(policy, index, Action::Allow),
-            deny: sources(policy, index, Action::Deny),
+            allow: sources(policy, owner, Action::Allow),
+            deny: sources(policy, owner, Action::Deny),
         });
     CheckReport {
         path,
@@ -105,13 +106,11 @@ fn report(path: String, loaded: &Loaded) -> CheckReport {
     }
 }
 
-fn sources(policy: &Policy, service: usize, action: Action) -> Vec<String> {
-    let mine = policy.rules.iter().filter(|rule| {
-        rule.action == action
-            && rule
-                .service
-                .is_some_and(|ServiceId(id)| usize::from(id) == service)
-    });
+fn sources(policy: &Policy, owner: Owner, action: Action) -> Vec<String> {
+    let mine = policy
+        .rules
+        .iter()
+        .filter(|rule| rule.owner == owner && rule.action == action);
     mine.map(|rule| rule.source.clone()).collect()
 }
 

@@ -101,6 +101,7 @@ mod tests {
             default: "deny".into(),
             stats: Stats {
                 services: 1,
+                egress: 0,
                 rules: 3,
                 prefixes_v4: 4,
                 prefixes_v6: 1,

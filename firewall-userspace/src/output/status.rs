@@ -217,6 +217,7 @@ mod tests {
                 origin: "file".into(),
                 stats: Stats {
                     services: 3,
+                    egress: 0,
                     rules: 1,
                     prefixes_v4: 1_000_123,
                     prefixes_v6: 12,

@@ -5,14 +5,22 @@
 //! without a search. Sets are interned, each becomes a column of verdicts, equal columns become one class. The same
 //! policy gives the same bytes: nothing here depends on hashing order, addresses or time.
 //!
-//! Precedence lives here and nowhere else: the policy's deny list beats a service's deny list, that beats its allow
-//! list; within a list the entry written first counts the packet. The order of services never matters.
+//! Precedence lives here and nowhere else. What comes in: the policy's deny list beats a service's deny list, that beats
+//! its allow list; within a list the entry written first counts the packet. The order of services never matters.
+//! What leaves: of all egress rules that hold the port, a deny beats every allow; among denies, and among allows, the
+//! entry written first counts. So their order decides what is counted, never what passes.
 
-use super::model::{Action, Policy, PrefixList, RuleId, ServiceId};
+mod rows;
+
+use super::model::{Action, Owner, Policy, PrefixList, RuleId, ServiceId};
 use super::trie::{self, Prefix};
 use firewall_common::counter;
-use firewall_common::image::{Cell, DIRECTORY_LEN, FLAG_DEFAULT_ALLOW, MAGIC, PAGE_SIZE, field};
-use firewall_common::verdict::Reason;
+use firewall_common::image::{
+    Cell, DIRECTORY_LEN, FLAG_DEFAULT_ALLOW, FLAG_EGRESS_DENY, FLAG_EGRESS_RULES, MAGIC, PAGE_SIZE, PortKey,
+    field,
+};
+use firewall_common::verdict::{Direction, Reason};
+use rows::EgressRows;
 use std::collections::HashMap;
 
 /// A compiled policy. The same policy gives the same bytes.
@@ -30,6 +38,7 @@ pub struct Compiled {
 /// One way a packet can end under this policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ending {
+    pub direction: Direction,
     /// `None`: a number that is never used.
     pub reason: Option<Reason>,
     pub service: Option<ServiceId>,
@@ -40,6 +49,10 @@ pub struct Ending {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Stats {
     pub services: usize,
+    /// Egress rules.
+    #[serde(default)]
+    pub egress: usize,
+    /// Entries of all lists.
     pub rules: usize,
     /// Distinct prefixes.
     pub prefixes_v4: usize,
@@ -64,20 +77,34 @@ const MAX_IMAGE: u64 = 1 << 32;
 /// Compiles a policy to an image.
 ///
 /// # Errors
-/// [`CompileError::TooLarge`] when services, endings or bytes exceed what the layout can number.
+/// [`CompileError::TooLarge`] when services, rows, endings or bytes exceed what the layout can number.
 pub fn compile(policy: &Policy) -> Result<Compiled, CompileError> {
     limit("services", policy.services.len() as u64, u16::MAX as u64 - 1)?;
+    let egress = EgressRows::new(policy);
+    let first_egress = policy.services.len() + 1;
+    let rows = first_egress + egress.sets.len();
+    limit("rows of verdicts", rows as u64, u16::MAX as u64)?;
     let lists = used_lists(policy);
     let mut sets = Sets::default();
     let v4 = covers(&policy.lists, &lists, |list| &list.v4, &mut sets);
     let v6 = covers(&policy.lists, &lists, |list| &list.v6, &mut sets);
 
-    let mut verdicts = Verdicts::new(policy, &sets)?;
+    let mut verdicts = Verdicts::new(policy, &sets, &egress.sets);
     let class_of: Vec<u32> = (0..sets.members.len()).map(|set| verdicts.class(set)).collect();
     limit("classes", verdicts.columns.len() as u64, 1 << 30)?;
 
-    let mut image = vec![0; field::DIRECTORY as usize + DIRECTORY_LEN as usize * 2];
-    let blocks = ports(policy, &mut image);
+    let mut image = vec![0; field::EGRESS_DIRECTORY as usize + DIRECTORY_LEN as usize * 2];
+    let services = (1..).zip(&policy.services);
+    let services =
+        services.flat_map(|(number, service)| service.ports.iter().map(move |range| (*range, number)));
+    let leaving = egress
+        .ports
+        .iter()
+        .map(|(range, row)| (*range, (first_egress + row) as u16));
+    let mut blocks = Blocks::default();
+    blocks.directory(&mut image, field::DIRECTORY, 0, services);
+    blocks.directory(&mut image, field::EGRESS_DIRECTORY, first_egress as u16, leaving);
+    let blocks = blocks.write(&mut image);
     let table = align(&mut image, 8);
     verdicts.write(&mut image);
     limit("bytes", image.len() as u64, MAX_IMAGE)?;
@@ -99,17 +126,10 @@ pub fn compile(policy: &Policy) -> Result<Compiled, CompileError> {
     limit("endings", endings.len() as u64, 1 << 24)?;
     put64(&mut image, field::MAGIC, MAGIC);
     put32(&mut image, field::LAYOUT, firewall_common::LAYOUT_VERSION);
-    put32(
-        &mut image,
-        field::FLAGS,
-        if policy.default_allow {
-            FLAG_DEFAULT_ALLOW
-        } else {
-            0
-        },
-    );
+    put32(&mut image, field::FLAGS, flags(policy));
     put64(&mut image, field::LENGTH, length);
-    put32(&mut image, field::SERVICES, policy.services.len() as u32 + 1);
+    put32(&mut image, field::ROWS, rows as u32);
+    put32(&mut image, field::EGRESS_ROW, first_egress as u32);
     put32(&mut image, field::CLASSES, verdicts.columns.len() as u32);
     put32(&mut image, field::ENDINGS, endings.len() as u32);
     put32(&mut image, field::STRIDE, counter::stride(endings.len() as u32));
@@ -124,6 +144,7 @@ pub fn compile(policy: &Policy) -> Result<Compiled, CompileError> {
         digest: *blake3::hash(&image).as_bytes(),
         stats: Stats {
             services: policy.services.len(),
+            egress: policy.egress.len(),
             rules: policy.rules.len(),
             prefixes_v4,
             prefixes_v6,
@@ -141,6 +162,17 @@ fn limit(what: &'static str, needed: u64, limit: u64) -> Result<(), CompileError
     } else {
         Ok(())
     }
+}
+
+fn flags(policy: &Policy) -> u32 {
+    let judges_egress = policy.egress_deny || !policy.egress.is_empty();
+    [
+        (policy.default_allow, FLAG_DEFAULT_ALLOW),
+        (policy.egress_deny, FLAG_EGRESS_DENY),
+        (judges_egress, FLAG_EGRESS_RULES),
+    ]
+    .iter()
+    .fold(0, |flags, (set, flag)| if *set { flags | flag } else { flags })
 }
 
 /// Whether each list is referred to by a rule; a group that nobody uses costs nothing.
@@ -248,6 +280,8 @@ fn covers<A: trie::Address>(
 struct Verdicts<'a> {
     policy: &'a Policy,
     sets: &'a Sets,
+    /// Egress rules of each row of what leaves, ascending.
+    egress: &'a [Vec<u32>],
     /// Rules that each list stands in; rules for `any` come under every address.
     rules_of: Vec<Vec<u32>>,
     any: Vec<u32>,
@@ -260,7 +294,7 @@ struct Verdicts<'a> {
 const NO_RULE: u32 = u32::MAX;
 
 impl<'a> Verdicts<'a> {
-    fn new(policy: &'a Policy, sets: &'a Sets) -> Result<Self, CompileError> {
+    fn new(policy: &'a Policy, sets: &'a Sets, egress: &'a [Vec<u32>]) -> Self {
         let mut rules_of = vec![Vec::new(); policy.lists.len()];
         let mut any = Vec::new();
         for (number, rule) in policy.rules.iter().enumerate() {
@@ -271,23 +305,17 @@ impl<'a> Verdicts<'a> {
                 any.push(number as u32);
             }
         }
-        let bare = (0..Reason::COUNT as u8)
-            .map(|number| Ending {
-                reason: Reason::from_number(number),
-                service: None,
-                rule: None,
-            })
-            .collect();
-        Ok(Verdicts {
+        Verdicts {
             policy,
             sets,
+            egress,
             rules_of,
             any,
             columns: Vec::new(),
             numbers: HashMap::new(),
-            endings: bare,
+            endings: bare_endings(),
             ending_of: HashMap::new(),
-        })
+        }
     }
 
     /// The class of a set of lists.
@@ -307,23 +335,27 @@ impl<'a> Verdicts<'a> {
         number
     }
 
-    /// What rules (ascending, so the first written comes first) say at each service, no service first.
+    /// What rules (ascending, so the first written comes first) say in each row: no service, the services, what leaves.
     fn column(&mut self, rules: &[u32]) -> Vec<Cell> {
         let policy = self.policy;
         let services = policy.services.len();
         let mut denied_everywhere = None;
         let mut denied = vec![None; services];
         let mut allowed = vec![None; services];
+        let mut egress_denied = vec![None; policy.egress.len()];
+        let mut egress_allowed = vec![None; policy.egress.len()];
         for number in rules {
             let rule = &policy.rules[*number as usize];
-            let winner = match (rule.service, rule.action) {
-                (None, _) => &mut denied_everywhere,
-                (Some(service), Action::Deny) => &mut denied[service.0 as usize],
-                (Some(service), Action::Allow) => &mut allowed[service.0 as usize],
+            let winner = match (rule.owner, rule.action) {
+                (Owner::Policy, _) => &mut denied_everywhere,
+                (Owner::Service(service), Action::Deny) => &mut denied[service.0 as usize],
+                (Owner::Service(service), Action::Allow) => &mut allowed[service.0 as usize],
+                (Owner::Egress(egress), Action::Deny) => &mut egress_denied[egress.0 as usize],
+                (Owner::Egress(egress), Action::Allow) => &mut egress_allowed[egress.0 as usize],
             };
             winner.get_or_insert(*number);
         }
-        let mut column = Vec::with_capacity(services + 1);
+        let mut column = Vec::with_capacity(services + 1 + self.egress.len());
         column.push(match denied_everywhere {
             Some(rule) => self.cell(Reason::Denied, None, Some(rule)),
             None => Cell::NO_MATCH,
@@ -337,6 +369,14 @@ impl<'a> Verdicts<'a> {
             };
             column.push(self.cell(reason, Some(service as u32), rule));
         }
+        for members in self.egress {
+            let first = |winners: &[Option<u32>]| members.iter().find_map(|member| winners[*member as usize]);
+            column.push(match (first(&egress_denied), first(&egress_allowed)) {
+                (Some(rule), _) => self.cell(Reason::EgressDenied, None, Some(rule)),
+                (None, Some(rule)) => self.cell(Reason::EgressAllowed, None, Some(rule)),
+                (None, None) => Cell::NO_MATCH,
+            });
+        }
         column
     }
 
@@ -349,18 +389,32 @@ impl<'a> Verdicts<'a> {
         let next = self.endings.len() as u32;
         let ending = *self.ending_of.entry(key).or_insert(next);
         if ending == next {
-            self.endings.push(Ending {
+            let direction = match reason {
+                Reason::EgressAllowed | Reason::EgressDenied => Direction::Egress,
+                _ => Direction::Ingress,
+            };
+            let ending = Ending {
+                direction,
                 reason: Some(reason),
                 service: service.map(|service| ServiceId(service as u16)),
                 rule: rule.map(RuleId),
-            });
+            };
+            self.endings.push(ending);
+            if reason == Reason::Allowed {
+                // What leaves from the service to those whom the rule allowed.
+                self.endings.push(Ending {
+                    direction: Direction::Egress,
+                    reason: Some(Reason::Answer),
+                    ..ending
+                });
+            }
         }
         Cell::new(reason.number(), ending)
     }
 
-    /// Appends the table: a row per service, a column per class.
+    /// Appends the table, a column per class.
     fn write(&self, image: &mut Vec<u8>) {
-        for row in 0..=self.policy.services.len() {
+        for row in 0..=self.policy.services.len() + self.egress.len() {
             for column in &self.columns {
                 image.extend_from_slice(&column[row].0.to_le_bytes());
             }
@@ -368,42 +422,61 @@ impl<'a> Verdicts<'a> {
     }
 }
 
-/// Fills the port directory and appends the blocks; returns the offset of block 0, which is not stored.
-fn ports(policy: &Policy, image: &mut Vec<u8>) -> u64 {
-    let mut blocks: Vec<[u16; 256]> = Vec::new();
-    let mut directory = vec![0_u16; DIRECTORY_LEN as usize];
-    for (service, entry) in policy.services.iter().enumerate() {
-        for (first, last) in &entry.ports {
+/// The first endings: every reason in either direction, without service or rule.
+fn bare_endings() -> Vec<Ending> {
+    let bare = |direction| {
+        (0..Reason::COUNT as u8).map(move |number| Ending {
+            direction,
+            reason: Reason::from_number(number),
+            service: None,
+            rule: None,
+        })
+    };
+    Direction::ALL.into_iter().flat_map(bare).collect()
+}
+
+/// The port blocks of both directories. Blocks count from 1, equal ones are one: a range that fills many repeats one.
+#[derive(Default)]
+struct Blocks {
+    kept: Vec<[u16; 256]>,
+    numbers: HashMap<[u16; 256], u16>,
+}
+
+impl Blocks {
+    /// Fills the directory at `field`: every port of a range reads as its value, the others as `outside`.
+    fn directory(
+        &mut self,
+        image: &mut [u8],
+        field: u32,
+        outside: u16,
+        ranges: impl Iterator<Item = ((PortKey, PortKey), u16)>,
+    ) {
+        let mut blocks: Vec<Option<[u16; 256]>> = vec![None; DIRECTORY_LEN as usize];
+        for ((first, last), value) in ranges {
             for key in first.0..=last.0 {
-                let slot = &mut directory[key as usize >> 8];
-                if *slot == 0 {
-                    blocks.push([0; 256]);
-                    *slot = blocks.len() as u16;
-                }
-                blocks[*slot as usize - 1][key as usize & 0xff] = service as u16 + 1;
+                let block = blocks[key as usize >> 8].get_or_insert([outside; 256]);
+                block[key as usize & 0xff] = value;
             }
         }
+        for (index, block) in blocks.into_iter().enumerate() {
+            let Some(block) = block else { continue };
+            let number = *self.numbers.entry(block).or_insert_with(|| {
+                self.kept.push(block);
+                self.kept.len() as u16
+            });
+            let at = field as usize + index * 2;
+            image[at..at + 2].copy_from_slice(&number.to_le_bytes());
+        }
     }
-    // A range that fills many blocks repeats one.
-    let mut kept: Vec<[u16; 256]> = Vec::new();
-    let mut numbers: HashMap<[u16; 256], u16> = HashMap::new();
-    for slot in directory.iter_mut().filter(|slot| **slot != 0) {
-        let block = blocks[*slot as usize - 1];
-        *slot = *numbers.entry(block).or_insert_with(|| {
-            kept.push(block);
-            kept.len() as u16
-        });
+
+    /// Appends the blocks; returns the offset of block 0, which is not stored.
+    fn write(self, image: &mut Vec<u8>) -> u64 {
+        let first = align(image, 512);
+        for block in self.kept {
+            image.extend(block.iter().flat_map(|value| value.to_le_bytes()));
+        }
+        first - 512
     }
-    for (index, slot) in directory.iter().enumerate() {
-        let at = field::DIRECTORY as usize + index * 2;
-        image[at..at + 2].copy_from_slice(&slot.to_le_bytes());
-    }
-    let first = align(image, 512);
-    for block in kept {
-        image.extend(block.iter().flat_map(|service| service.to_le_bytes()));
-    }
-    // Blocks count from 1.
-    first - 512
 }
 
 /// Pads the image to a multiple of `to` and returns its length.
@@ -419,3 +492,6 @@ fn put32(image: &mut [u8], at: u32, value: u32) {
 fn put64(image: &mut [u8], at: u32, value: u64) {
     image[at as usize..at as usize + 8].copy_from_slice(&value.to_le_bytes());
 }
+
+#[cfg(test)]
+mod tests;

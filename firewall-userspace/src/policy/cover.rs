@@ -9,7 +9,7 @@
 mod filter;
 
 use super::diagnostic::Findings;
-use super::model::{Action, Policy, PrefixList, Rule};
+use super::model::{Action, Owner, Policy, PrefixList, Rule};
 use super::rules::Draft;
 use filter::{Filter, Prefix, end};
 use std::collections::HashMap;
@@ -20,13 +20,14 @@ const SMALL: usize = 4096;
 /// Warns of what is covered. `drafts` are the rules of the policy with their entries.
 pub fn warn(policy: &Policy, drafts: &[Draft], findings: &mut Findings<'_>) {
     let checks = Checks::new(policy, drafts);
-    let own = drafts.partition_point(|draft| draft.rule.service.is_none());
+    let own = drafts.partition_point(|draft| draft.rule.owner == Owner::Policy);
     checks.list(0..own, 0..0, findings);
     let mut at = own;
     while at < drafts.len() {
-        let service = drafts[at].rule.service;
-        let end = at + drafts[at..].partition_point(|draft| draft.rule.service == service);
-        checks.list(at..end, 0..own, findings);
+        let owner = drafts[at].rule.owner;
+        let end = at + drafts[at..].partition_point(|draft| draft.rule.owner == owner);
+        let above = if owner.service().is_some() { 0..own } else { 0..0 };
+        checks.list(at..end, above, findings);
         at = end;
     }
 }
@@ -242,11 +243,11 @@ impl<'a> Checks<'a> {
 /// A deny that is judged before the rule.
 fn denies(holder: &Rule, rule: &Rule) -> bool {
     holder.action == Action::Deny
-        && (rule.action == Action::Allow || holder.service.is_none() && rule.service.is_some())
+        && (rule.action == Action::Allow || holder.owner == Owner::Policy && rule.owner.service().is_some())
 }
 
 fn same_list(holder: &Rule, rule: &Rule) -> bool {
-    holder.action == rule.action && holder.service == rule.service
+    holder.action == rule.action && holder.owner == rule.owner
 }
 
 fn prefixes(list: &PrefixList, v4: bool) -> Box<dyn Iterator<Item = Prefix> + '_> {

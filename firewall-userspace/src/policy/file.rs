@@ -7,8 +7,8 @@
 pub use super::diagnostic::{Diagnostic, PolicyError};
 use super::diagnostic::{Findings, Text, did_you_mean};
 use super::groups::{self, Groups};
-use super::model::{Action, Policy, Service, ServiceId};
-use super::rules::{Owner, Rules};
+use super::model::{Action, Owner, Policy, Service, ServiceId};
+use super::rules::{List, Rules};
 use super::{claims, cover, ports, written};
 use crate::api::types::Edit;
 use std::collections::HashMap;
@@ -95,24 +95,27 @@ pub fn parse_with(
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut groups = Groups::resolve(&written.groups, folder, read, &mut findings);
     let mut rules = Rules::default();
-    let owner = Owner {
-        service: None,
+    let own = List {
+        owner: Owner::Policy,
+        name: "",
         action: Action::Deny,
     };
-    rules.list(owner, &written.deny, now, &mut groups, &mut findings);
+    rules.list(own, &written.deny, now, &mut groups, &mut findings);
     for (index, service) in written.services.iter().enumerate() {
         // More than 65,535 services are refused below.
-        let id = Some((ServiceId(index as u16), service));
-        let deny = Owner {
-            service: id,
-            action: Action::Deny,
+        let list = |action| List {
+            owner: Owner::Service(ServiceId(index as u16)),
+            name: &service.name.text,
+            action,
         };
-        rules.list(deny, &service.deny, now, &mut groups, &mut findings);
-        let allow = Owner {
-            service: id,
-            action: Action::Allow,
-        };
-        rules.list(allow, &service.allow, now, &mut groups, &mut findings);
+        rules.list(list(Action::Deny), &service.deny, now, &mut groups, &mut findings);
+        rules.list(
+            list(Action::Allow),
+            &service.allow,
+            now,
+            &mut groups,
+            &mut findings,
+        );
     }
     let services = services(&written.services, &mut findings);
     if !findings.errors.is_empty() {
@@ -122,7 +125,9 @@ pub fn parse_with(
     let files = std::mem::take(&mut groups.files);
     let mut policy = Policy {
         default_allow: written.default_allow,
+        egress_deny: false,
         services,
+        egress: Vec::new(),
         rules: rules.drafts.iter().map(|draft| draft.rule.clone()).collect(),
         lists: groups.lists,
     };

@@ -3,9 +3,9 @@
 use super::diagnostic::Findings;
 use super::file::TemporaryEntry;
 use super::groups::{Groups, literal, push};
-use super::model::{Action, MAX_LITERAL_RULES, PrefixList, Rule, ServiceId};
+use super::model::{Action, MAX_LITERAL_RULES, Owner, PrefixList, Rule};
 use super::source::Source;
-use super::written::{Entry, Service};
+use super::written::Entry;
 use crate::api::types::Edit;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -32,9 +32,10 @@ pub struct Rules {
 
 /// Whose list, and which.
 #[derive(Clone, Copy)]
-pub struct Owner<'a> {
-    /// `None`: the policy itself.
-    pub service: Option<(ServiceId, &'a Service)>,
+pub struct List<'a> {
+    pub owner: Owner,
+    /// Of the owner; empty: the policy itself.
+    pub name: &'a str,
     pub action: Action,
 }
 
@@ -42,13 +43,13 @@ impl Rules {
     /// Adds the rules of one list.
     pub fn list(
         &mut self,
-        owner: Owner<'_>,
+        which: List<'_>,
         entries: &[Entry],
         now: u64,
         groups: &mut Groups<'_>,
         findings: &mut Findings<'_>,
     ) {
-        let sources = self.live(owner, entries, now, findings);
+        let sources = self.live(which, entries, now, findings);
         let literals = sources
             .iter()
             .filter(|(_, source)| matches!(source, Source::Prefix(_)))
@@ -56,12 +57,12 @@ impl Rules {
         let collapse = literals > MAX_LITERAL_RULES;
         let mut together: Option<(usize, PrefixList)> = None;
         for (entry, source) in sources {
-            if let (Action::Allow, Some(kind)) = (owner.action, never_a_source(&source)) {
+            if let (Action::Allow, Some(kind)) = (which.action, never_a_source(&source)) {
                 let message = format!("{source} can never match: packets from {kind} drop as martian");
                 findings.warn(&entry.source.span, message, None);
             }
             let (any, lists) = match &source {
-                Source::Any if owner.service.is_none() => {
+                Source::Any if which.owner == Owner::Policy => {
                     let message = "a deny of \"any\" for the whole policy closes every port to everybody";
                     let hint = "leave a service without allow to close it, or deny \"any\" in the service";
                     findings.error(&entry.span, message, Some(hint.into()));
@@ -75,7 +76,7 @@ impl Rules {
                 Source::Prefix(prefix) if collapse => {
                     let (_, list) = together.get_or_insert_with(|| {
                         self.drafts
-                            .push(draft(owner, entry, format!("{literals} prefixes"), findings));
+                            .push(draft(which, entry, format!("{literals} prefixes"), findings));
                         (self.drafts.len() - 1, PrefixList::default())
                     });
                     push(list, *prefix);
@@ -83,7 +84,7 @@ impl Rules {
                 }
                 Source::Prefix(prefix) => (false, vec![groups.literal(*prefix)]),
             };
-            let mut draft = draft(owner, entry, source.to_string(), findings);
+            let mut draft = draft(which, entry, source.to_string(), findings);
             (draft.rule.any, draft.rule.lists) = (any, lists);
             draft.temporary = entry.until.is_some();
             self.drafts.push(draft);
@@ -96,7 +97,7 @@ impl Rules {
     /// The entries in force, each once.
     fn live<'e>(
         &mut self,
-        owner: Owner<'_>,
+        which: List<'_>,
         entries: &'e [Entry],
         now: u64,
         findings: &mut Findings<'_>,
@@ -126,7 +127,7 @@ impl Rules {
                 live.push((entry, source));
                 continue;
             };
-            let temporary = temporary(owner, &source, until);
+            let temporary = temporary(which, &source, until);
             if until > now {
                 self.temporary.push(temporary);
                 live.push((entry, source));
@@ -166,10 +167,10 @@ fn never_a_source(source: &Source) -> Option<&'static str> {
     }
 }
 
-fn draft(owner: Owner<'_>, entry: &Entry, source: String, findings: &Findings<'_>) -> Draft {
+fn draft(which: List<'_>, entry: &Entry, source: String, findings: &Findings<'_>) -> Draft {
     let rule = Rule {
-        service: owner.service.map(|(id, _)| id),
-        action: owner.action,
+        owner: which.owner,
+        action: which.action,
         source,
         any: false,
         lists: Vec::new(),
@@ -182,19 +183,19 @@ fn draft(owner: Owner<'_>, entry: &Entry, source: String, findings: &Findings<'_
     }
 }
 
-fn temporary(owner: Owner<'_>, source: &Source, until: u64) -> TemporaryEntry {
+fn temporary(which: List<'_>, source: &Source, until: u64) -> TemporaryEntry {
     let source = source.to_string();
-    let service = owner.service.map(|(_, service)| service.name.text.clone());
-    let (entry, edit) = match (service, owner.action) {
-        (Some(service), Action::Allow) => (
+    let service = which.name.to_owned();
+    let (entry, edit) = match (which.owner, which.action) {
+        (Owner::Service(_) | Owner::Egress(_), Action::Allow) => (
             format!("allow {service} {source}"),
             Edit::Revoke { service, source },
         ),
-        (Some(service), Action::Deny) => (
+        (Owner::Service(_) | Owner::Egress(_), Action::Deny) => (
             format!("deny {service} {source}"),
             Edit::ServiceUndeny { service, source },
         ),
-        (None, _) => (format!("deny {source}"), Edit::Undeny { source }),
+        (Owner::Policy, _) => (format!("deny {source}"), Edit::Undeny { source }),
     };
     TemporaryEntry { entry, edit, until }
 }

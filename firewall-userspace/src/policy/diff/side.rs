@@ -1,6 +1,6 @@
 //! One of the two policies of a diff, with its sets of addresses computed when they are asked for.
 
-use super::super::model::{Action, Policy, PrefixList, Rule, ServiceId};
+use super::super::model::{self, Action, Policy, PrefixList, Rule, ServiceId};
 use super::super::set::AddressSet;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
@@ -78,12 +78,14 @@ impl<'a> Side<'a> {
         service: Option<usize>,
         action: Action,
     ) -> impl Iterator<Item = &'a Rule> + use<'a> {
-        let service = service.map(|index| ServiceId(index as u16));
-        // Rules stand in the order of their services.
-        let first = self.policy.rules.partition_point(|rule| rule.service < service);
+        let owner = service.map_or(model::Owner::Policy, |index| {
+            model::Owner::Service(ServiceId(index as u16))
+        });
+        // Rules stand in the order of their owners.
+        let first = self.policy.rules.partition_point(|rule| rule.owner < owner);
         let rules = self.policy.rules[first..]
             .iter()
-            .take_while(move |rule| rule.service == service);
+            .take_while(move |rule| rule.owner == owner);
         rules.filter(move |rule| rule.action == action)
     }
 

@@ -1,5 +1,5 @@
 use super::super::file::parse;
-use super::super::model::Rule;
+use super::super::model::{Owner, Rule};
 use super::who::thousands;
 use super::*;
 use std::path::Path;
@@ -384,8 +384,10 @@ mod properties {
             .iter()
             .position(|service| service.ports.iter().any(|range| range.0 <= key && key <= range.1));
         let rules = |action| {
-            let of = move |rule: &&Rule| {
-                rule.service.map(|id| usize::from(id.0)) == service || rule.service.is_none()
+            let of = move |rule: &&Rule| match rule.owner {
+                Owner::Policy => true,
+                Owner::Service(id) => Some(usize::from(id.0)) == service,
+                Owner::Egress(_) => false,
             };
             policy
                 .rules

@@ -6,7 +6,7 @@ mod reasons;
 use super::packet::PacketSpec;
 use crate::api::types::{ExplainStep, Explanation};
 use crate::policy::compile::{Compiled, Ending};
-use crate::policy::model::{Action, Place, Policy, Rule, Service, ServiceId};
+use crate::policy::model::{Action, Owner, Place, Policy, Rule, Service, ServiceId};
 use crate::policy::{ports, prefix};
 use crate::simulate::Transport;
 use firewall_common::control::{Config, Failsafe};
@@ -181,7 +181,7 @@ impl<'a> Account<'a> {
         let src = self.spec.src;
         let finding = match Reason::from_number(reason) {
             None => {
-                if !self.policy.rules.iter().any(|rule| rule.service.is_none()) {
+                if !self.policy.rules.iter().any(|rule| rule.owner == Owner::Policy) {
                     return None;
                 }
                 format!("the deny list of the policy does not name {src}")
@@ -222,7 +222,7 @@ impl<'a> Account<'a> {
                 .map(|allow| format!("; allow {} names it too, but deny beats allow", allow.source)),
             _ => None,
         };
-        let owner = if rule.service.is_none() {
+        let owner = if rule.owner == Owner::Policy {
             " (on every port)"
         } else {
             ""
@@ -251,7 +251,7 @@ impl<'a> Account<'a> {
             .iter()
             .position(|each| std::ptr::eq(each, service));
         self.policy.rules.iter().filter(move |rule| {
-            rule.action == action && rule.service.map(|id| usize::from(id.0)) == index && index.is_some()
+            rule.action == action && rule.owner.service().map(|id| usize::from(id.0)) == index && index.is_some()
         })
     }
 

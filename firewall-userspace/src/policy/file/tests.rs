@@ -57,11 +57,9 @@ fn warnings(text: &str) -> String {
 /// `allow @web = lists 0, 1` for each rule.
 fn shown(policy: &Policy) -> Vec<String> {
     let row = |rule: &Rule| {
-        let service = rule
-            .service
-            .map_or("*", |id| policy.services[usize::from(id.0)].name.as_str());
+        let owner = policy.owner_name(rule.owner).unwrap_or("*");
         format!(
-            "{service} {:?} {} {} {:?} line {}",
+            "{owner} {:?} {} {} {:?} line {}",
             rule.action, rule.source, rule.any, rule.lists, rule.place.line
         )
     };

@@ -2,7 +2,7 @@
 
 use super::{Account, show_port};
 use crate::policy::diagnostic::Text;
-use crate::policy::model::{Place, Rule, Service};
+use crate::policy::model::{Owner, Place, Rule, Service};
 use crate::policy::{groups, ports, prefix};
 use crate::simulate::Transport;
 use firewall_common::decide::Step;
@@ -54,7 +54,7 @@ impl<'a> Account<'a> {
                     .policy
                     .rules
                     .iter()
-                    .find(|rule| rule.service.is_none() && self.covering(rule).is_some());
+                    .find(|rule| rule.owner == Owner::Policy && self.covering(rule).is_some());
                 if let Some(deny) = deny {
                     return Some(format!(
                         "no service would let it in: deny {} of the policy names {src} ({})",

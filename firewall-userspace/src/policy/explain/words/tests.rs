@@ -4,6 +4,7 @@ use crate::policy::compile::Stats;
 use crate::policy::file;
 use crate::policy::model::RuleId;
 use firewall_common::control::LINK_LACP;
+use firewall_common::verdict::Direction;
 use std::path::Path;
 
 const POLICY: &str = r#"version = 1
@@ -35,13 +36,15 @@ fn told(text: &str, reason: Reason, rule: Option<&str>, steps: &[Step], observe:
     let service = (!matches!(reason, Reason::Denied | Reason::Closed)).then_some(ServiceId(0));
     let mut endings = vec![
         Ending {
+            direction: Direction::Ingress,
             reason: None,
             service: None,
             rule: None
         };
-        Reason::COUNT
+        2 * Reason::COUNT
     ];
     endings.push(Ending {
+        direction: Direction::Ingress,
         reason: Some(reason),
         service,
         rule,
@@ -64,7 +67,7 @@ fn told(text: &str, reason: Reason, rule: Option<&str>, steps: &[Step], observe:
     let spec = packet::parse(text).unwrap();
     let outcome = Outcome {
         reason,
-        ending: Reason::COUNT as u32,
+        ending: 2 * Reason::COUNT as u32,
         service: u16::from(service.is_some()),
     };
     let account = Account {
@@ -89,7 +92,7 @@ fn findings(explanation: &Explanation) -> Vec<String> {
 }
 
 fn steps(port: u16, service: u16, reason: Reason) -> [Step; 3] {
-    let ending = Reason::COUNT as u32;
+    let ending = 2 * Reason::COUNT as u32;
     [
         Step::Port {
             key: PortKey::tcp(port),
