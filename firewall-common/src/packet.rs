@@ -6,6 +6,17 @@
 
 use crate::verdict::Reason;
 
+/// What stands before the first byte that [`Frame::window`] sees at offset 0, and what begins there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// An Ethernet header, with all its tags.
+    Ethernet,
+    /// An Ethernet header whose outer tag was taken out of it: its tag control information. TC finds it so.
+    Untagged(u16),
+    /// What this ethertype says: the device has no Ethernet headers.
+    Bare(u16),
+}
+
 /// A frame's bytes. Reads past the end are `None`.
 #[expect(
     clippy::len_without_is_empty,
@@ -14,8 +25,20 @@ use crate::verdict::Reason;
 pub trait Frame {
     type Window<const N: usize>: Window;
 
-    /// Bytes of the whole frame from the Ethernet header on.
+    /// How the frame begins.
+    #[inline(always)]
+    fn link(&self) -> Link {
+        Link::Ethernet
+    }
+
+    /// Bytes of the whole frame from offset 0 on.
     fn len(&self) -> u32;
+
+    /// Bytes of the frame as it was on the wire, with what was taken out of it.
+    #[inline(always)]
+    fn wire_len(&self) -> u32 {
+        self.len()
+    }
 
     /// `N` bytes at `at`, or `None` if the frame ends before (or they lie past [`MAX_OFFSET`]).
     fn window<const N: usize>(&self, at: u32) -> Option<Self::Window<N>>;
@@ -206,24 +229,10 @@ impl Packet {
 /// The reason why the frame must drop: malformed, or a fragment that cannot be judged.
 #[inline(always)]
 pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Result<Kind, Reason> {
-    let ethernet = frame.window::<14>(0).ok_or(Reason::EthernetShort)?;
-    let mut kind = ethernet.u16::<12>();
-    let mut at = 14;
-    if is_vlan(kind) {
-        let tag = frame.window::<4>(at).ok_or(Reason::EthernetShort)?;
-        packet.vlan[0] = tag.u16::<0>();
-        kind = tag.u16::<2>();
-        at += 4;
-        if is_vlan(kind) {
-            let tag = frame.window::<4>(at).ok_or(Reason::EthernetShort)?;
-            packet.vlan[1] = tag.u16::<0>();
-            kind = tag.u16::<2>();
-            at += 4;
-            if is_vlan(kind) {
-                return Err(Reason::VlanDepth);
-            }
-        }
-    }
+    let (kind, at) = match frame.link() {
+        Link::Bare(kind) => (kind, 0),
+        Link::Ethernet | Link::Untagged(_) => ethernet(frame, packet)?,
+    };
     packet.ethertype = kind;
     let mut rest = Rest {
         at: at as u16,
@@ -234,10 +243,48 @@ pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Result<Kind, Reason> {
     match kind {
         ethertype::IPV4 => ipv4(frame, packet, &mut rest)?,
         ethertype::IPV6 => ipv6(frame, packet, &mut rest)?,
-        _ => return other(frame, &ethernet, at, kind),
+        _ => return other(frame, at, kind),
     }
     transport(frame, &mut rest, packet)?;
     Ok(Kind::Ip)
+}
+
+/// The ethertype behind the tags, and where its header begins.
+#[inline(always)]
+fn ethernet<F: Frame>(frame: &F, packet: &mut Packet) -> Result<(u16, u32), Reason> {
+    let header = frame.window::<14>(0).ok_or(Reason::EthernetShort)?;
+    let mut kind = header.u16::<12>();
+    let mut at = 14;
+    let untagged = match frame.link() {
+        Link::Untagged(tci) => {
+            packet.vlan[0] = tci;
+            true
+        }
+        _ => false,
+    };
+    if is_vlan(kind) {
+        let tag = frame.window::<4>(at).ok_or(Reason::EthernetShort)?;
+        if untagged {
+            packet.vlan[1] = tag.u16::<0>();
+        } else {
+            packet.vlan[0] = tag.u16::<0>();
+        }
+        kind = tag.u16::<2>();
+        at += 4;
+        if is_vlan(kind) {
+            if untagged {
+                return Err(Reason::VlanDepth);
+            }
+            let tag = frame.window::<4>(at).ok_or(Reason::EthernetShort)?;
+            packet.vlan[1] = tag.u16::<0>();
+            kind = tag.u16::<2>();
+            at += 4;
+            if is_vlan(kind) {
+                return Err(Reason::VlanDepth);
+            }
+        }
+    }
+    Ok((kind, at))
 }
 
 /// What is left of a packet: where, how many bytes by the IP header, and the header that comes next. Small fields:
@@ -254,7 +301,11 @@ struct Rest {
 
 /// Everything but IP.
 #[inline(always)]
-fn other<F: Frame>(frame: &F, ethernet: &F::Window<14>, at: u32, kind: u16) -> Result<Kind, Reason> {
+fn other<F: Frame>(frame: &F, at: u32, kind: u16) -> Result<Kind, Reason> {
+    if let Link::Bare(_) = frame.link() {
+        return Ok(Kind::Other);
+    }
+    let ethernet = frame.window::<14>(0).ok_or(Reason::EthernetShort)?;
     // IEEE 802.1Q table 8-1: groups that bridges never forward.
     let to_link = ethernet.u32::<0>() == 0x0180_c200 && ethernet.u16::<4>() < 0x10;
     Ok(match kind {

@@ -1,34 +1,32 @@
 //! The last step of every packet: counters, the event, and what observe mode makes of the verdict.
 
-use crate::frame::XdpFrame;
-use crate::kernel::Node;
+use crate::kernel::{Context, Node};
 use crate::maps::{COUNTERS, EVENTS, IFACES, SAMPLER};
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
-use aya_ebpf::programs::XdpContext;
 use firewall_common::control::{EVENTS_DROP, EVENTS_PASS};
 use firewall_common::counter::{self, interface_cell};
 use firewall_common::decide::{Kernel as _, Outcome};
 use firewall_common::event::Event;
-use firewall_common::packet::{Frame as _, Packet};
+use firewall_common::packet::{Frame, Packet};
 use firewall_common::verdict::Verdict;
 
 /// Counts the packet, reports it to whoever listens, and returns what happens to it.
 #[inline(always)]
-pub fn account(
-    ctx: &XdpContext,
-    frame: &XdpFrame,
-    node: &Node,
+pub fn account<F: Frame, C: Context>(
+    frame: &F,
+    node: &Node<C>,
     packet: &Packet,
     outcome: Outcome,
 ) -> Verdict {
+    let length = frame.wire_len();
     let judged = outcome.reason.verdict();
     let observed = judged == Verdict::Drop && node.config().is_some_and(|config| config.observe != 0);
     let verdict = if observed { Verdict::Pass } else { judged };
 
-    count(frame, node, outcome, observed);
-    let ifindex = ctx.ingress_ifindex() as u32;
+    count(length, node, outcome, observed);
+    let ifindex = node.ctx.ifindex();
     if let Some(cell) = IFACES.get_ptr_mut(interface_cell(ifindex)) {
-        // SAFETY: this CPU's own cell; XDP programs do not interrupt each other.
+        // SAFETY: this CPU's own cell; XDP and TC programs run with bottom halves off and do not interrupt each other.
         let cell = unsafe { &mut *cell };
         let side = if verdict == Verdict::Pass {
             &mut cell.passed
@@ -36,7 +34,7 @@ pub fn account(
             &mut cell.dropped
         };
         side.packets += 1;
-        side.bytes += frame.len() as u64;
+        side.bytes += length as u64;
     }
 
     let Some(control) = node.control else {
@@ -48,13 +46,13 @@ pub fn account(
         EVENTS_PASS
     };
     if control.events & wanted != 0 {
-        report(frame, node, packet, outcome, ifindex, observed);
+        report(length, node, packet, outcome, ifindex, observed);
     }
     verdict
 }
 
 #[inline(always)]
-fn count(frame: &XdpFrame, node: &Node, outcome: Outcome, observed: bool) {
+fn count<C>(length: u32, node: &Node<C>, outcome: Outcome, observed: bool) {
     let Some(control) = node.control else { return };
     let Some(counters) = COUNTERS.get(node.slot) else {
         return;
@@ -69,12 +67,12 @@ fn count(frame: &XdpFrame, node: &Node, outcome: Outcome, observed: bool) {
         // SAFETY: elements of this CPU's stretch are written by this CPU only.
         let counter = unsafe { &mut *counter };
         counter.packets += 1;
-        counter.bytes += frame.len() as u64;
+        counter.bytes += length as u64;
     }
 }
 
 #[inline(always)]
-fn report(frame: &XdpFrame, node: &Node, packet: &Packet, outcome: Outcome, ifindex: u32, observed: bool) {
+fn report<C>(length: u32, node: &Node<C>, packet: &Packet, outcome: Outcome, ifindex: u32, observed: bool) {
     let Some(control) = node.control else { return };
     let Some(sampler) = SAMPLER.get_ptr_mut(outcome.reason.number() as u32) else {
         return;
@@ -95,7 +93,7 @@ fn report(frame: &XdpFrame, node: &Node, packet: &Packet, outcome: Outcome, ifin
         dst_high: packet.dst.high,
         dst_low: packet.dst.low,
         ifindex,
-        length: frame.len(),
+        length,
         ending: outcome.ending,
         service: outcome.service,
         ethertype: packet.ethertype,

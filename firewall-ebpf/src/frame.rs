@@ -3,8 +3,11 @@
 use crate::kernel::settle;
 use core::arch::asm;
 
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::bpf_hdr_start_off;
+use aya_ebpf::helpers::generated::bpf_skb_load_bytes_relative;
 use aya_ebpf::programs::{TcContext, XdpContext};
-use firewall_common::packet::{Frame, MAX_OFFSET, Window};
+use firewall_common::packet::{Frame, Link, MAX_OFFSET, Window, ethertype, protocol};
 
 /// The linear part of a frame at XDP. Headers past it (no driver splits them so deep) read as absent, hence drop.
 pub struct XdpFrame {
@@ -25,51 +28,166 @@ impl XdpFrame {
     }
 }
 
-/// The linear part of a frame at TC.
+/// The linear part of a frame at TC that begins with an Ethernet header. The outer VLAN tag, if there is one, stands
+/// beside it: the kernel takes it out before programs see the frame.
 pub struct SkbFrame {
     data: usize,
     data_end: usize,
     len: u32,
+    wire_len: u32,
+    link: Link,
 }
 
 impl SkbFrame {
-    /// Headers that the egress program reads: Ethernet, two tags, IP and transport with common options.
-    const HEADERS: u32 = 128;
-
     #[inline(always)]
     pub fn new(ctx: &TcContext) -> SkbFrame {
-        let len = ctx.len();
-        let (data, data_end) = Self::linear(ctx);
-        if data + (Self::HEADERS as usize) > data_end && len > (data_end - data) as u32 {
-            // Forwarded frames may keep headers outside of the linear part; a failure leaves them unread.
-            let _ = ctx.pull_data(if len < Self::HEADERS { len } else { Self::HEADERS });
-        }
-        let (data, data_end) = Self::linear(ctx);
-        SkbFrame { data, data_end, len }
-    }
-
-    /// Read anew each time: pulling data invalidates what was read before.
-    #[inline(always)]
-    fn linear(ctx: &TcContext) -> (usize, usize) {
+        pull_headers(ctx);
+        let (data, data_end) = linear(ctx);
         let skb = ctx.skb.skb;
-        // SAFETY: fields of the context that the program was called with.
-        unsafe {
-            (
-                (&raw const (*skb).data).read_volatile() as usize,
-                (&raw const (*skb).data_end).read_volatile() as usize,
-            )
+        // SAFETY: a field of the context that the program was called with. Read twice, or the verifier would tell tagged
+        // frames from others to the end for the sake of their length.
+        let tagged = || unsafe { (&raw const (*skb).vlan_present).read_volatile() };
+        let len = ctx.len();
+        SkbFrame {
+            data,
+            data_end,
+            len,
+            wire_len: len + (tagged() & 1) * 4,
+            link: if tagged() == 0 {
+                Link::Ethernet
+            } else {
+                // SAFETY: as before.
+                Link::Untagged(unsafe { (&raw const (*skb).vlan_tci).read_volatile() } as u16)
+            },
         }
     }
 }
 
+/// The linear part of a packet at TC on a device without Ethernet headers, from its network header on.
+pub struct BareFrame {
+    data: usize,
+    data_end: usize,
+    len: u32,
+    ethertype: u16,
+}
+
+impl BareFrame {
+    /// `zero` is one that the verifier does not know of.
+    #[inline(always)]
+    pub fn new(ctx: &TcContext, zero: u64) -> BareFrame {
+        pull_headers(ctx);
+        // Mixed, so that the ways of `before_network` are walked as one from here on.
+        let before = (before_network(ctx) as u64 ^ zero) & FAR as u64;
+        let (data, data_end) = linear(ctx);
+        // SAFETY: a field of the context that the program was called with.
+        let protocol = unsafe { (&raw const (*ctx.skb.skb).protocol).read_volatile() };
+        BareFrame {
+            data: data + before as usize,
+            data_end,
+            len: if before as u32 == FAR {
+                0
+            } else {
+                ctx.len().saturating_sub(before as u32)
+            },
+            ethertype: u16::from_be(protocol as u16),
+        }
+    }
+}
+
+/// Bytes of the headers that nearly all packets have: two tags, IP with options and transport, or what an ICMP error
+/// quotes.
+const HEADERS: u32 = 192;
+
+/// Data and its end. Read anew each time: pulling data invalidates what was read before.
+#[inline(always)]
+fn linear(ctx: &TcContext) -> (usize, usize) {
+    let skb = ctx.skb.skb;
+    // SAFETY: fields of the context that the program was called with.
+    unsafe {
+        (
+            (&raw const (*skb).data).read_volatile() as usize,
+            (&raw const (*skb).data_end).read_volatile() as usize,
+        )
+    }
+}
+
+/// Headers may stand outside of the linear part, where XDP would have seen them; a failure leaves them unread.
+#[inline(always)]
+fn pull_headers(ctx: &TcContext) {
+    let len = ctx.len();
+    let (data, data_end) = linear(ctx);
+    if data + (HEADERS as usize) <= data_end || len <= (data_end - data) as u32 {
+        return;
+    }
+    // A chain of IPv6 extension headers may be as long as the parser reads; a second tag hides what follows.
+    let wanted = if is_chained(ctx) { MAX_OFFSET } else { HEADERS };
+    let _ = ctx.pull_data(if len < wanted { len } else { wanted });
+}
+
+/// The first eight bytes of the network header; zeros if there are not so many.
+#[inline(always)]
+fn network(ctx: &TcContext) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    // SAFETY: writes the eight bytes it is given, zeros on failure.
+    unsafe {
+        bpf_skb_load_bytes_relative(
+            ctx.as_ptr(),
+            0,
+            bytes.as_mut_ptr().cast(),
+            8,
+            bpf_hdr_start_off::BPF_HDR_START_NET,
+        );
+    }
+    bytes
+}
+
+#[inline(always)]
+fn is_chained(ctx: &TcContext) -> bool {
+    // SAFETY: a field of the context that the program was called with.
+    let ethertype = u16::from_be(unsafe { (&raw const (*ctx.skb.skb).protocol).read_volatile() } as u16);
+    let plain = matches!(
+        network(ctx)[6],
+        protocol::TCP | protocol::UDP | protocol::ICMPV6 | protocol::SCTP
+    );
+    ethertype != ethertype::IPV4 && !(ethertype == ethertype::IPV6 && plain)
+}
+
+/// See [`before_network`].
+const FAR: u32 = 63;
+
+/// Bytes before the network header. There are none, except on a GRE device without a fixed peer, where the outer
+/// headers still stand there (`ipgre_header_ops` of net/ipv4/ip_gre.c), and in test runs, which give everything
+/// an Ethernet header. [`FAR`]: it is none of them, and the packet counts as too short to be read.
+#[inline(always)]
+fn before_network(ctx: &TcContext) -> u32 {
+    let network = u64::from_ne_bytes(network(ctx));
+    // GRE has four bytes, and four each for checksum, key and sequence number, behind 20 of IPv4.
+    for start in [0, 14, 24, 28, 32, 36] {
+        if ctx.load::<u64>(start as usize) == Ok(network) {
+            return start;
+        }
+    }
+    FAR
+}
+
 macro_rules! frame {
-    ($frame:ty) => {
+    ($frame:ty, $self:ident, link $link:expr, wire $wire_len:expr, readable $readable:expr) => {
         impl Frame for $frame {
             type Window<const N: usize> = PacketWindow<N>;
 
             #[inline(always)]
+            fn link(&$self) -> Link {
+                $link
+            }
+
+            #[inline(always)]
             fn len(&self) -> u32 {
                 self.len
+            }
+
+            #[inline(always)]
+            fn wire_len(&$self) -> u32 {
+                $wire_len
             }
 
             #[inline(always)]
@@ -78,7 +196,10 @@ macro_rules! frame {
             }
 
             #[inline(always)]
-            fn window<const N: usize>(&self, at: u32) -> Option<PacketWindow<N>> {
+            fn window<const N: usize>(&$self, at: u32) -> Option<PacketWindow<N>> {
+                if !$readable {
+                    return None;
+                }
                 // The verifier wants the offset bounded in the very register that is added to the packet pointer;
                 // left alone, the compiler bounds a copy.
                 let mut at = at as usize;
@@ -87,8 +208,8 @@ macro_rules! frame {
                 if at > MAX_OFFSET as usize {
                     return None;
                 }
-                let start = self.data + at;
-                if start + N > self.data_end {
+                let start = $self.data + at;
+                if start + N > $self.data_end {
                     return None;
                 }
                 Some(PacketWindow(start as *const u8))
@@ -97,8 +218,9 @@ macro_rules! frame {
     };
 }
 
-frame!(XdpFrame);
-frame!(SkbFrame);
+frame!(XdpFrame, self, link Link::Ethernet, wire self.len, readable true);
+frame!(SkbFrame, self, link self.link, wire self.wire_len, readable true);
+frame!(BareFrame, self, link Link::Bare(self.ethertype), wire self.len, readable self.len != 0);
 
 /// A load of a whole word from a packet, wherever it stands. The kernel allows it on machines that do, the verifier
 /// sees to the rest; from `read_unaligned` the compiler makes single bytes.

@@ -3,22 +3,43 @@
 use core::arch::asm;
 
 use crate::maps::{CONFIG, CONTROL, GATE, IMAGES, ImageMap, LOCAL};
-use aya_ebpf::EbpfContext as _;
+use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as TupleV6};
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as TupleV4};
 use aya_ebpf::helpers::generated::{
     bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
 };
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::programs::{TcContext, XdpContext};
 use firewall_common::control::{AddressKey, Config, Control, Selector};
 use firewall_common::decide::{Kernel, Socket};
 use firewall_common::gate::{Bank, Cell};
 use firewall_common::image::{PAGE_SIZE, Page, Pages};
 use firewall_common::packet::{Packet, protocol};
 
+/// What a program was called with.
+pub trait Context: EbpfContext {
+    /// The device that the packet came in on, or leaves by.
+    fn ifindex(&self) -> u32;
+}
+
+impl Context for XdpContext {
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        self.ingress_ifindex() as u32
+    }
+}
+
+impl Context for TcContext {
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: a field of the context that the program was called with.
+        unsafe { (*self.skb.skb).ifindex }
+    }
+}
+
 /// What one packet sees: the selector is read once, so image, counters and configuration are of one moment.
-pub struct Node<'a> {
-    pub ctx: &'a XdpContext,
+pub struct Node<'a, C> {
+    pub ctx: &'a C,
     pub control: Option<&'static Control>,
     /// Image slot in force, for tables that are kept per slot.
     pub slot: u32,
@@ -26,9 +47,9 @@ pub struct Node<'a> {
     image: Option<PolicyPages>,
 }
 
-impl<'a> Node<'a> {
+impl<'a, C: Context> Node<'a, C> {
     #[inline(always)]
-    pub fn new(ctx: &'a XdpContext) -> Node<'a> {
+    pub fn new(ctx: &'a C) -> Node<'a, C> {
         let control = control();
         // SAFETY: an aligned word of a map that the agent stores atomically.
         let selector = Selector(control.map_or(0, |control| unsafe {
@@ -56,7 +77,7 @@ pub fn control() -> Option<&'static Control> {
 
 /// Zero, but nobody tells the verifier: a word of a map is any number to the verifier.
 #[inline(always)]
-fn zero(control: &Control) -> u64 {
+pub fn zero(control: &Control) -> u64 {
     // SAFETY: an aligned word of a map that nobody writes; volatile, or it would be read again at every use.
     unsafe { (&raw const control.zero).read_volatile() }
 }
@@ -78,7 +99,7 @@ pub fn settle<T>(value: &mut T) {
     let _ = pointer;
 }
 
-impl Kernel for Node<'_> {
+impl<C: Context> Kernel for Node<'_, C> {
     type Pages = PolicyPages;
 
     #[inline(always)]
@@ -133,7 +154,7 @@ impl Kernel for Node<'_> {
 const TCP_LISTEN: u32 = 10;
 const TCP_NEW_SYN_RECV: u32 = 12;
 
-impl Node<'_> {
+impl<C: Context> Node<'_, C> {
     #[inline(always)]
     fn tcp(&self, packet: &Packet) -> Socket {
         match self.tcp_state(packet, packet.src_port) {

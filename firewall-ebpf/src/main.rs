@@ -1,4 +1,4 @@
-//! The kernel programs: `ingress` at XDP, `egress` at TC.
+//! The kernel programs: `ingress` at XDP or TC, `egress` at TC.
 //!
 //! Thin: they put a frame and the kernel's tables behind the traits of `firewall_common`, run the decision there,
 //! count it and turn its verdict into an action. Built for other targets this is an empty program, so that host

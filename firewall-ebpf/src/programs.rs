@@ -1,18 +1,19 @@
 //! Entry points, and the one match from verdict to action.
 
 use crate::account::account;
-use crate::frame::{SkbFrame, XdpFrame};
-use crate::kernel::{Node, control, now_s, pages};
+use crate::frame::{BareFrame, SkbFrame, XdpFrame};
+use crate::kernel::{Context, Node, control, now_s, pages, zero};
 use crate::maps::GATE;
-use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::bpf_xdp_get_buff_len;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use core::arch::asm;
+use firewall_common::control::Control;
 use firewall_common::decide::{self, Kernel as _};
 use firewall_common::gate::Cell;
-use firewall_common::packet::Packet;
+use firewall_common::packet::{Frame, Packet};
 use firewall_common::verdict::Verdict;
 
 /// Judges every frame that comes in. Multi-buffer frames need kernel 5.18.
@@ -35,8 +36,36 @@ pub fn ingress_nofrags(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn judge(ctx: &XdpContext, len: u32) -> u32 {
+    match verdict(ctx, &XdpFrame::new(ctx, len)) {
+        Verdict::Pass => XDP_PASS,
+        Verdict::Drop => XDP_DROP,
+    }
+}
+
+/// The same at TC, where XDP is another's.
+#[classifier]
+pub fn ingress_tc(ctx: TcContext) -> i32 {
+    act(verdict(&ctx, &SkbFrame::new(&ctx)))
+}
+
+/// The same for devices without Ethernet headers.
+#[classifier]
+pub fn ingress_raw(ctx: TcContext) -> i32 {
+    act(verdict(&ctx, &BareFrame::new(&ctx, control().map_or(0, zero))))
+}
+
+#[inline(always)]
+fn act(verdict: Verdict) -> i32 {
+    match verdict {
+        // "Next program" of TCX and "continue" of clsact.
+        Verdict::Pass => TC_ACT_UNSPEC,
+        Verdict::Drop => TC_ACT_SHOT,
+    }
+}
+
+#[inline(always)]
+fn verdict<F: Frame, C: Context>(ctx: &C, frame: &F) -> Verdict {
     let node = Node::new(ctx);
-    let frame = &XdpFrame::new(ctx, len);
     let mut packet = Packet::EMPTY;
     let mut outcome = decide::ingress(frame, &node, &mut packet);
     node.settle(&mut outcome);
@@ -46,28 +75,33 @@ fn judge(ctx: &XdpContext, len: u32) -> u32 {
         "reason {}, ending {}, {} bytes",
         outcome.reason.number(),
         outcome.ending,
-        len
+        frame.len()
     );
-    match account(ctx, frame, &node, &packet, outcome) {
-        Verdict::Pass => XDP_PASS,
-        Verdict::Drop => XDP_DROP,
-    }
+    account(frame, &node, &packet, outcome)
 }
 
 /// Remembers in the gate what the host opens; never stops a frame.
 #[classifier]
 pub fn egress(ctx: TcContext) -> i32 {
-    remember(&ctx);
-    // "Next program" of TCX and "continue" of clsact.
+    if let Some(control) = control() {
+        remember(control, &SkbFrame::new(&ctx));
+    }
+    TC_ACT_UNSPEC
+}
+
+/// The same for devices without Ethernet headers.
+#[classifier]
+pub fn egress_raw(ctx: TcContext) -> i32 {
+    if let Some(control) = control() {
+        remember(control, &BareFrame::new(&ctx, zero(control)));
+    }
     TC_ACT_UNSPEC
 }
 
 #[inline(always)]
-fn remember(ctx: &TcContext) -> Option<()> {
-    let control = control()?;
-    let frame = SkbFrame::new(ctx);
+fn remember<F: Frame>(control: &Control, frame: &F) -> Option<()> {
     let mut packet = Packet::EMPTY;
-    let (bank, port, peer) = decide::egress(&frame, pages(control).as_ref(), control.seed, &mut packet)?;
+    let (bank, port, peer) = decide::egress(frame, pages(control).as_ref(), control.seed, &mut packet)?;
     let cell = GATE.get_ptr_mut(bank.cell(port))?;
     let now = Cell::new(peer, now_s());
     // SAFETY: `cell` is an aligned element of a map; kernel and agent access it by whole words only.

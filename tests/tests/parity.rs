@@ -901,7 +901,9 @@ fn the_programs_stay_well_below_what_the_verifier_reads() {
             other => panic!("{name} is of another type: {other:?}"),
         };
         loaded.unwrap();
-        let read = program.info().unwrap().verified_instruction_count();
+        let info = program.info().unwrap();
+        let read = info.verified_instruction_count();
+        println!("{name}: {read:?} instructions read");
         assert!(
             read.is_some_and(|read| read < BUDGET),
             "{name}: {read:?} instructions"
