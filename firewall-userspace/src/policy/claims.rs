@@ -1,8 +1,8 @@
-//! Which service claims which port: each may have one owner.
+//! Which service claims which port: each may have one owner. Egress rules share ports, but none names one twice.
 
 use super::diagnostic::Findings;
 use super::ports;
-use super::written::{Service, Word};
+use super::written::Word;
 use firewall_common::image::PortKey;
 use std::collections::HashSet;
 
@@ -16,8 +16,9 @@ pub struct Claim<'a> {
     pub word: &'a Word,
 }
 
-/// Sorts the claims. Two services at one port are an error that names both places, one service twice a warning.
-pub fn check(claims: &mut [Claim<'_>], services: &[Service], findings: &mut Findings<'_>) {
+/// Sorts the claims. Two services at one port are an error that names both places, one service twice a warning. `labels`
+/// call each by its name: `service "web"`.
+pub fn check(claims: &mut [Claim<'_>], labels: &[String], findings: &mut Findings<'_>) {
     claims.sort_by_key(|claim| (claim.range, claim.word.span.start));
     // The claims that reach furthest so far: of any service, and of another service than that.
     let (mut furthest, mut other): (Option<Claim>, Option<Claim>) = (None, None);
@@ -33,7 +34,7 @@ pub fn check(claims: &mut [Claim<'_>], services: &[Service], findings: &mut Find
             };
             if said.insert((first.word.span.start, second.word.span.start)) {
                 let shared = (claim.range.0, earlier.range.1.min(claim.range.1));
-                conflict(first, second, shared, services, findings);
+                conflict(first, second, shared, labels, findings);
             }
         }
         if furthest.is_none_or(|furthest| furthest.range.1 < claim.range.1) {
@@ -49,19 +50,19 @@ pub fn check(claims: &mut [Claim<'_>], services: &[Service], findings: &mut Find
     }
 }
 
-fn conflict(first: Claim, second: Claim, shared: Range, services: &[Service], findings: &mut Findings<'_>) {
+fn conflict(first: Claim, second: Claim, shared: Range, labels: &[String], findings: &mut Findings<'_>) {
     let shared = ports::show(&[shared]).concat();
     let place = findings.text.place(first.word.span.start);
-    let name = &services[second.service].name.text;
+    let name = &labels[second.service];
     if first.service == second.service {
         let message = format!(
-            "service \"{name}\" names {shared} twice: \"{}\" at {place} holds it",
+            "{name} names {shared} twice: \"{}\" at {place} holds it",
             first.word.text
         );
         findings.warn(&second.word.span, message, None);
     } else {
-        let owner = &services[first.service].name.text;
-        let message = format!("service \"{name}\" claims {shared}, which service \"{owner}\" has ({place})");
+        let owner = &labels[first.service];
+        let message = format!("{name} claims {shared}, which {owner} has ({place})");
         let hint = "a port belongs to one service: take it out of one of the two".to_string();
         findings.error(&second.word.span, message, Some(hint));
     }

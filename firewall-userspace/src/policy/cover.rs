@@ -9,7 +9,8 @@
 mod filter;
 
 use super::diagnostic::Findings;
-use super::model::{Action, Owner, Policy, PrefixList, Rule};
+use super::egress;
+use super::model::{Action, EgressId, Owner, Policy, PrefixList, Rule};
 use super::rules::Draft;
 use filter::{Filter, Prefix, end};
 use std::collections::HashMap;
@@ -21,15 +22,37 @@ const SMALL: usize = 4096;
 pub fn warn(policy: &Policy, drafts: &[Draft], findings: &mut Findings<'_>) {
     let checks = Checks::new(policy, drafts);
     let own = drafts.partition_point(|draft| draft.rule.owner == Owner::Policy);
-    checks.list(0..own, 0..0, findings);
+    checks.list(0..own, &[], findings);
     let mut at = own;
     while at < drafts.len() {
         let owner = drafts[at].rule.owner;
         let end = at + drafts[at..].partition_point(|draft| draft.rule.owner == owner);
-        let above = if owner.service().is_some() { 0..own } else { 0..0 };
-        checks.list(at..end, above, findings);
+        let above = match owner {
+            Owner::Egress(id) => egress_above(policy, id),
+            Owner::Policy | Owner::Service(_) => (0..own).collect(),
+        };
+        checks.list(at..end, &above, findings);
         at = end;
     }
+}
+
+/// Entries of other egress rules that are judged before those of `id` at every port of it: their denies, and what stands
+/// before it in the file.
+fn egress_above(policy: &Policy, id: EgressId) -> Vec<usize> {
+    let inner = &policy.egress[id.0 as usize];
+    let covering: Vec<bool> = policy
+        .egress
+        .iter()
+        .map(|outer| egress::covers(outer, inner))
+        .collect();
+    let above = |rule: &Rule| {
+        rule.owner.egress().is_some_and(|other| {
+            other != id && covering[other.0 as usize] && (rule.action == Action::Deny || other < id)
+        })
+    };
+    (0..policy.rules.len())
+        .filter(|&at| above(&policy.rules[at]))
+        .collect()
 }
 
 struct Checks<'a> {
@@ -81,22 +104,51 @@ impl<'a> Checks<'a> {
             <= SMALL
     }
 
-    /// The rules of one owner, under the denies of the policy.
-    fn list(&self, rules: Range<usize>, above: Range<usize>, findings: &mut Findings<'_>) {
-        if self.any(&rules, findings) {
+    /// The rules of one owner, under those that are judged before them.
+    fn list(&self, rules: Range<usize>, above: &[usize], findings: &mut Findings<'_>) {
+        if self.any_above(&rules, above, findings) || self.any(&rules, findings) {
             return;
         }
         let mut covers: HashMap<usize, Cover> = HashMap::new();
         for family in 0..2 {
-            self.sweep(family, &rules, &above, &mut covers);
+            self.sweep(family, &rules, above, &mut covers);
         }
         for at in rules.clone() {
             let cover = match self.is_small(at) {
                 true => covers.get(&at).copied().unwrap_or_default(),
-                false => self.same_lists(at, &rules, &above),
+                false => self.same_lists(at, &rules, above),
             };
             self.report(at, cover, findings);
         }
+    }
+
+    /// `any` among the entries judged before. True when it leaves nothing else to say.
+    fn any_above(&self, rules: &Range<usize>, above: &[usize], findings: &mut Findings<'_>) -> bool {
+        for action in [Action::Deny, Action::Allow] {
+            let is = |at: &usize| {
+                let rule = self.rule(*at);
+                rule.any && rule.action == action && !self.drafts[*at].temporary
+            };
+            let Some(by) = above.iter().copied().find(is) else {
+                continue;
+            };
+            for at in rules.clone().filter(|&at| self.rule(at).action == Action::Allow) {
+                let (denied_by, repeated_by) = match action {
+                    Action::Deny => (Some(by), None),
+                    Action::Allow => (None, Some(by)),
+                };
+                let cover = Cover {
+                    total: 1,
+                    denied: usize::from(denied_by.is_some()),
+                    denied_by,
+                    repeated: usize::from(repeated_by.is_some()),
+                    repeated_by,
+                };
+                self.report(at, cover, findings);
+            }
+            return true;
+        }
+        false
     }
 
     /// `any` among other entries. True when it leaves nothing else to say.
@@ -112,11 +164,19 @@ impl<'a> Checks<'a> {
             match (count(Action::Deny) - 1, count(Action::Allow)) {
                 (0, 0) => {}
                 (0, _) => {
-                    let message = "\"any\" is denied here: no allow of this service can match";
+                    let message = match self.rule(at).owner {
+                        Owner::Egress(_) => "\"any\" is denied here: nothing that this rule opens can match",
+                        _ => "\"any\" is denied here: no allow of this service can match",
+                    };
                     findings.warn(&self.drafts[at].span, message, Some("deny beats allow".into()));
                 }
                 (_, _) => {
-                    let message = "\"any\" is denied here: the other entries of this service change nothing";
+                    let owner = match self.rule(at).owner {
+                        Owner::Egress(_) => "rule",
+                        _ => "service",
+                    };
+                    let message =
+                        format!("\"any\" is denied here: the other entries of this {owner} change nothing");
                     findings.warn(&self.drafts[at].span, message, None);
                 }
             }
@@ -125,7 +185,10 @@ impl<'a> Checks<'a> {
         if let Some(at) = find(Action::Allow)
             && count(Action::Allow) > 1
         {
-            let message = "\"any\" admits everybody: the other entries of this list change nothing";
+            let message = match self.rule(at).owner {
+                Owner::Egress(_) => "\"any\" is everywhere: the other entries of this list change nothing",
+                _ => "\"any\" admits everybody: the other entries of this list change nothing",
+            };
             findings.warn(
                 &self.drafts[at].span,
                 message,
@@ -141,7 +204,7 @@ impl<'a> Checks<'a> {
         &self,
         family: usize,
         rules: &Range<usize>,
-        above: &Range<usize>,
+        above: &[usize],
         covers: &mut HashMap<usize, Cover>,
     ) {
         let prefixes = |at: usize| {
@@ -155,11 +218,13 @@ impl<'a> Checks<'a> {
         let filter = Filter::new(targets, family == 0);
         all.extend(
             above
-                .clone()
+                .iter()
+                .copied()
                 .flat_map(prefixes)
                 .filter(|&(prefix, _)| filter.holds(prefix)),
         );
-        all.sort_unstable();
+        // Of equal prefixes the denies come first, for they are judged first, wherever they stand.
+        all.sort_unstable_by_key(|&(prefix, at)| (prefix, self.rule(at).action == Action::Allow, at));
         all.dedup();
         let mut open: Vec<(Prefix, usize)> = Vec::new();
         for (prefix, at) in all {
@@ -188,13 +253,13 @@ impl<'a> Checks<'a> {
     }
 
     /// The cover of a large rule: another that stands on all of its lists.
-    fn same_lists(&self, at: usize, rules: &Range<usize>, above: &Range<usize>) -> Cover {
+    fn same_lists(&self, at: usize, rules: &Range<usize>, above: &[usize]) -> Cover {
         let rule = self.rule(at);
         let holds = |holder: &usize| {
             let lists = &self.rule(*holder).lists;
             !self.drafts[*holder].temporary && rule.lists.iter().all(|list| lists.contains(list))
         };
-        let mut holders = above.clone().chain(rules.clone()).filter(holds);
+        let mut holders = above.iter().copied().chain(rules.clone()).filter(holds);
         let denied_by = holders.clone().find(|&holder| denies(self.rule(holder), rule));
         let repeated_by = holders.find(|&holder| {
             let wider = self.rule(holder).lists.len() > rule.lists.len();
@@ -229,10 +294,21 @@ impl<'a> Checks<'a> {
                 findings.warn(span, message, None);
             }
             (_, Some(by)) if cover.repeated == cover.total => {
-                let message = format!(
-                    "{source} changes nothing: {} in the same list holds it",
-                    named(by)
-                );
+                let message = match self.rule(by).owner {
+                    owner if owner == self.rule(at).owner => {
+                        format!(
+                            "{source} changes nothing: {} in the same list holds it",
+                            named(by)
+                        )
+                    }
+                    owner => {
+                        let holder = self.policy.owner_name(owner).unwrap_or_default();
+                        let by = named(by);
+                        format!(
+                            "{source} changes nothing: {by} of egress rule \"{holder}\" holds it at the same ports"
+                        )
+                    }
+                };
                 findings.warn(span, message, None);
             }
             _ => {}
@@ -247,7 +323,8 @@ fn denies(holder: &Rule, rule: &Rule) -> bool {
 }
 
 fn same_list(holder: &Rule, rule: &Rule) -> bool {
-    holder.action == rule.action && holder.owner == rule.owner
+    holder.action == rule.action
+        && (holder.owner == rule.owner || holder.owner.egress().is_some() && holder.owner < rule.owner)
 }
 
 fn prefixes(list: &PrefixList, v4: bool) -> Box<dyn Iterator<Item = Prefix> + '_> {

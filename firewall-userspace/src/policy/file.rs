@@ -4,12 +4,14 @@
 //! legal but surely a mistake. TOML is read by the `toml` crate into a tree with spans ([`super::written`]);
 //! groups ([`super::groups`]), lists ([`super::rules`]) and ports ([`super::ports`]) give it its meaning.
 
+use super::claims::{self, Claim};
 pub use super::diagnostic::{Diagnostic, PolicyError};
 use super::diagnostic::{Findings, Text, did_you_mean};
 use super::groups::{self, Groups};
-use super::model::{Action, Owner, Policy, Service, ServiceId};
+use super::model::{Action, EgressId, Owner, Place, Policy, Service, ServiceId};
 use super::rules::{List, Rules};
-use super::{claims, cover, ports, written};
+use super::written::{self, Word};
+use super::{cover, egress, ports};
 use crate::api::types::Edit;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -117,7 +119,18 @@ pub fn parse_with(
             &mut findings,
         );
     }
-    let services = services(&written.services, &mut findings);
+    for (index, rule) in written.egress.iter().enumerate() {
+        let list = |action| List {
+            owner: Owner::Egress(EgressId(index as u16)),
+            name: &rule.name.text,
+            action,
+        };
+        rules.list(list(Action::Deny), &rule.deny, now, &mut groups, &mut findings);
+        rules.list(list(Action::Allow), &rule.to, now, &mut groups, &mut findings);
+    }
+    let mut names = Names::default();
+    let services = services(&written.services, &mut names, &mut findings);
+    let egress = egress::read(&written.egress, &mut names, &mut findings);
     if !findings.errors.is_empty() {
         return Err(refused(findings));
     }
@@ -125,14 +138,15 @@ pub fn parse_with(
     let files = std::mem::take(&mut groups.files);
     let mut policy = Policy {
         default_allow: written.default_allow,
-        egress_deny: false,
+        egress_deny: written.egress_deny.is_some(),
         services,
-        egress: Vec::new(),
+        egress,
         rules: rules.drafts.iter().map(|draft| draft.rule.clone()).collect(),
         lists: groups.lists,
     };
     keep_used_lists(&mut policy);
     cover::warn(&policy, &rules.drafts, &mut findings);
+    egress::warn(&policy, &written, &mut findings);
     groups::sort(&mut findings.warnings, &findings.text.path);
     Ok(Loaded {
         policy,
@@ -158,50 +172,55 @@ fn refused(findings: Findings<'_>) -> PolicyError {
     PolicyError { errors }
 }
 
-fn services(written: &[written::Service], findings: &mut Findings<'_>) -> Vec<Service> {
-    let mut names: HashMap<&str, u32> = HashMap::new();
+/// Names of services and egress rules so far, and where each is given. They share one space: a name stands in commands
+/// and labels for one thing.
+#[derive(Default)]
+pub(super) struct Names<'a>(HashMap<&'a str, (&'static str, u32)>);
+
+impl<'a> Names<'a> {
+    /// Takes a name for a `what`; one that is taken is an error.
+    pub(super) fn take(&mut self, what: &'static str, name: &'a Word, findings: &mut Findings<'_>) -> Place {
+        let place = findings.text.place(name.span.start);
+        if name.text.is_empty() {
+            return place;
+        }
+        if let Some((other, line)) = self.0.get(name.text.as_str()) {
+            let (message, hint) = if *other == what {
+                (
+                    format!("{what} \"{}\" is defined already (line {line})", name.text),
+                    "give it another name, or join the two",
+                )
+            } else {
+                (
+                    format!("{what} \"{}\" has the name of a {other} (line {line})", name.text),
+                    "services and egress rules are told apart by their names: give it another",
+                )
+            };
+            findings.error(&name.span, message, Some(hint.into()));
+        } else {
+            self.0.insert(&name.text, (what, place.line));
+        }
+        place
+    }
+}
+
+fn services<'a>(
+    written: &'a [written::Service],
+    names: &mut Names<'a>,
+    findings: &mut Findings<'_>,
+) -> Vec<Service> {
+    let labels: Vec<String> = written
+        .iter()
+        .map(|service| format!("service \"{}\"", service.name.text))
+        .collect();
     let mut services = Vec::new();
     let mut all = Vec::new();
     for (index, service) in written.iter().enumerate() {
-        let name = &service.name;
-        let place = findings.text.place(name.span.start);
-        if let Some(first) = names
-            .insert(&name.text, place.line)
-            .filter(|_| !name.text.is_empty())
-        {
-            let message = format!("service \"{}\" is defined already (line {first})", name.text);
-            findings.error(
-                &name.span,
-                message,
-                Some("give it another name, or join the two".into()),
-            );
-        }
-        for word in &service.ports {
-            match ports::parse(&word.text) {
-                Ok(ports) => {
-                    if let Some(note) = ports.note {
-                        findings.warn(&word.span, note, None);
-                    }
-                    all.extend(ports.ranges.into_iter().map(|range| claims::Claim {
-                        range,
-                        service: index,
-                        word,
-                    }));
-                }
-                Err(error) => {
-                    let span = inside(word, &error.at, findings);
-                    findings.error(
-                        &span,
-                        format!("service \"{}\": {}", name.text, error.message),
-                        error.hint,
-                    );
-                }
-            }
-        }
-        let ports_text = service.ports.iter().map(|word| word.text.clone()).collect();
+        let place = names.take("service", &service.name, findings);
+        claim(&service.ports, index, &labels[index], &mut all, findings);
         services.push(Service {
-            name: name.text.clone(),
-            ports_text,
+            name: service.name.text.clone(),
+            ports_text: service.ports.iter().map(|word| word.text.clone()).collect(),
             ports: Vec::new(),
             place,
         });
@@ -213,19 +232,43 @@ fn services(written: &[written::Service], findings: &mut Findings<'_>) -> Vec<Se
             Some("an image numbers them in 16 bits".into()),
         );
     }
-    claims::check(&mut all, written, findings);
+    claims::check(&mut all, &labels, findings);
     for (index, ranges) in claims::merge(&all, written.len()).into_iter().enumerate() {
         services[index].ports = ranges;
     }
     services
 }
 
+/// What the ports of `owner`, called `label`, claim.
+pub(super) fn claim<'a>(
+    ports: &'a [Word],
+    owner: usize,
+    label: &str,
+    claims: &mut Vec<Claim<'a>>,
+    findings: &mut Findings<'_>,
+) {
+    for word in ports {
+        match ports::parse(&word.text) {
+            Ok(ports) => {
+                if let Some(note) = ports.note {
+                    findings.warn(&word.span, note, None);
+                }
+                claims.extend(ports.ranges.into_iter().map(|range| Claim {
+                    range,
+                    service: owner,
+                    word,
+                }));
+            }
+            Err(error) => {
+                let span = inside(word, &error.at, findings);
+                findings.error(&span, format!("{label}: {}", error.message), error.hint);
+            }
+        }
+    }
+}
+
 /// The span of part of a word; of the whole word if it is written with escapes.
-fn inside(
-    word: &written::Word,
-    at: &std::ops::Range<usize>,
-    findings: &Findings<'_>,
-) -> std::ops::Range<usize> {
+fn inside(word: &Word, at: &std::ops::Range<usize>, findings: &Findings<'_>) -> std::ops::Range<usize> {
     let raw = &findings.text.text[word.span.clone()];
     let start = word.span.start + (raw.len() - word.text.len().min(raw.len())) / 2;
     match findings.text.text.get(start..start + word.text.len()) {

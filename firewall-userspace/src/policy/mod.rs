@@ -6,6 +6,7 @@ pub mod cover;
 pub mod diagnostic;
 pub mod diff;
 pub mod edit;
+pub mod egress;
 pub mod explain;
 pub mod file;
 pub mod groups;

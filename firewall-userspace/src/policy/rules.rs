@@ -7,6 +7,7 @@ use super::model::{Action, MAX_LITERAL_RULES, Owner, PrefixList, Rule};
 use super::source::Source;
 use super::written::Entry;
 use crate::api::types::Edit;
+use firewall_common::verdict::Direction;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::ops::Range;
@@ -57,8 +58,7 @@ impl Rules {
         let collapse = literals > MAX_LITERAL_RULES;
         let mut together: Option<(usize, PrefixList)> = None;
         for (entry, source) in sources {
-            if let (Action::Allow, Some(kind)) = (which.action, never_a_source(&source)) {
-                let message = format!("{source} can never match: packets from {kind} drop as martian");
+            if let (Action::Allow, Some(message)) = (which.action, never(which.owner.direction(), &source)) {
                 findings.warn(&entry.source.span, message, None);
             }
             let (any, lists) = match &source {
@@ -141,6 +141,35 @@ impl Rules {
             }
         }
         live
+    }
+}
+
+/// Why no packet can come from there, or go there.
+fn never(direction: Direction, source: &Source) -> Option<String> {
+    let kind = match direction {
+        Direction::Ingress => never_a_source(source)?,
+        Direction::Egress => never_a_destination(source)?,
+    };
+    Some(match direction {
+        Direction::Ingress => format!("{source} can never match: packets from {kind} drop as martian"),
+        Direction::Egress => format!("{source} can never match: packets to {kind} never leave this host"),
+    })
+}
+
+fn never_a_destination(source: &Source) -> Option<&'static str> {
+    let Source::Prefix(prefix) = source else {
+        return None;
+    };
+    match prefix.ip() {
+        IpAddr::V4(address) if prefix.prefix() >= 8 => match address.octets()[0] {
+            0 => Some("0.0.0.0/8"),
+            127 => Some("the loopback network"),
+            _ => None,
+        },
+        IpAddr::V6(Ipv6Addr::LOCALHOST | Ipv6Addr::UNSPECIFIED) if prefix.prefix() == 128 => {
+            Some("this host itself")
+        }
+        _ => None,
     }
 }
 

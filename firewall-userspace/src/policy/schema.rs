@@ -18,7 +18,7 @@ pub fn json_schema() -> Value {
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "ravelin policy",
-        "description": "Which services of a node are open, and to whom. What no service names follows the default.",
+        "description": "Which services of a node are open, and to whom, and what may leave it. What no service and no egress rule names follows the defaults.",
         "type": "object",
         "additionalProperties": false,
         "required": ["version"],
@@ -37,6 +37,11 @@ pub fn json_schema() -> Value {
                         "description": "What happens to packets that no service names.",
                         "enum": ["deny", "allow"],
                         "default": "deny"
+                    },
+                    "egress": {
+                        "description": "What happens to packets that leave and that no egress rule names.",
+                        "enum": ["deny", "allow"],
+                        "default": "allow"
                     }
                 }
             },
@@ -50,6 +55,11 @@ pub fn json_schema() -> Value {
                 "description": "Services, each beginning with [[service]].",
                 "type": "array",
                 "items": { "$ref": "#/$defs/service" }
+            },
+            "egress": {
+                "description": "What may leave, each rule beginning with [[egress]].",
+                "type": "array",
+                "items": { "$ref": "#/$defs/egress" }
             }
         },
         "$defs": {
@@ -81,7 +91,7 @@ pub fn json_schema() -> Value {
                 "required": ["name", "ports"],
                 "properties": {
                     "name": {
-                        "description": "Unique in the policy; a label of metrics.",
+                        "description": "Unique among services and egress rules; a label of metrics.",
                         "type": "string",
                         "pattern": format!("^{NAME_PATTERN}$")
                     },
@@ -98,6 +108,34 @@ pub fn json_schema() -> Value {
                     },
                     "deny": {
                         "description": "Who may not, whatever allow says.",
+                        "type": "array",
+                        "items": { "$ref": "#/$defs/entry" }
+                    }
+                }
+            },
+            "egress": {
+                "type": "object",
+                "additionalProperties": false,
+                "required": ["name"],
+                "properties": {
+                    "name": {
+                        "description": "Unique among services and egress rules; a label of metrics.",
+                        "type": "string",
+                        "pattern": format!("^{NAME_PATTERN}$")
+                    },
+                    "to": {
+                        "description": "Destinations that the rule opens. Everywhere is \"any\".",
+                        "type": "array",
+                        "items": { "$ref": "#/$defs/entry" }
+                    },
+                    "ports": {
+                        "description": "Destination ports and protocols. Missing: every one. Rules may share ports.",
+                        "type": "array",
+                        "minItems": 1,
+                        "items": { "$ref": "#/$defs/port" }
+                    },
+                    "deny": {
+                        "description": "Destinations that nothing reaches at these ports, whatever any rule opens.",
                         "type": "array",
                         "items": { "$ref": "#/$defs/entry" }
                     }

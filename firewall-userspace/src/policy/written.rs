@@ -4,6 +4,7 @@
 mod entries;
 
 use super::diagnostic::{Findings, did_you_mean};
+use super::model::Action;
 use super::source::{NAME_HINT, is_name};
 use entries::{entries, kind, word};
 use std::ops::Range;
@@ -22,13 +23,16 @@ pub struct Word {
 #[derive(Debug, Default)]
 pub struct Written {
     pub default_allow: bool,
+    /// `egress = "deny"`, and where it says so.
+    pub egress_deny: Option<Span>,
     pub deny: Vec<Entry>,
     /// In the order of the file.
     pub groups: Vec<Group>,
     pub services: Vec<Service>,
+    pub egress: Vec<Egress>,
 }
 
-/// An entry of an allow or deny list.
+/// An entry of an allow, deny or `to` list.
 #[derive(Debug)]
 pub struct Entry {
     pub source: Word,
@@ -58,13 +62,22 @@ pub struct Service {
     pub deny: Vec<Entry>,
 }
 
+#[derive(Debug)]
+pub struct Egress {
+    pub name: Word,
+    /// `None`: every port and protocol.
+    pub ports: Option<Vec<Word>>,
+    pub to: Vec<Entry>,
+    pub deny: Vec<Entry>,
+}
+
 /// Reads the whole tree; what is wrong goes to `findings` and is left out.
 pub fn read(root: &Spanned<DeTable<'_>>, findings: &mut Findings<'_>) -> Written {
     let table = root.get_ref();
     known_keys(
         table,
         "the policy",
-        &["version", "deny", "defaults", "groups", "service"],
+        &["version", "deny", "defaults", "groups", "service", "egress"],
         findings,
     );
     version(table, findings);
@@ -73,32 +86,38 @@ pub fn read(root: &Spanned<DeTable<'_>>, findings: &mut Findings<'_>) -> Written
         written.deny = entries(deny, "deny", findings);
     }
     if let Some(defaults) = table.get("defaults") {
-        written.default_allow = default_allow(defaults, findings);
+        read_defaults(defaults, &mut written, findings);
     }
     if let Some(groups) = table.get("groups") {
         written.groups = read_groups(groups, findings);
     }
-    match table
-        .get("service")
-        .map(|services| (services.get_ref(), services.span()))
-    {
-        None => {}
-        Some((DeValue::Array(services), _)) => {
-            written.services = services
-                .iter()
-                .filter_map(|service| read_service(service, findings))
-                .collect();
-        }
-        Some((value, span)) => {
-            let hint = Some("each service begins with [[service]]".into());
-            findings.error(
-                &span,
-                format!("\"service\" is {}, not a list of tables", kind(value)),
-                hint,
-            );
-        }
+    for item in tables(table, "service", "each service begins with [[service]]", findings) {
+        written.services.extend(read_service(item, findings));
+    }
+    for item in tables(table, "egress", EGRESS_HEADER, findings) {
+        written.egress.extend(read_egress(item, findings));
     }
     written
+}
+
+const EGRESS_HEADER: &str = "each egress rule begins with [[egress]]";
+
+/// The tables of `[[key]]`.
+fn tables<'t, 'd>(
+    table: &'t DeTable<'d>,
+    key: &str,
+    header: &str,
+    findings: &mut Findings<'_>,
+) -> &'t [Spanned<DeValue<'d>>] {
+    let Some(value) = table.get(key) else {
+        return &[];
+    };
+    if let DeValue::Array(items) = value.get_ref() {
+        return items;
+    }
+    let message = format!("\"{key}\" is {}, not a list of tables", kind(value.get_ref()));
+    findings.error(&value.span(), message, Some(header.into()));
+    &[]
 }
 
 fn known_keys(table: &DeTable<'_>, of: &str, known: &[&'static str], findings: &mut Findings<'_>) {
@@ -106,11 +125,11 @@ fn known_keys(table: &DeTable<'_>, of: &str, known: &[&'static str], findings: &
         let name = key.get_ref().as_ref();
         if !known.contains(&name) {
             let message = format!("unknown key \"{name}\" in {of} ({})", known.join(", "));
-            findings.error(
-                &key.span(),
-                message,
-                did_you_mean(name, "", known.iter().copied()),
-            );
+            let hint = match (name, known.contains(&"to")) {
+                ("allow", true) => Some("destinations stand in \"to\"".into()),
+                _ => did_you_mean(name, "", known.iter().copied()),
+            };
+            findings.error(&key.span(), message, hint);
         }
     }
 }
@@ -141,7 +160,7 @@ fn version(table: &DeTable<'_>, findings: &mut Findings<'_>) {
     }
 }
 
-fn default_allow(defaults: &Spanned<DeValue<'_>>, findings: &mut Findings<'_>) -> bool {
+fn read_defaults(defaults: &Spanned<DeValue<'_>>, written: &mut Written, findings: &mut Findings<'_>) {
     let DeValue::Table(table) = defaults.get_ref() else {
         let message = format!("\"defaults\" is {}, not a table", kind(defaults.get_ref()));
         findings.error(
@@ -149,26 +168,30 @@ fn default_allow(defaults: &Spanned<DeValue<'_>>, findings: &mut Findings<'_>) -
             message,
             Some("write [defaults], and ingress = \"deny\" below it".into()),
         );
-        return false;
+        return;
     };
-    known_keys(table, "[defaults]", &["ingress"], findings);
-    let Some(ingress) = table
-        .get("ingress")
-        .and_then(|value| word(value, "ingress", findings))
-    else {
-        return false;
-    };
-    match ingress.text.as_str() {
-        "deny" => false,
-        "allow" => true,
+    known_keys(table, "[defaults]", &["ingress", "egress"], findings);
+    if let Some((action, _)) = default(table, "ingress", findings) {
+        written.default_allow = action == Action::Allow;
+    }
+    if let Some((action, span)) = default(table, "egress", findings) {
+        written.egress_deny = (action == Action::Deny).then_some(span);
+    }
+}
+
+fn default(table: &DeTable<'_>, key: &str, findings: &mut Findings<'_>) -> Option<(Action, Span)> {
+    let value = word(table.get(key)?, key, findings)?;
+    match value.text.as_str() {
+        "deny" => Some((Action::Deny, value.span)),
+        "allow" => Some((Action::Allow, value.span)),
         other => {
             let hint = did_you_mean(other, "", ["deny", "allow"]);
             findings.error(
-                &ingress.span,
+                &value.span,
                 format!("unknown default \"{other}\" (\"deny\" or \"allow\")"),
                 hint,
             );
-            false
+            None
         }
     }
 }
@@ -263,58 +286,16 @@ fn read_service(service: &Spanned<DeValue<'_>>, findings: &mut Findings<'_>) -> 
         return None;
     };
     known_keys(table, "a service", &["name", "ports", "allow", "deny"], findings);
-    let name = match table.get("name") {
-        Some(name) => word(name, "name", findings),
-        None => {
-            findings.error(
-                &service.span(),
-                "this service has no name",
-                Some("write name = \"payments-api\"".into()),
-            );
-            None
-        }
-    };
-    if let Some(name) = name.as_ref().filter(|name| !is_name(&name.text)) {
-        findings.error(
-            &name.span,
-            format!("\"{}\" cannot name a service", name.text),
-            Some(NAME_HINT.into()),
-        );
-    }
-    let shown = name.as_ref().map_or("?", |name| &name.text);
-    let hint = "write ports = [\"tcp/8443\"]";
-    let ports = match table.get("ports").map(|ports| (ports.get_ref(), ports.span())) {
-        Some((DeValue::Array(ports), span)) => {
-            if ports.is_empty() {
-                findings.error(
-                    &span,
-                    format!("service \"{shown}\" has no ports"),
-                    Some(hint.into()),
-                );
-            }
-            ports
-                .iter()
-                .filter_map(|port| word(port, "a port", findings))
-                .collect()
-        }
-        Some((other, span)) => {
-            let hint = match other {
-                DeValue::String(text) => format!("write ports = [\"{text}\"]"),
-                _ => hint.into(),
-            };
-            findings.error(
-                &span,
-                format!("\"ports\" is {}, not a list", kind(other)),
-                Some(hint),
-            );
-            Vec::new()
-        }
+    let name = read_name(table, service.span(), "service", "payments-api", findings);
+    let shown = shown(name.as_ref());
+    let ports = match table.get("ports") {
+        Some(ports) => read_ports(ports, &format!("service \"{shown}\""), None, findings),
         None => {
             let span = name.as_ref().map_or(service.span(), |name| name.span.clone());
             findings.error(
                 &span,
                 format!("service \"{shown}\" has no ports"),
-                Some(hint.into()),
+                Some(PORTS_HINT.into()),
             );
             Vec::new()
         }
@@ -335,4 +316,94 @@ fn read_service(service: &Spanned<DeValue<'_>>, findings: &mut Findings<'_>) -> 
         allow,
         deny,
     })
+}
+
+fn read_egress(rule: &Spanned<DeValue<'_>>, findings: &mut Findings<'_>) -> Option<Egress> {
+    let DeValue::Table(table) = rule.get_ref() else {
+        let message = format!("an egress rule is {}, not a table", kind(rule.get_ref()));
+        findings.error(&rule.span(), message, Some(EGRESS_HEADER.into()));
+        return None;
+    };
+    known_keys(
+        table,
+        "an egress rule",
+        &["name", "to", "ports", "deny"],
+        findings,
+    );
+    let name = read_name(table, rule.span(), "egress rule", "backup", findings);
+    let label = format!("egress rule \"{}\"", shown(name.as_ref()));
+    let every = "leave \"ports\" out for every port and protocol";
+    let ports = table
+        .get("ports")
+        .map(|ports| read_ports(ports, &label, Some(every), findings));
+    let mut list = |key| {
+        table
+            .get(key)
+            .map_or(Vec::new(), |list| entries(list, key, findings))
+    };
+    let (to, deny) = (list("to"), list("deny"));
+    let name = name.unwrap_or(Word {
+        text: String::new(),
+        span: rule.span(),
+    });
+    Some(Egress {
+        name,
+        ports,
+        to,
+        deny,
+    })
+}
+
+fn shown(name: Option<&Word>) -> &str {
+    name.map_or("?", |name| &name.text)
+}
+
+/// The name of a service or an egress rule, as far as it has one.
+fn read_name(
+    table: &DeTable<'_>,
+    span: Span,
+    what: &str,
+    example: &str,
+    findings: &mut Findings<'_>,
+) -> Option<Word> {
+    let Some(name) = table.get("name") else {
+        let hint = format!("write name = \"{example}\"");
+        findings.error(&span, format!("this {what} has no name"), Some(hint));
+        return None;
+    };
+    let name = word(name, "name", findings)?;
+    if !is_name(&name.text) {
+        let article = if what.starts_with('e') { "an" } else { "a" };
+        let message = format!("\"{}\" cannot name {article} {what}", name.text);
+        findings.error(&name.span, message, Some(NAME_HINT.into()));
+    }
+    Some(name)
+}
+
+const PORTS_HINT: &str = "write ports = [\"tcp/8443\"]";
+
+/// A list of ports, which is not empty. `label` says whose.
+fn read_ports(
+    ports: &Spanned<DeValue<'_>>,
+    label: &str,
+    if_empty: Option<&str>,
+    findings: &mut Findings<'_>,
+) -> Vec<Word> {
+    let DeValue::Array(items) = ports.get_ref() else {
+        let hint = match ports.get_ref() {
+            DeValue::String(text) => format!("write ports = [\"{text}\"]"),
+            _ => PORTS_HINT.into(),
+        };
+        let message = format!("\"ports\" is {}, not a list", kind(ports.get_ref()));
+        findings.error(&ports.span(), message, Some(hint));
+        return Vec::new();
+    };
+    if items.is_empty() {
+        let hint = if_empty.unwrap_or(PORTS_HINT);
+        findings.error(&ports.span(), format!("{label} has no ports"), Some(hint.into()));
+    }
+    items
+        .iter()
+        .filter_map(|port| word(port, "a port", findings))
+        .collect()
 }

@@ -162,3 +162,71 @@ proptest! {
         prop_assert_eq!(Filter::new(targets, v4).holds(holder), expected);
     }
 }
+
+fn egress(rules: &[(&str, &str)]) -> String {
+    let mut text = String::from("[defaults]\negress = \"deny\"\n");
+    for (name, keys) in rules {
+        text.push_str(&format!("[[egress]]\nname = \"{name}\"\n{keys}\n"));
+    }
+    // DNS, which every policy here would be reminded of.
+    text + "[[egress]]\nname = \"dns\"\nports = [\"udp/53\"]\nto = [\"192.0.2.53\"]\n"
+}
+
+#[test]
+fn egress_rules_stand_above_each_other_where_they_hold_all_ports() {
+    let text = egress(&[
+        ("a", "ports = [\"tcp/1-9\"]\nto = [\"10.1.0.0/16\", \"any\"]"),
+        (
+            "b",
+            "ports = [\"tcp/2\", \"tcp/3-4\"]\nto = [\"10.2.0.0/16\"]\ndeny = [\"10.2.3.0/24\"]",
+        ),
+        ("c", "ports = [\"tcp/9-10\"]\nto = [\"10.2.0.0/16\"]"),
+        ("d", "deny = [\"10.1.0.0/16\", \"2001:db8::/32\"]"),
+    ]);
+    assert_eq!(
+        warnings(&text),
+        [
+            "7: \"any\" is everywhere: the other entries of this list change nothing",
+            "11: 10.2.0.0/16 changes nothing: any (line 7) of egress rule \"a\" holds it at the same ports",
+        ]
+    );
+    let text = egress(&[
+        (
+            "a",
+            "ports = [\"tcp/1-9\"]\nto = [\"10.1.0.0/16\", \"10.2.0.0/16\"]",
+        ),
+        (
+            "b",
+            "ports = [\"tcp/2-3\"]\nto = [\"10.2.7.0/24\", \"10.3.0.0/16\", \"2001:db8:1::/48\"]",
+        ),
+        ("c", "ports = [\"tcp/9-10\"]\nto = [\"10.2.7.0/24\"]"),
+        ("d", "deny = [\"10.1.0.0/16\", \"2001:db8::/32\"]"),
+    ]);
+    assert_eq!(
+        warnings(&text),
+        [
+            // The deny stands further down, and is judged first all the same.
+            "7: 10.1.0.0/16 can never match: it is denied by 10.1.0.0/16 (line 18)",
+            "11: 10.2.7.0/24 changes nothing: 10.2.0.0/16 (line 7) of egress rule \"a\" holds it at the same ports",
+            "11: 2001:db8:1::/48 can never match: it is denied by 2001:db8::/32 (line 18)",
+        ]
+    );
+    let text = egress(&[
+        ("a", "ports = [\"tcp/1\"]\nto = [\"10.1.0.0/16\"]"),
+        ("b", "ports = [\"tcp/1\", \"tcp/2\"]\ndeny = [\"any\"]"),
+    ]);
+    assert_eq!(
+        warnings(&text),
+        ["7: 10.1.0.0/16 can never match: it is denied by any (line 11)"]
+    );
+}
+
+#[test]
+fn services_and_egress_rules_do_not_cover_each_other() {
+    let text = format!(
+        "deny = [\"10.0.0.0/8\"]\n{}{}",
+        egress(&[("a", "to = [\"10.1.0.0/16\"]\nports = [\"tcp/1\"]")]),
+        "[[service]]\nname = \"s\"\nports = [\"tcp/1\"]\nallow = [\"11.0.0.0/8\"]\n"
+    );
+    assert_eq!(warnings(&text), [""; 0]);
+}

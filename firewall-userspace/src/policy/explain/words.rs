@@ -251,7 +251,9 @@ impl<'a> Account<'a> {
             .iter()
             .position(|each| std::ptr::eq(each, service));
         self.policy.rules.iter().filter(move |rule| {
-            rule.action == action && rule.owner.service().map(|id| usize::from(id.0)) == index && index.is_some()
+            rule.action == action
+                && rule.owner.service().map(|id| usize::from(id.0)) == index
+                && index.is_some()
         })
     }
 

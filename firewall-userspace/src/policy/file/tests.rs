@@ -235,7 +235,7 @@ ports = "tcp/1"
       |           ^
   hint: this ravelin reads version 1 of the policy language
 
-policy.toml:2:1: unknown key "dney" in the policy (version, deny, defaults, groups, service)
+policy.toml:2:1: unknown key "dney" in the policy (version, deny, defaults, groups, service, egress)
     2 | dney = ["@blocked"]
       | ^^^^
   hint: did you mean "deny"?
@@ -496,4 +496,269 @@ fn a_dhcp_client_without_an_address_can_be_allowed() {
     assert_eq!(warned("0.0.0.0"), 0);
     assert_eq!(warned("0.0.0.1"), 1);
     assert_eq!(warned("0.0.0.0/8"), 1);
+}
+
+const EGRESS: &str = r#"version = 1
+[defaults]
+egress = "deny"
+[groups]
+resolvers = ["192.0.2.53", "2001:db8::53"]
+[[service]]
+name = "web"
+ports = ["tcp/443"]
+allow = ["any"]
+[[egress]]
+name = "dns"
+ports = ["udp/53", "tcp/53"]
+to = ["@resolvers"]
+[[egress]]
+name = "lan"
+to = ["10.0.0.0/8", { source = "198.51.100.0/24", until = 2026-11-22T05:00:00Z }]
+deny = ["10.66.0.0/16"]
+[[egress]]
+name = "https"
+ports = ["tcp/443", "icmp/echo"]
+to = ["any"]
+"#;
+
+#[test]
+fn egress_rules_name_destinations() {
+    let loaded = read(EGRESS);
+    assert_eq!(loaded.warnings, []);
+    let policy = &loaded.policy;
+    assert!(policy.egress_deny && !policy.default_allow);
+    assert_eq!(
+        shown(policy),
+        [
+            "web Allow any true [] line 9",
+            "dns Allow @resolvers false [0] line 13",
+            "lan Deny 10.66.0.0/16 false [1] line 17",
+            "lan Allow 10.0.0.0/8 false [2] line 16",
+            "lan Allow 198.51.100.0/24 false [3] line 16",
+            "https Allow any true [] line 21",
+        ]
+    );
+    assert_eq!(policy.rules[2].owner, Owner::Egress(EgressId(1)));
+    let ports = |index: usize| policy.egress[index].ports.clone();
+    let one = |key| (key, key);
+    assert_eq!(ports(0), [one(PortKey::tcp(53)), one(PortKey::udp(53))]);
+    assert_eq!(ports(1), []);
+    assert_eq!(
+        ports(2),
+        [
+            one(PortKey::tcp(443)),
+            one(PortKey::icmp(8)),
+            one(PortKey::icmpv6(128))
+        ]
+    );
+    assert_eq!(
+        (policy.egress[1].place.line, policy.egress[1].place.column),
+        (15, 8)
+    );
+    let (service, source) = ("lan".to_string(), "198.51.100.0/24".to_string());
+    let temporary = TemporaryEntry {
+        entry: "allow lan 198.51.100.0/24".into(),
+        edit: Edit::Revoke { service, source },
+        until: 1_795_323_600,
+    };
+    assert_eq!(loaded.temporary, [temporary]);
+    // Without a word of it, what leaves is free.
+    assert!(!read("version = 1\n").policy.egress_deny);
+    assert!(
+        !read("version = 1\ndefaults.egress = \"allow\"\n")
+            .policy
+            .egress_deny
+    );
+}
+
+#[test]
+fn mistakes_in_egress_rules_are_found_in_one_pass() {
+    let text = r#"version = 1
+[defaults]
+egress = "reject"
+[groups]
+a = ["@b"]
+b = ["@a"]
+[[service]]
+name = "web"
+ports = ["tcp/443"]
+allow = []
+[[egress]]
+name = "web"
+allow = ["any"]
+to = ["0.0.0.0/0", "@nobody", "10.0.0.0/33"]
+[[egress]]
+ports = []
+to = "any"
+[[egress]]
+name = "No"
+ports = ["tcp", "udp/53-1"]
+to = [{ source = "10.0.0.1", until = 7 }]
+[[egress]]
+name = "x"
+to = ["10.0.0.1"]
+deny = ["::/0"]
+[[egress]]
+name = "x"
+ports = 53
+"#;
+    let expected = r#"policy.toml:3:10: unknown default "reject" ("deny" or "allow")
+    3 | egress = "reject"
+      |          ^^^^^^^^
+
+policy.toml:6:6: group "a" contains itself: a -> b -> a
+    6 | b = ["@a"]
+      |      ^^^^
+  hint: take one of these names out
+
+policy.toml:12:8: egress rule "web" has the name of a service (line 8)
+   12 | name = "web"
+      |        ^^^^^
+  hint: services and egress rules are told apart by their names: give it another
+
+policy.toml:13:1: unknown key "allow" in an egress rule (name, to, ports, deny)
+   13 | allow = ["any"]
+      | ^^^^^
+  hint: destinations stand in "to"
+
+policy.toml:14:7: "0.0.0.0/0" means everybody, which is written "any"
+   14 | to = ["0.0.0.0/0", "@nobody", "10.0.0.0/33"]
+      |       ^^^^^^^^^^^
+  hint: write "any"
+
+policy.toml:14:20: unknown group "@nobody"
+   14 | to = ["0.0.0.0/0", "@nobody", "10.0.0.0/33"]
+      |                    ^^^^^^^^^
+  hint: the policy has @a, @b
+
+policy.toml:14:31: "10.0.0.0/33" has a prefix length of 33, but an IPv4 address has 32 bits
+   14 | to = ["0.0.0.0/0", "@nobody", "10.0.0.0/33"]
+      |                               ^^^^^^^^^^^^^
+  hint: a length of 1 to 32 is accepted
+
+policy.toml:15:1: this egress rule has no name
+   15 | [[egress]]
+      | ^^^^^^^^^^
+  hint: write name = "backup"
+
+policy.toml:16:9: egress rule "?" has no ports
+   16 | ports = []
+      |         ^^
+  hint: leave "ports" out for every port and protocol
+
+policy.toml:17:6: "to" is a string, not a list
+   17 | to = "any"
+      |      ^^^^^
+  hint: write to = ["any"]
+
+policy.toml:19:8: "No" cannot name an egress rule
+   19 | name = "No"
+      |        ^^^^
+  hint: names have 1 to 63 of a-z, 0-9, ".", "_" and "-", and begin with a letter or a digit
+
+policy.toml:20:11: egress rule "No": "tcp" has no port
+   20 | ports = ["tcp", "udp/53-1"]
+      |           ^^^
+  hint: write "tcp/8443" or "tcp/1-65535"
+
+policy.toml:20:22: egress rule "No": the range 53-1 is reversed
+   20 | ports = ["tcp", "udp/53-1"]
+      |                      ^^^^
+  hint: write "1-53"
+
+policy.toml:21:38: "until" is not a date with time and offset
+   21 | to = [{ source = "10.0.0.1", until = 7 }]
+      |                                      ^
+  hint: write a time such as 2026-11-22T05:00:00Z
+
+policy.toml:25:9: "::/0" means everybody, which is written "any"
+   25 | deny = ["::/0"]
+      |         ^^^^^^
+  hint: write "any"
+
+policy.toml:27:8: egress rule "x" is defined already (line 23)
+   27 | name = "x"
+      |        ^^^
+  hint: give it another name, or join the two
+
+policy.toml:28:9: "ports" is a number, not a list
+   28 | ports = 53
+      |         ^^
+  hint: write ports = ["tcp/8443"]"#;
+    assert_eq!(errors(text), expected);
+    assert_eq!(
+        errors("version = 1\negress = \"deny\"\n"),
+        "policy.toml:2:10: \"egress\" is a string, not a list of tables\n    2 | egress = \"deny\"\n      |          ^^^^^^\n  \
+         hint: each egress rule begins with [[egress]]"
+    );
+}
+
+#[test]
+fn egress_rules_that_do_nothing_are_warned_of() {
+    let messages = |text: &str| -> Vec<String> {
+        let warnings = read(&format!("version = 1\n{text}")).warnings;
+        warnings
+            .iter()
+            .map(|warning| format!("{}: {}", warning.place.line, warning.message))
+            .collect()
+    };
+    let rule = |name: &str, keys: &str| format!("[[egress]]\nname = \"{name}\"\n{keys}\n");
+    let deny = "defaults.egress = \"deny\"\n";
+    assert_eq!(
+        messages(&format!(
+            "{}{}",
+            rule("a", "to = [\"10.0.0.0/8\"]"),
+            rule("b", "to = [\"any\"]\nports = [\"tcp/1\"]")
+        )),
+        ["4: the default for egress is to allow: what \"to\" lists is counted, not opened"]
+    );
+    // A deny works under either default.
+    assert_eq!(
+        messages(&rule("a", "ports = [\"tcp/25\"]\ndeny = [\"any\"]")),
+        [""; 0]
+    );
+    let nothing = "2: the default for egress is to deny, and no rule opens anything: this host only answers";
+    assert_eq!(messages(deny), [nothing]);
+    assert_eq!(
+        messages(&format!("{deny}{}", rule("a", "to = []"))),
+        [nothing, "4: egress rule \"a\" opens nothing and denies nothing"]
+    );
+    let dns = "2: no egress rule opens DNS (udp/53, tcp/53): this host will not find names";
+    assert_eq!(
+        messages(&format!(
+            "{deny}{}",
+            rule("a", "ports = [\"tcp/443\"]\nto = [\"any\"]")
+        )),
+        [dns]
+    );
+    for open in [
+        "",
+        "ports = [\"udp/1-60\"]\n",
+        "ports = [\"tcp/53\"]\n",
+        "ports = [\"tcp/853\"]\n",
+    ] {
+        let rule = rule("a", &format!("{open}to = [\"192.0.2.53\"]"));
+        assert_eq!(messages(&format!("{deny}{rule}")), [""; 0], "{open}");
+    }
+    assert_eq!(
+        messages(&format!(
+            "{deny}{}",
+            rule(
+                "a",
+                "to = [\"127.0.0.0/8\", \"10.0.0.1/8\", \"224.0.0.251\", \"::1\"]"
+            )
+        )),
+        [
+            "5: 127.0.0.0/8 can never match: packets to the loopback network never leave this host",
+            "5: host bits are set in \"10.0.0.1/8\"; read as 10.0.0.0/8",
+            "5: ::1 can never match: packets to this host itself never leave this host",
+        ]
+    );
+    assert_eq!(
+        messages(&format!(
+            "{deny}{}",
+            rule("a", "to = [\"any\"]\nports = [\"tcp/50-60\", \"tcp/53\"]")
+        )),
+        ["6: egress rule \"a\" names tcp/53 twice: \"tcp/50-60\" at policy.toml:6:10 holds it"]
+    );
 }

@@ -2,7 +2,17 @@ use super::*;
 use crate::policy::{file, ports, source};
 use std::path::Path;
 
-const EXAMPLE: &str = include_str!("../../../../docs/examples/policy.toml");
+/// The examples of the documentation.
+const EXAMPLES: [(&str, &str); 2] = [
+    (
+        "policy.toml",
+        include_str!("../../../../docs/examples/policy.toml"),
+    ),
+    (
+        "egress.toml",
+        include_str!("../../../../docs/examples/egress.toml"),
+    ),
+];
 
 /// The keywords that the schema uses, and no others; patterns are tried apart.
 fn valid(schema: &Value, root: &Value, value: &Value) -> Result<(), String> {
@@ -114,11 +124,15 @@ fn json(value: &toml::Value) -> Value {
 }
 
 #[test]
-fn the_example_is_valid_and_loads_without_a_warning() {
-    assert_eq!(check(EXAMPLE), Ok(()));
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/examples/policy.toml");
-    let loaded = file::load(&path, 0).unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(loaded.warnings, []);
+fn the_examples_are_valid_and_load_without_a_warning() {
+    for (name, text) in EXAMPLES {
+        assert_eq!(check(text), Ok(()), "{name}");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../docs/examples")
+            .join(name);
+        let loaded = file::load(&path, 0).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(loaded.warnings, [], "{name}");
+    }
 }
 
 #[test]
@@ -141,6 +155,11 @@ fn shapes_that_the_parser_refuses_are_invalid() {
         "version = 1\n[[service]]\nname = \"a\"",
         "version = 1\n[[service]]\nname = \"a\"\nports = []",
         "version = 1\n[[service]]\nname = \"a\"\nports = [\"tcp/1\"]\nalow = []",
+        "version = 1\n[defaults]\negress = \"drop\"",
+        "version = 1\n[[egress]]\nto = [\"any\"]",
+        "version = 1\n[[egress]]\nname = \"a\"\nports = []",
+        "version = 1\n[[egress]]\nname = \"a\"\nallow = [\"any\"]",
+        "version = 1\n[[egress]]\nname = \"a\"\nto = \"any\"",
     ] {
         assert!(check(text).is_err(), "{text}");
         assert!(file::parse(text, Path::new("p"), 0).is_err(), "{text}");
