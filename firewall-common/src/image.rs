@@ -7,20 +7,23 @@
 //!   (`u16`). Block 0 is all [`NO_SERVICE`]. A [`PortKey`] names the slot. A second directory, for what leaves, names
 //!   blocks of the same table that hold rows of the verdict table; there block 0 is all [`field::EGRESS_ROW`].
 //! * **classes**: per family a root table of `2^root_bits` entries indexed by the top bits of the peer's address (the
-//!   source of what comes in, the destination of what leaves), then 8-bit strides. An [`Entry`] is a leaf (the class), a *node* or a *skip*.
+//!   source of what comes in, the destination of what leaves), then 8-bit strides. An [`Entry`] is a leaf (the class), a
+//!   *single*, a *skip*, a *node* or a *table*.
 //! * **verdicts**: row per service (row 0: no service), then a row per set of egress rules that meet at a port; column
 //!   per class, word [`Cell`].
 //!
-//! A node is a run-length encoded table of 256 entries: a bitmap of 256 bits (four `u64`; bit set where a run
-//! starts), four `u8` counts of runs before each word, four `u8` of padding, then one entry (`u32`) per run. A skip stands for a path
-//! without branches: if the next `bits` of the address equal `expected`, go on with `next`, else the leaf `miss`.
+//! A *single* is one prefix that ends within the next 8 bits, in the entry itself. A *skip* stands for a path without
+//! branches: if the next `bits` of the address equal `expected`, go on with `next`, else the class is `miss`. A *node* is
+//! a run-length encoded table of 256 entries: a bitmap of 256 bits (four `u64`; bit set where a run starts), four `u8`
+//! counts of runs before each word, then one entry (`u32`) per run. A *table* has the 256 entries as they are: a touch
+//! of memory less, for stretches with many runs.
 //!
 //! What the words mean is the compiler's business; that reading them never leaves the image is this module's and
 //! that of the [`Pages`] behind it. An entry that points nowhere reads as an unreadable image, which drops.
 
 /// Bytes of a page: value size of the inner maps of `IMAGES`.
 pub const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
-pub const PAGE_SHIFT: u32 = 16;
+pub const PAGE_SHIFT: u32 = 20;
 
 /// First word of an image.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"RAVELIN1");
@@ -133,45 +136,117 @@ pub struct Entry(pub u32);
 pub enum EntryKind {
     /// The class of every address below.
     Leaf(u32),
-    /// Offset of a node.
-    Node(u64),
+    /// Class `hit` if the next byte of the address is `byte` but for its last `free` bits, else `miss`.
+    Single { byte: u8, free: u8, hit: u32, miss: u32 },
     /// Offset of a skip.
     Skip(u64),
+    /// Offset of a node.
+    Node(u64),
+    /// Offset of a table.
+    Table(u64),
 }
 
 impl Entry {
-    const POINTER: u32 = (1 << 30) - 1;
+    /// Set in what leads on.
+    const POINTER: u32 = 1 << 31;
+    /// Among pointers: a node or a table.
+    const WIDE: u32 = 1 << 30;
+    /// Among these: a table. Both lie at multiples of 16.
+    const FLAT: u32 = 1;
+    /// Among the others: not a leaf.
+    const SINGLE: u32 = 1 << 30;
+    const PAYLOAD: u32 = (1 << 30) - 1;
+    /// Classes that a single can name.
+    const HITS: u32 = 1 << 10;
+    const MISSES: u32 = 1 << 9;
 
+    /// `class` is below [`CLASSES`].
     pub const fn leaf(class: u32) -> Entry {
-        Entry(class & Self::POINTER)
+        Entry(class & Self::PAYLOAD)
     }
-    /// `offset` is a multiple of 8 below 2^33.
-    pub const fn node(offset: u64) -> Entry {
-        Entry(1 << 30 | (offset / 8) as u32 & Self::POINTER)
+    /// `free` is below 8. `None` if a class is beyond what a single can name.
+    pub const fn single(byte: u8, free: u8, hit: u32, miss: u32) -> Option<Entry> {
+        if hit >= Self::HITS || miss >= Self::MISSES {
+            return None;
+        }
+        Some(Entry(
+            Self::SINGLE | miss << 21 | hit << 11 | (free as u32 & 7) << 8 | byte as u32,
+        ))
     }
-    /// `offset` is a multiple of 8 below 2^33.
+    /// `offset` is a multiple of 16 below 2^33.
     pub const fn skip(offset: u64) -> Entry {
-        Entry(2 << 30 | (offset / 8) as u32 & Self::POINTER)
+        Entry(Self::POINTER | (offset / 8) as u32 & Self::PAYLOAD)
     }
+    /// `offset` is a multiple of 16 below 2^33.
+    pub const fn node(offset: u64) -> Entry {
+        Entry(Self::POINTER | Self::WIDE | (offset / 8) as u32 & Self::PAYLOAD)
+    }
+    /// `offset` is a multiple of 16 below 2^33.
+    pub const fn table(offset: u64) -> Entry {
+        Entry(Self::node(offset).0 | Self::FLAT)
+    }
+
     #[inline(always)]
     pub const fn kind(self) -> EntryKind {
-        let pointer = (self.0 & Self::POINTER) as u64 * 8;
-        match self.0 >> 30 {
-            0 => EntryKind::Leaf(self.0),
-            1 => EntryKind::Node(pointer),
-            _ => EntryKind::Skip(pointer),
+        if self.leads_on() {
+            let offset = (self.0 & Self::PAYLOAD & !Self::FLAT) as u64 * 8;
+            if self.0 & Self::WIDE == 0 {
+                EntryKind::Skip(offset)
+            } else if self.0 & Self::FLAT == 0 {
+                EntryKind::Node(offset)
+            } else {
+                EntryKind::Table(offset)
+            }
+        } else if self.0 & Self::SINGLE == 0 {
+            EntryKind::Leaf(self.0)
+        } else {
+            EntryKind::Single {
+                byte: self.0 as u8,
+                free: (self.0 >> 8) as u8 & 7,
+                hit: self.0 >> 11 & (Self::HITS - 1),
+                miss: self.0 >> 21 & (Self::MISSES - 1),
+            }
+        }
+    }
+
+    #[inline(always)]
+    const fn leads_on(self) -> bool {
+        self.0 & Self::POINTER != 0
+    }
+
+    /// The class, if nothing leads on; `next` is the byte of the address that stands there.
+    #[inline(always)]
+    const fn class(self, next: u8) -> Option<u32> {
+        match self.kind() {
+            EntryKind::Leaf(class) => Some(class),
+            EntryKind::Single {
+                byte,
+                free,
+                hit,
+                miss,
+            } => Some(if ((next ^ byte) as u32) >> free == 0 {
+                hit
+            } else {
+                miss
+            }),
+            EntryKind::Skip(_) | EntryKind::Node(_) | EntryKind::Table(_) => None,
         }
     }
 }
 
+/// Classes that can be numbered: the `miss` of a skip shares its word with `bits`.
+pub const CLASSES: u32 = 1 << 24;
+
 /// Steps of the longest walk below a root: 120 bits in bytes.
 const MAX_STEPS: u32 = 15;
 
-/// Bytes of a node before its entries: bitmap, counts, padding.
-pub const NODE_HEADER: usize = 40;
-/// Bytes of a skip: `expected` (`u64`, the next bits, top aligned), `bits` (`u32`, 8..=64 in steps of 8), `miss` (`u32`,
-/// a leaf), `next` (`u32`), padding.
-pub const SKIP_SIZE: usize = 24;
+/// Bytes of a node before its entries: bitmap and counts.
+pub const NODE_HEADER: usize = 36;
+/// Bytes of a skip: `expected` (`u64`, the next bits, top aligned), `next` (`u32`), `miss` (24 bits, a class) and `bits` (8
+/// bits, 1..=64; below 8 only before a leaf).
+pub const SKIP_SIZE: usize = 16;
+/// Bytes of a table.
+pub const TABLE_SIZE: usize = 1024;
 
 /// A word of the verdict table: 0 is no match, else the reason and the ending of the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -283,34 +358,35 @@ impl<'a, P: Pages> Image<'a, P> {
         let (mut high, mut low) = shift(high, low, bits);
         // The root takes at least 8 bits, each step 8 or more.
         for _ in 0..MAX_STEPS {
+            let next = (high >> 56) as u32;
             let taken = match entry.kind() {
-                EntryKind::Leaf(class) => return Some(class),
-                EntryKind::Node(node) => {
-                    entry = self.node(node, (high >> 56) as u32)?;
-                    8
-                }
+                EntryKind::Leaf(_) | EntryKind::Single { .. } => return entry.class(next as u8),
                 EntryKind::Skip(skip) => {
                     let (page, at) = (self.page_of(skip)?, skip as u32);
-                    let taken = page.u32(at + 8) & 127;
-                    // `taken` is 8..=64: shift by less than 64 only.
-                    if (high ^ page.u64(at)) >> ((64 - taken) & 63) != 0 {
-                        return match Entry(page.u32(at + 12)).kind() {
-                            EntryKind::Leaf(class) => Some(class),
-                            EntryKind::Node(_) | EntryKind::Skip(_) => None,
-                        };
+                    let word = page.u64(at + 8);
+                    let bits = (word >> 56) as u32;
+                    // `bits` is 1..=64: shift by less than 64 only.
+                    if (high ^ page.u64(at)) >> ((64 - bits) & 63) != 0 {
+                        return Some((word >> 32) as u32 & (CLASSES - 1));
                     }
-                    entry = Entry(page.u32(at + 16));
-                    taken
+                    entry = Entry(word as u32);
+                    bits
+                }
+                EntryKind::Node(node) => {
+                    entry = self.node(node, next)?;
+                    8
+                }
+                EntryKind::Table(table) => {
+                    let offset = table + next as u64 * 4;
+                    entry = Entry(self.page_of(offset)?.u32(offset as u32));
+                    8
                 }
             };
             (high, low) = shift(high, low, self.pages.opaque(taken as u64) as u32 & 127);
             (high, low) = (self.pages.opaque(high), self.pages.opaque(low));
             entry = Entry(self.pages.opaque(entry.0 as u64) as u32);
         }
-        match entry.kind() {
-            EntryKind::Leaf(class) => Some(class),
-            EntryKind::Node(_) | EntryKind::Skip(_) => None,
-        }
+        entry.class((high >> 56) as u8)
     }
 
     /// Entry `index` (0..=255) of the node at `offset`.
@@ -423,8 +499,30 @@ mod tests {
     #[test]
     fn entries_and_cells_give_back_what_was_put_in() {
         assert_eq!(Entry::leaf(77).kind(), EntryKind::Leaf(77));
-        assert_eq!(Entry::node((1 << 33) - 8).kind(), EntryKind::Node((1 << 33) - 8));
-        assert_eq!(Entry::skip(4096).kind(), EntryKind::Skip(4096));
+        assert_eq!(
+            Entry::skip((1 << 33) - 16).kind(),
+            EntryKind::Skip((1 << 33) - 16)
+        );
+        assert_eq!(
+            Entry::node((1 << 33) - 16).kind(),
+            EntryKind::Node((1 << 33) - 16)
+        );
+        assert_eq!(Entry::table(4096).kind(), EntryKind::Table(4096));
+        let single = Entry::single(0xa5, 7, 1023, 511).unwrap();
+        assert_eq!(
+            single.kind(),
+            EntryKind::Single {
+                byte: 0xa5,
+                free: 7,
+                hit: 1023,
+                miss: 511
+            }
+        );
+        assert_eq!((single.class(0xff), single.class(0x7f)), (Some(1023), Some(511)));
+        assert_eq!(
+            (Entry::single(0, 0, 1024, 0), Entry::single(0, 0, 0, 512)),
+            (None, None)
+        );
         let cell = Cell::new(16, 0x00ab_cdef);
         assert_eq!((cell.reason(), cell.ending()), (16, 0x00ab_cdef));
     }

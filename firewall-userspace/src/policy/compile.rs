@@ -16,8 +16,8 @@ use super::model::{Action, Owner, Policy, PrefixList, RuleId, ServiceId};
 use super::trie::{self, Prefix};
 use firewall_common::counter;
 use firewall_common::image::{
-    Cell, DIRECTORY_LEN, FLAG_DEFAULT_ALLOW, FLAG_EGRESS_DENY, FLAG_EGRESS_RULES, MAGIC, PAGE_SIZE, PortKey,
-    field,
+    CLASSES, Cell, DIRECTORY_LEN, FLAG_DEFAULT_ALLOW, FLAG_EGRESS_DENY, FLAG_EGRESS_RULES, MAGIC, PAGE_SIZE,
+    PortKey, field,
 };
 use firewall_common::verdict::{Direction, Reason};
 use rows::EgressRows;
@@ -91,7 +91,7 @@ pub fn compile(policy: &Policy) -> Result<Compiled, CompileError> {
 
     let mut verdicts = Verdicts::new(policy, &sets, &egress.sets);
     let class_of: Vec<u32> = (0..sets.members.len()).map(|set| verdicts.class(set)).collect();
-    limit("classes", verdicts.columns.len() as u64, 1 << 30)?;
+    limit("classes", verdicts.columns.len() as u64, CLASSES as u64)?;
 
     let mut image = vec![0; field::EGRESS_DIRECTORY as usize + DIRECTORY_LEN as usize * 2];
     let services = (1..).zip(&policy.services);
