@@ -590,7 +590,7 @@ mod online {
         let events: String = (1..=3)
             .map(|port| {
                 text(&EventRecord {
-                    src_port: port,
+                    src_port: Some(port),
                     time: "2026-11-22T01:03:16.250Z".into(),
                     ..EventRecord::default()
                 }) + "\n"

@@ -512,6 +512,16 @@ fn detaching_one_interface_and_everything() {
     let lines = lab.node.run(|| detach_all(&lab.pins)).unwrap();
     assert_eq!(lines[0], "detached from up0");
     assert!(!lab.pins.exists());
+    // In another namespace the number may be somebody else's.
+    let mut datapath = lab.open();
+    datapath.switch(&policy(false, 1), 1).unwrap();
+    lab.attach(&mut datapath);
+    drop(datapath);
+    let lines = lab.peer.run(|| detach_all(&lab.pins)).unwrap();
+    assert_eq!(
+        lines[0],
+        format!("detached from interface {ifindex} of another network namespace")
+    );
     assert_eq!(
         lab.node.run(|| detach_all(&lab.pins)).unwrap(),
         Vec::<String>::new()

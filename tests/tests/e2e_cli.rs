@@ -1,12 +1,12 @@
 //! The command line against a running agent: golden sessions, exit codes, records, and edits that last.
 
 use anyhow::{Context, Result, ensure};
-use ravelin::api::types::{Applied, EventRecord, Explanation};
-use ravelin_tests::agent::binary;
+use ravelin::api::types::{Applied, EventRecord, Explanation, MonitorRecord};
+use ravelin_tests::agent::{METRICS, binary};
 use ravelin_tests::lab::{EVERYTHING, NODE_B, NOTHING};
 use ravelin_tests::{Agent, Lab, session, traffic, wait};
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -228,7 +228,7 @@ fn monitor_shows_a_drop_as_it_happens() -> Result<()> {
         lines
             .iter()
             .filter_map(|line| serde_json::from_str::<EventRecord>(line).ok())
-            .find(|event| event.dst_port == 8443)
+            .find(|event| event.dst_port == Some(8443))
             .ok_or_else(|| format!("{lines:?}"))
     });
     child.kill()?;
@@ -251,6 +251,92 @@ fn monitor_shows_a_drop_as_it_happens() -> Result<()> {
         ("payments-api", "eth1"),
         "{event:?}"
     );
+    Ok(())
+}
+
+#[test]
+fn monitor_tells_how_many_it_did_not_show_though_nothing_follows() -> Result<()> {
+    const FLOOD: u64 = 3000;
+    let lab = Lab::new()?;
+    let agent = lab.agent(POLICY)?;
+    let mut child = Command::new(binary()?)
+        .args(["monitor", "-o", "json", "--socket"])
+        .arg(agent.socket())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let stdout = child.stdout.take().context("the pipe of a child")?;
+    let (send, records) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        let lines = BufReader::new(stdout).lines().map_while(Result::ok);
+        for record in lines.map(|line| serde_json::from_str::<MonitorRecord>(&line)) {
+            if send.send(record).is_err() {
+                break;
+            }
+        }
+    });
+    let to_closed = SocketAddr::new(NODE_B.into(), 4000);
+    wait::until("the stream to be open", || {
+        traffic::udp_reaches(&lab.stranger, to_closed);
+        records.try_iter().next().map(drop).ok_or("no event")
+    });
+    let mut told = 0;
+    lab.stranger.run(|| -> Result<()> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        for _ in 0..FLOOD {
+            socket.send_to(b"knock", to_closed)?;
+        }
+        Ok(())
+    })?;
+    // Nothing is sent any more: events shown and events not shown come to all that was.
+    wait::until("every event to be accounted for", || {
+        for record in records.try_iter() {
+            told += match record.map_err(|error| error.to_string())? {
+                MonitorRecord::Event(event) => 1 + event.suppressed,
+                MonitorRecord::Suppressed(record) => record.suppressed,
+            };
+        }
+        (told >= FLOOD).then_some(()).ok_or_else(|| format!("{told}"))
+    });
+    child.kill()?;
+    child.wait()?;
+    reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))
+}
+
+#[test]
+fn a_mistake_at_the_first_start_changes_nothing() -> Result<()> {
+    let lab = Lab::new()?;
+    let taken = lab.node.run(|| TcpListener::bind("127.0.0.1:9479"))?;
+    let bad = POLICY.replace("tcp/8443", "tpc/8443");
+    for (policy, flags, said) in [
+        (bad.as_str(), &[][..], "tpc"),
+        (
+            POLICY,
+            &["--metrics", "127.0.0.1:9479"][..],
+            "another process has the port",
+        ),
+    ] {
+        let agent = Agent::prepare(&lab.node, &["eth0"], policy, flags)?;
+        let mut command = agent.command()?;
+        let output = lab.node.run(move || command.output())?;
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{log}");
+        assert!(log.contains(said) && !agent.pins().exists(), "{log}");
+    }
+    // Later, filtering is worth more than its metrics.
+    let mut agent = Agent::start(&lab.node, &["eth0"], POLICY)?;
+    agent.terminate()?;
+    let taken_too = lab.node.run(|| TcpListener::bind(METRICS))?;
+    agent.launch(&lab.node)?;
+    let status = agent.wait_ready()?;
+    assert!(
+        status
+            .degraded
+            .iter()
+            .any(|sentence| sentence.contains("another process has the port")),
+        "{:?}",
+        status.degraded
+    );
+    drop((taken, taken_too));
     Ok(())
 }
 

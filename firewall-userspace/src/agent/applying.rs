@@ -1,12 +1,13 @@
-//! The owner's way with policies: jobs that read and compile away from it, one after the other, and what it does with
-//! what comes of them. The kernel has the last word: only what it took is remembered, kept and told.
+//! The owner's way with policies: it starts [`super::jobs`] one after the other, and does what is to be done with what
+//! comes of them. The kernel has the last word: only what it took is remembered, kept and told.
 
 use super::counters::{Ledger, Totals};
-use super::handle::{Outcome, Reply};
+use super::handle::Outcome;
+use super::jobs::{Ready, Work, perform};
 use super::owner::{Desired, LastReload, Owner};
-use super::reload::{Basis, Candidate, Origin, Refusal, Written, chain};
+use super::reload::{Basis, Candidate, Origin, Refusal, chain};
 use super::views::hex;
-use crate::api::types::{Applied, ApplyRequest, Edit};
+use crate::api::types::Applied;
 use crate::datapath::InForce;
 use crate::store::last_good::LastGood;
 use crate::store::policy_file::Seen;
@@ -19,38 +20,6 @@ use tokio::sync::oneshot;
 const KEEP_IMAGE: usize = 16 << 20;
 /// Before the end of a temporary entry that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(10);
-
-pub(super) struct Job {
-    pub(super) work: Work,
-    pub(super) reply: Option<Reply<Outcome>>,
-}
-
-#[derive(Clone)]
-pub(super) enum Work {
-    /// `ending`: a temporary entry ends, which it must even if the file has become bad.
-    Reload {
-        why: &'static str,
-        force: bool,
-        ending: bool,
-    },
-    Edit(Edit),
-    Apply(ApplyRequest),
-}
-
-/// What came of a job, before the kernel is asked.
-pub(super) struct Done {
-    pub(super) result: Result<Ready, Refusal>,
-    /// What was looked at; `None` if the job does not tell.
-    pub(super) seen: Option<Seen>,
-}
-
-pub(super) enum Ready {
-    Same,
-    Policy(Box<Candidate>, Option<Written>),
-    /// Of the last good copy, with what is wrong with the file.
-    Instead(Box<Candidate>, Refusal),
-    WouldBe(Box<Candidate>),
-}
 
 impl Owner {
     pub(super) fn basis(&self, compare: bool) -> Basis {
@@ -101,7 +70,7 @@ impl Owner {
             Ok(Ready::Same) => return Ok(self.unchanged()),
             Ok(Ready::WouldBe(candidate)) => {
                 return Ok(Applied {
-                    warnings: candidate.warnings,
+                    warnings: candidate.told,
                     diff: candidate.diff,
                     digest: hex(&candidate.compiled.digest),
                     generation: self.in_force.as_ref().map_or(0, |in_force| in_force.generation),
@@ -277,7 +246,7 @@ impl Owner {
             text: candidate.source.text.into(),
             stats,
             compiled: (candidate.compiled.image.len() <= KEEP_IMAGE).then(|| Arc::new(candidate.compiled)),
-            warnings: candidate.warnings.clone(),
+            warnings: candidate.warnings,
             applied_at: self.clock.wall().as_secs(),
         });
         if changed {
@@ -299,80 +268,8 @@ impl Owner {
             generation,
             digest,
             changed,
-            warnings: candidate.warnings,
+            warnings: candidate.told,
             diff: candidate.diff,
         })
-    }
-}
-
-/// Waits for the running job; forever if there is none.
-pub(super) async fn job(
-    running: &mut Option<(Job, oneshot::Receiver<Done>)>,
-) -> Result<Done, oneshot::error::RecvError> {
-    match running {
-        Some((_, done)) => done.await,
-        None => std::future::pending().await,
-    }
-}
-
-fn perform(basis: &Basis, work: Work) -> Done {
-    let mut seen = Seen::default();
-    let boxed = |(candidate, written)| Ready::Policy(Box::new(candidate), written);
-    match work {
-        Work::Reload { force, ending, .. } => {
-            let result = match basis.reload(force, &mut seen) {
-                Ok(Some(candidate)) => Ok(boxed((candidate, None))),
-                Ok(None) => Ok(Ready::Same),
-                Err(refusal) if ending => instead(basis, refusal),
-                Err(refusal) => Err(refusal),
-            };
-            Done {
-                result,
-                seen: Some(seen),
-            }
-        }
-        // What was refused did not change the file, so it tells nothing about it.
-        Work::Edit(change) => {
-            let result = basis.edit(&change, &mut seen).map(boxed);
-            Done {
-                seen: result.is_ok().then_some(seen),
-                result,
-            }
-        }
-        Work::Apply(request) if request.dry_run => {
-            let result = basis
-                .try_apply(&request.text, &request.path)
-                .map(|candidate| Ready::WouldBe(Box::new(candidate)));
-            Done { result, seen: None }
-        }
-        Work::Apply(request) => {
-            let result = basis.apply(&request.text, &request.path, &mut seen).map(boxed);
-            Done {
-                seen: result.is_ok().then_some(seen),
-                result,
-            }
-        }
-    }
-}
-
-/// The last good policy, because the file is not.
-pub(super) fn instead(basis: &Basis, refusal: Refusal) -> Result<Ready, Refusal> {
-    match basis.last_good() {
-        Ok(Some(candidate)) => Ok(Ready::Instead(Box::new(candidate), refusal)),
-        Ok(None) => Err(refusal),
-        Err(error) => {
-            log::warn!("the last good policy cannot be used: {error}");
-            Err(refusal)
-        }
-    }
-}
-
-impl Work {
-    fn why(&self) -> &'static str {
-        match self {
-            Work::Reload { why, .. } => why,
-            Work::Edit(_) => "edit",
-            Work::Apply(_) => "apply",
-        }
     }
 }

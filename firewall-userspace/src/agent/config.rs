@@ -103,7 +103,7 @@ struct File {
     pins: Option<PathBuf>,
     mode: Option<Mode>,
     failsafe: Option<OneOrMany<FailsafeRule>>,
-    link_control: Option<LinkControl>,
+    link_control: Option<OneOrMany<LinkControl>>,
     detach_on_exit: Option<bool>,
     log_drops: Option<bool>,
     kernel_log: Option<bool>,
@@ -210,7 +210,11 @@ impl Config {
             mode_by_flag: args.mode.is_some(),
             mode: args.mode.or(file.mode).unwrap_or_default(),
             failsafe,
-            link_control: args.link_control.or(file.link_control).unwrap_or_default().0,
+            link_control: args
+                .link_control
+                .or(file.link_control.map(LinkControl::all_of))
+                .unwrap_or_default()
+                .0,
             detach_on_exit: args.detach_on_exit.or(file.detach_on_exit).unwrap_or_default(),
             log_drops: args.log_drops.or(file.log_drops).unwrap_or_default(),
             kernel_log: args.kernel_log.or(file.kernel_log).unwrap_or_default(),
@@ -221,6 +225,11 @@ impl Config {
                 .map_or_else(|| "info".to_owned(), |filter| filter.0),
         };
         Ok(config)
+    }
+
+    /// What is legal but surely a mistake: a sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        self.failsafe.iter().flat_map(FailsafeRule::warnings).collect()
     }
 
     /// The failsafe rules as the kernel takes them.
@@ -475,6 +484,30 @@ impl FailsafeRule {
         self.from.is_none_or(|network| network.prefix() == 0)
     }
 
+    /// What is legal but surely a mistake: a sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if let Some(network) = self.from.filter(|network| network.ip() != network.network()) {
+            warnings.push(format!(
+                "the prefix {network} of a failsafe has bits set behind its length: taken as \"{self}\"; write {} if one \
+                 host is meant",
+                network.ip()
+            ));
+        }
+        if self.admits_anyone() {
+            let everybody = match self.from {
+                None => "everybody",
+                Some(network) if network.is_ipv4() => "everybody with an IPv4 address",
+                Some(_) => "everybody with an IPv6 address",
+            };
+            warnings.push(format!(
+                "the failsafe \"{self}\" lets {everybody} in, whatever the policy says; name the addresses that this host \
+                 is managed from instead"
+            ));
+        }
+        warnings
+    }
+
     /// As the kernel takes it: one entry a family.
     pub fn entries(&self) -> Vec<Failsafe> {
         let base = Failsafe {
@@ -565,6 +598,12 @@ impl Default for LinkControl {
     }
 }
 
+impl LinkControl {
+    fn all_of(lists: OneOrMany<LinkControl>) -> LinkControl {
+        LinkControl(lists.0.iter().fold(0, |set, list| set | list.0))
+    }
+}
+
 impl FromStr for LinkControl {
     type Err = String;
     fn from_str(text: &str) -> Result<LinkControl, String> {
@@ -636,6 +675,50 @@ mod tests {
             merge("socket = \"x.sock\""),
             Err(ConfigError::Relative { key: "socket", .. })
         ));
+    }
+
+    #[test]
+    fn link_control_is_a_list_in_either_form() {
+        for (text, set) in [
+            ("link_control = \"lacp,stp\"", LINK_LACP | LINK_STP),
+            ("link_control = [\"lacp\", \"stp\"]", LINK_LACP | LINK_STP),
+            ("link_control = [\"eapol\"]", LINK_EAPOL),
+            ("link_control = []", 0),
+            ("link_control = \"none\"", 0),
+        ] {
+            assert_eq!(merge(text).expect(text).link_control, set, "{text}");
+        }
+        let error = merge("link_control = [\"lacp\", \"foo\"]")
+            .expect_err("no such protocol")
+            .to_string();
+        assert!(
+            error.contains("line 1, column 16") && error.contains("\"foo\""),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_failsafe_that_says_more_or_less_than_meant_is_told() {
+        let config =
+            merge("failsafe = [\"tcp/22 from 203.0.113.9\", \"tcp/22 from 2001:db8::/64\"]").expect("valid");
+        assert_eq!(config.warnings(), Vec::<String>::new());
+        for (rule, told) in [
+            (
+                "tcp/22 from 10.1.2.3/8",
+                "taken as \"tcp/22 from 10.0.0.0/8\"; write 10.1.2.3 if one host is meant",
+            ),
+            (
+                "tcp/22 from 2001:db8::7/64",
+                "taken as \"tcp/22 from 2001:db8::/64\"; write 2001:db8::7",
+            ),
+            ("tcp/22 from any", "\"tcp/22 from any\" lets everybody in"),
+            ("tcp/22 from 0.0.0.0/0", "lets everybody with an IPv4 address in"),
+            ("tcp/22 from ::/0", "lets everybody with an IPv6 address in"),
+        ] {
+            let rule: FailsafeRule = rule.parse().expect(rule);
+            let warnings = rule.warnings();
+            assert!(warnings.len() == 1 && warnings[0].contains(told), "{warnings:?}");
+        }
     }
 
     #[test]

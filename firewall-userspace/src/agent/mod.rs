@@ -1,7 +1,8 @@
 //! The agent: sources -> desired -> compiled -> applied -> reported.
 //!
-//! [`owner`] is the loop and the only one who changes anything (policies in `applying`, interfaces in `attaching`); [`reload`] makes a policy ready for it, [`links`]
-//! says which interfaces are to be filtered, [`views`] what there is to see. Everybody else ([`crate::api::server`],
+//! [`owner`] is the loop and the only one who changes anything (policies in `applying`, interfaces in `attaching`);
+//! [`reload`] makes a policy ready for it in `jobs`, [`links`] says which interfaces are to be filtered, [`views`] what
+//! there is to see. Everybody else ([`crate::api::server`],
 //! [`crate::metrics`], [`watch`], signals) talks to it through a [`handle::Handle`]. This file puts them together
 //! and takes them apart.
 //!
@@ -13,6 +14,7 @@ pub mod clock;
 pub mod config;
 pub mod counters;
 pub mod handle;
+mod jobs;
 pub mod keeper;
 pub mod links;
 pub mod lock;
@@ -28,6 +30,7 @@ use crate::api::server;
 use crate::datapath::Datapath;
 use crate::metrics;
 use crate::monitor::{self, Hub, record::Directory};
+use crate::store::last_good::LastGood;
 use ::log::{info, warn};
 use anyhow::{Context as _, anyhow};
 use clock::SystemClock;
@@ -54,10 +57,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         env!("CARGO_PKG_VERSION"),
         config.instance
     );
-    for rule in config.failsafe.iter().filter(|rule| rule.admits_anyone()) {
-        warn!("the failsafe {rule} lets everybody in, whatever the policy says");
+    for warning in config.warnings() {
+        warn!("{warning}");
     }
     let _state_lock = lock::state_dir(&config.state_dir)?;
+    let began = LastGood::exists(&config.state_dir) || config.pins.exists();
+    if let (Some(address), false) = (config.metrics, began) {
+        metrics::server::check(address).map_err(|error| anyhow!(error))?;
+    }
     // Before the kernel is touched, so that a bad socket changes nothing. Who connects waits until it is served.
     let (listener, socket_file) = server::bind(&config.socket, config.socket_group.as_deref())?;
 
@@ -172,21 +179,19 @@ fn own(
             .exists()
             .then(|| lock::pins(&config.pins))
             .transpose()?;
-        let mut datapath = Datapath::open(&config.pins).context("cannot set up the data path")?;
-        let _pins_lock = early.map_or_else(|| lock::pins(&config.pins), Ok)?;
-        let kernel_log = config.kernel_log.then(|| datapath.take_kernel_log());
+        let pins = config.pins.clone();
+        let with_kernel_log = config.kernel_log;
+        let mut owner = Owner::new(config, Arc::new(SystemClock), &clock::boot_id(), outlets)?;
+        // Without pins nothing is in force, so a mistake in the policy ends it here, before anything was changed.
+        owner.read_policy(early.is_none())?;
+        let mut datapath = Datapath::open(&pins).context("cannot set up the data path")?;
+        let _pins_lock = early.map_or_else(|| lock::pins(&pins), Ok)?;
+        let kernel_log = with_kernel_log.then(|| datapath.take_kernel_log());
         if let Some(None) = kernel_log {
             warn!("the kernel programs were built without a log; build with the feature `kernel-log`");
         }
         let events = datapath.events().context("cannot read events")?;
-        let mut owner = Owner::new(
-            config,
-            datapath,
-            Arc::new(SystemClock),
-            &clock::boot_id(),
-            outlets,
-        )?;
-        let watch = owner.start().await?;
+        let watch = owner.start(datapath).await?;
         let pump = tokio::spawn(monitor::pump::run(events, directory, hub, agent));
         if let Some(kernel_log) = kernel_log.flatten() {
             tokio::spawn(async move {

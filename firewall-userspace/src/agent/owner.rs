@@ -7,11 +7,11 @@
 //!
 //! What always holds: a policy that was in force stays in force until another one is switched to, whatever fails.
 
-use super::applying::{Done, Job, Ready, Work, instead, job};
 use super::clock::Clock;
 use super::config::{Config, Mode};
 use super::counters::Ledger;
 use super::handle::{Command, Readiness};
+use super::jobs::{Done, Job, Ready, Work, instead, job};
 use super::keeper::Keeper;
 use super::links::{Links, State as LinkState};
 use super::reload::{Refusal, chain};
@@ -40,7 +40,7 @@ const NAP: Duration = Duration::from_secs(5);
 
 pub struct Owner {
     pub(super) config: Config,
-    /// `None` once everything is detached.
+    /// `None` before the start, and once everything is detached.
     pub(super) datapath: Option<Datapath>,
     pub(super) links: Links,
     pub(super) clock: Arc<dyn Clock>,
@@ -54,6 +54,8 @@ pub struct Owner {
     /// Boot clock: when the next temporary entry ends.
     pub(super) next_end: Option<Duration>,
     pub(super) seen: Option<Seen>,
+    /// What [`Owner::read_policy`] found, until it is put in force.
+    first: Option<(Result<Ready, Refusal>, Seen)>,
     pub(super) reload: LastReload,
     pub(super) jobs: VecDeque<Job>,
     pub(super) running: Option<(Job, oneshot::Receiver<Done>)>,
@@ -113,13 +115,7 @@ fn boxed(error: impl std::error::Error + Send + Sync + 'static) -> Box<dyn std::
 }
 
 impl Owner {
-    pub fn new(
-        config: Config,
-        datapath: Datapath,
-        clock: Arc<dyn Clock>,
-        boot_id: &str,
-        out: Outlets,
-    ) -> std::io::Result<Owner> {
+    pub fn new(config: Config, clock: Arc<dyn Clock>, boot_id: &str, out: Outlets) -> std::io::Result<Owner> {
         let mut state = State::read(&config.state_dir, boot_id);
         if config.mode_by_flag {
             state.set_mode(config.mode, config.mode);
@@ -130,7 +126,7 @@ impl Owner {
             deadlines: Deadlines::read(&config.state_dir, boot_id),
             keeper: Keeper::start(config.state_dir.clone())?,
             config,
-            datapath: Some(datapath),
+            datapath: None,
             clock,
             state,
             in_force: None,
@@ -138,6 +134,7 @@ impl Owner {
             desired: None,
             next_end: None,
             seen: None,
+            first: None,
             reload: LastReload::default(),
             jobs: VecDeque::new(),
             running: None,
@@ -151,16 +148,37 @@ impl Owner {
         })
     }
 
+    /// Makes the first policy ready, without touching the kernel. `needed`: nothing can be in force from before.
+    ///
+    /// # Errors
+    /// There is none, and it is needed.
+    pub fn read_policy(&mut self, needed: bool) -> Result<(), StartError> {
+        let basis = self.basis(false);
+        let mut seen = Seen::default();
+        let loaded = match basis.reload(true, &mut seen) {
+            Ok(Some(candidate)) => Ok(Ready::Policy(Box::new(candidate), None)),
+            Ok(None) => Ok(Ready::Same),
+            Err(error) => instead(&basis, error),
+        };
+        match &loaded {
+            Err(refusal) if needed => Err(StartError::NoPolicy(self.first_policy(refusal))),
+            _ => {
+                self.first = Some((loaded, seen));
+                Ok(())
+            }
+        }
+    }
+
     /// From nothing to filtering. In this order, so that no packet is judged by nothing or by a half: policy,
     /// configuration, the gate of replies, and only then the interfaces.
-    pub async fn start(&mut self) -> Result<Watch, StartError> {
-        let datapath = self
-            .datapath
-            .as_mut()
-            .ok_or_else(|| StartError::NoPolicy("already detached".into()))?;
+    ///
+    /// # Errors
+    /// The kernel does not take it, or [`Owner::read_policy`] has found nothing.
+    pub async fn start(&mut self, datapath: Datapath) -> Result<Watch, StartError> {
         self.in_force = datapath
             .in_force()
             .map_err(|error| StartError::Datapath(boxed(error)))?;
+        self.datapath = Some(datapath);
         if let Some(in_force) = &self.in_force {
             self.ledger = self.state.ledger(in_force.generation);
             log::info!("generation {} is in force from before", in_force.generation);
@@ -178,13 +196,11 @@ impl Owner {
             self.configure_now()
                 .map_err(|error| StartError::Datapath(boxed(error)))?;
         }
-        let basis = self.basis(false);
-        let mut seen = Seen::default();
-        let loaded = match basis.reload(true, &mut seen) {
-            Ok(Some(candidate)) => Ok(Ready::Policy(Box::new(candidate), None)),
-            Ok(None) => Ok(Ready::Same),
-            Err(error) => instead(&basis, error),
-        };
+        let missing = || Refusal::Missing("the policy was not read".into());
+        let (loaded, seen) = self
+            .first
+            .take()
+            .unwrap_or_else(|| (Err(missing()), Seen::default()));
         match self.finish(
             Work::Reload {
                 why: "start",
@@ -494,13 +510,18 @@ impl Owner {
 
     /// A mode that was set by command outlives the agent, so it is to be seen that it is not the configured one.
     fn note_mode(&mut self) {
-        let (doing, command) = match self.mode {
-            Mode::Enforce => ("enforcing", "enforce"),
-            Mode::Observe => ("observing", "observe"),
+        let text = match (self.mode, self.config.mode) {
+            (Mode::Observe, Mode::Enforce) => Some(
+                "observing since `ravelin observe`, though the configuration says enforce: nothing is dropped until \
+                 `ravelin enforce`",
+            ),
+            (Mode::Enforce, Mode::Observe) => Some(
+                "enforcing since `ravelin enforce`, though the configuration says observe: drops are carried out until \
+                 `ravelin observe`",
+            ),
+            _ => None,
         };
-        let configured = self.config.mode;
-        let text = format!("{doing} since `ravelin {command}`; configured: {configured}");
-        self.note("mode", (self.mode != configured).then_some(text));
+        self.note("mode", text.map(str::to_owned));
     }
 
     fn detach(&mut self) -> Result<Vec<String>, Refusal> {

@@ -8,10 +8,12 @@ use super::clock::Clock;
 use super::counters::{EndingName, names};
 use super::temporary::Deadlines;
 use crate::api::types::{DiffLine, Edit};
+use crate::host::sysctl;
 use crate::policy::compile::{Compiled, compile};
+use crate::policy::diagnostic::Diagnostic;
 use crate::policy::file::{Loaded, TemporaryEntry};
 use crate::policy::model::Policy;
-use crate::policy::{diff, edit, file, groups};
+use crate::policy::{diff, edit, ephemeral, file, groups};
 use crate::store::last_good::{LastGood, Lists};
 use crate::store::policy_file::{Seen, WriteError, stamp, write_over};
 use std::io;
@@ -57,6 +59,8 @@ pub struct Candidate {
     pub compiled: Compiled,
     pub names: Vec<EndingName>,
     pub warnings: Vec<String>,
+    /// The same for who applied a text from elsewhere: with the places in that.
+    pub told: Vec<String>,
     /// Against the policy in force, if it was asked for.
     pub diff: Vec<DiffLine>,
     /// Everything needed to keep it as the last good one; the generation is not known yet.
@@ -150,6 +154,7 @@ impl Basis {
                         "entries that have ended stay in the file, without effect: {}",
                         chain(&error)
                     );
+                    candidate.told.push(warning.clone());
                     candidate.warnings.push(warning);
                 }
             }
@@ -188,6 +193,11 @@ impl Basis {
             })?;
             edit::edit(text, change, self.clock.wall().as_secs())
                 .map_err(|error| Refusal::Invalid(chain(&error)))
+        })
+        .map(|(mut candidate, written)| {
+            // It stands in the file by now.
+            candidate.told.clone_from(&candidate.warnings);
+            (candidate, written)
         })
     }
 
@@ -280,14 +290,7 @@ impl Basis {
                 }
             };
             file::parse_with(text, &self.path, 0, &mut read).map_err(|mut error| {
-                let own = self.path.display().to_string();
-                for error in &mut error.errors {
-                    if error.place.path == own {
-                        error.place.path.clone_from(&called);
-                    }
-                    // Some name a second place.
-                    error.message = error.message.replace(&format!("({own}:"), &format!("({called}:"));
-                }
+                self.call(&mut error.errors, &called);
                 Refusal::Invalid(error.to_string())
             })
         };
@@ -311,12 +314,17 @@ impl Basis {
             (Some(old), true) => diff::diff(old, &loaded.policy),
             (None, true) => diff::diff(&Policy::default(), &loaded.policy),
         };
+        let more = ephemeral::warnings(&loaded, &self.path, &sysctl::local_ports());
+        loaded.warnings.extend(more);
+        let warnings = loaded.warnings.iter().map(ToString::to_string).collect();
+        self.call(&mut loaded.warnings, &called);
         // A list that the policy no longer names is not kept.
         lists.retain(|path, _| loaded.files.contains(path));
         Ok(Candidate {
             origin,
             names: names(&loaded.policy, &compiled),
-            warnings: loaded.warnings.iter().map(ToString::to_string).collect(),
+            warnings,
+            told: loaded.warnings.iter().map(ToString::to_string).collect(),
             diff,
             source: LastGood {
                 generation: 0,
@@ -329,6 +337,18 @@ impl Basis {
             deadlines,
             ended,
         })
+    }
+
+    /// Gives findings about a text the name that its author knows.
+    fn call(&self, findings: &mut [Diagnostic], name: &str) {
+        let own = self.path.display().to_string();
+        for finding in findings {
+            if finding.place.path == own {
+                finding.place.path = name.to_owned();
+            }
+            // Some name a second place.
+            finding.message = finding.message.replace(&format!("({own}:"), &format!("({name}:"));
+        }
     }
 }
 
@@ -483,6 +503,23 @@ mod tests {
             place.basis.edit(&allow("198.51.100.7"), &mut seen),
             Err(Refusal::Missing(_))
         ));
+        let doubtful = POLICY.replace("192.0.2.0/24", "192.0.2.7/24");
+        let (candidate, _) = place
+            .basis
+            .apply(&doubtful, "other.toml", &mut seen)
+            .expect("taken");
+        let own = format!("{}:9:", place.basis.path.display());
+        assert!(
+            candidate.told[0].starts_with("other.toml:9:"),
+            "{:?}",
+            candidate.told
+        );
+        assert!(
+            candidate.warnings[0].starts_with(&own),
+            "{:?}",
+            candidate.warnings
+        );
+        std::fs::remove_file(&place.basis.path).expect("removed");
         let (_, written) = place.basis.apply(POLICY, "other.toml", &mut seen).expect("taken");
         assert_eq!(place.text(), POLICY);
         written.expect("made").undo();

@@ -75,6 +75,7 @@ impl Owner {
             interfaces,
             unmatched: self.links.unmatched(),
             failsafe: self.config.failsafe.iter().map(ToString::to_string).collect(),
+            warnings: self.config.warnings(),
             degraded,
             ready: self.in_force.is_some() && self.links.ready(),
         }

@@ -19,6 +19,9 @@ pub struct Status {
     /// Patterns asked for that no interface matches.
     pub unmatched: Vec<String>,
     pub failsafe: Vec<String>,
+    /// What is surely a mistake in the agent's configuration, a sentence each.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// What this kernel lacks and what that means, a sentence each.
     pub degraded: Vec<String>,
     /// True when a policy is in force on every interface asked for.
@@ -238,6 +241,23 @@ pub struct ExplainStep {
 }
 
 /// `GET /v1/monitor?passes=bool`: a stream of these, one JSON object a line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum MonitorRecord {
+    Event(Box<EventRecord>),
+    /// No event followed those that were suppressed: told after a second.
+    Suppressed(SuppressedRecord),
+}
+
+/// Events that were not written since the record before, all reasons.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SuppressedRecord {
+    /// As [`EventRecord::time`].
+    pub time: String,
+    pub suppressed: u64,
+}
+
+/// One packet.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EventRecord {
     /// RFC 3339 with milliseconds, UTC.
@@ -250,9 +270,17 @@ pub struct EventRecord {
     /// `tcp`, `udp`, `icmp`, ... or the protocol's number.
     pub protocol: String,
     pub src: String,
-    pub src_port: u16,
+    /// Of TCP, UDP and SCTP, unless it was not there to be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub src_port: Option<u16>,
     pub dst: String,
-    pub dst_port: u16,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dst_port: Option<u16>,
+    /// Of ICMP and ICMPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub icmp_type: Option<u8>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub icmp_code: Option<u8>,
     pub length: u32,
     pub tcp_flags: String,
     pub vlan: Vec<u16>,

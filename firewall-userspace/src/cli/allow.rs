@@ -2,7 +2,6 @@
 
 use super::{Answer, Context, duration, source};
 use crate::api::types::Edit;
-use std::time::Duration;
 
 /// Let a source reach a service
 ///
@@ -20,16 +19,14 @@ pub struct Args {
     /// Address, prefix, @group, or any
     #[arg(value_name = "PREFIX", value_parser = source::parse)]
     source: String,
-    /// End by itself after this time
-    #[arg(long = "for", value_name = "DURATION", value_parser = duration::parse)]
-    for_: Option<Duration>,
+    #[command(flatten)]
+    lasting: duration::Lasting,
 }
 
 pub(super) fn run(args: Args, context: &Context) -> anyhow::Result<Answer> {
-    let for_seconds = args.for_.map(|time| time.as_secs());
     context.edit(&Edit::Allow {
         service: args.service,
         source: args.source,
-        for_seconds,
+        for_seconds: args.lasting.seconds(),
     })
 }

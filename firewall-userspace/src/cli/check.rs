@@ -1,8 +1,10 @@
 //! `ravelin check`
 
 use super::{Answer, Context, message};
+use crate::host::sysctl;
 use crate::output::{self, CheckReport, CheckService};
 use crate::policy::compile::compile;
+use crate::policy::ephemeral;
 use crate::policy::file::{self, Loaded};
 use crate::policy::model::{Action, Owner, Policy, ServiceId};
 use anyhow::Context as _;
@@ -44,8 +46,11 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
         (args.file.display().to_string(), file::load(&args.file, now))
     };
     let errors = match loaded {
-        Ok(loaded) => match compile(&loaded.policy) {
+        Ok(mut loaded) => match compile(&loaded.policy) {
             Ok(compiled) => {
+                let local = sysctl::local_ports();
+                let more = ephemeral::warnings(&loaded, Path::new(&path), &local);
+                loaded.warnings.extend(more);
                 for warning in &loaded.warnings {
                     message("warning", &warning.to_string());
                 }

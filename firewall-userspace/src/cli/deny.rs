@@ -2,7 +2,6 @@
 
 use super::{Answer, Context, duration, source};
 use crate::api::types::Edit;
-use std::time::Duration;
 
 /// Shut a source out of everything, on every port
 ///
@@ -16,15 +15,13 @@ pub struct Args {
     /// Address, prefix or @group
     #[arg(value_name = "PREFIX", value_parser = source::parse)]
     source: String,
-    /// End by itself after this time
-    #[arg(long = "for", value_name = "DURATION", value_parser = duration::parse)]
-    for_: Option<Duration>,
+    #[command(flatten)]
+    lasting: duration::Lasting,
 }
 
 pub(super) fn run(args: Args, context: &Context) -> anyhow::Result<Answer> {
-    let for_seconds = args.for_.map(|time| time.as_secs());
     context.edit(&Edit::Deny {
         source: args.source,
-        for_seconds,
+        for_seconds: args.lasting.seconds(),
     })
 }

@@ -2,6 +2,21 @@
 
 use std::time::Duration;
 
+/// `--for` of the commands that add an entry.
+#[derive(Debug, clap::Args)]
+pub struct Lasting {
+    /// End by itself after this time
+    #[arg(long = "for", value_name = "DURATION", value_parser = parse)]
+    for_: Option<Duration>,
+}
+
+impl Lasting {
+    /// `None`: for good.
+    pub fn seconds(&self) -> Option<u64> {
+        self.for_.map(|time| time.as_secs())
+    }
+}
+
 const UNITS: [(char, u64); 4] = [('d', 86_400), ('h', 3600), ('m', 60), ('s', 1)];
 /// A hundred years: what is longer is meant to be permanent.
 const LONGEST: u64 = 36_500 * 86_400;

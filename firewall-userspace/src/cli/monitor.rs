@@ -1,14 +1,15 @@
 //! `ravelin monitor`
 
 use super::{Answer, Context, print};
-use crate::api::types::EventRecord;
+use crate::api::types::MonitorRecord;
 use crate::output;
 use anyhow::{Context as _, bail};
 
 /// Dropped packets as they happen
 ///
 /// Events are sampled: per reason, CPU and second only so many are shown, and the rest are counted ("more were not
-/// shown"). Exact numbers are in `ravelin counters`. With -o json one object a line.
+/// shown"), at the latest after a second. Exact numbers are in `ravelin counters`. With -o json one object a line: an
+/// event, or {"time", "suppressed"} when none follows those that were not shown.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   ravelin monitor
@@ -37,14 +38,14 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
             let Some(line) = lines.next().await? else {
                 bail!("the agent has stopped, and with it the events");
             };
-            let record: EventRecord = serde_json::from_slice(&line)
+            let record: MonitorRecord = serde_json::from_slice(&line)
                 .context("an event of the agent is not understood; is it another version?")?;
             let text = match context.json {
                 true => serde_json::to_string(&record)? + "\n",
                 false => output::event(&record, &context.style),
             };
             print(&text)?;
-            left -= 1;
+            left -= u64::from(matches!(record, MonitorRecord::Event(_)));
         }
         Ok(Answer::Yes)
     })

@@ -421,6 +421,16 @@ pub(super) fn remove_zombies(pins: &Path) -> Result<(), AttachError> {
     Ok(())
 }
 
+/// Whether an interface that has programs of ours is one of this network namespace, whose numbers say nothing in
+/// another. `None` if the pins do not tell.
+pub(super) fn is_here(pins: &Path, ifindex: u32) -> Option<bool> {
+    let link = sys::open_pin(&xdp_pin(pins, ifindex)).ok()?;
+    let info = sys::link_info(link.as_fd()).ok()?;
+    let on_it = netlink::xdp_programs(ifindex).ok()?;
+    let ours = |id: Option<u32>| id == Some(info.program_id);
+    Some(on_it.is_some_and(|on_it| ours(on_it.native) || ours(on_it.generic)))
+}
+
 fn xdp_pin(pins: &Path, ifindex: u32) -> PathBuf {
     pins.join(format!("xdp-{ifindex}"))
 }

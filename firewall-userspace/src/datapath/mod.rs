@@ -493,10 +493,12 @@ pub fn detach_all(pins: &Path) -> Result<Vec<String>, DatapathError> {
         .collect();
     let mut lines = Vec::new();
     for ifindex in attach::attached(pins).map_err(DatapathError::path("reading", pins))? {
+        let here = attach::is_here(pins, ifindex);
         if attach::detach(pins, ifindex)? {
-            lines.push(match names.get(&ifindex) {
-                Some(name) => format!("detached from {name}"),
-                None => format!("detached from interface {ifindex}"),
+            lines.push(match (here, names.get(&ifindex)) {
+                (Some(true), Some(name)) => format!("detached from {name}"),
+                (Some(false), _) => format!("detached from interface {ifindex} of another network namespace"),
+                _ => format!("detached from interface {ifindex}"),
             });
         }
     }

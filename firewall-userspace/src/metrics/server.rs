@@ -1,7 +1,8 @@
 //! `/metrics`, `/healthz` and `/readyz` over plain HTTP, for the scraper and the supervisor of the host.
 //!
 //! Holds no secrets and changes nothing; by default only this host can reach it. An address that cannot be had is
-//! tried again and told in the status: an agent that filters is worth more than its metrics.
+//! tried again and told in the status: an agent that filters is worth more than its metrics. Only before the very
+//! first policy it is a reason not to start ([`check`]).
 
 use super::AgentCollector;
 use crate::agent::handle::{Command, Handle};
@@ -12,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{Registry, TextEncoder};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -24,6 +26,27 @@ const ALIVE: Duration = Duration::from_secs(5);
 struct Shared {
     registry: Registry,
     agent: Handle,
+}
+
+/// Whether somebody else has the address, or only root may have it. One that this host does not have may still come.
+///
+/// # Errors
+/// Why not.
+pub fn check(address: SocketAddr) -> Result<(), String> {
+    match std::net::TcpListener::bind(address) {
+        Err(error) if matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::PermissionDenied) => {
+            Err(refused(address, &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn refused(address: SocketAddr, error: &std::io::Error) -> String {
+    let why = match error.kind() {
+        ErrorKind::AddrInUse => "another process has the port; choose another with --metrics".to_owned(),
+        _ => error.to_string(),
+    };
+    format!("metrics are not served on {address}: {why}")
 }
 
 /// Serves until the task is dropped.
@@ -58,16 +81,7 @@ pub async fn run(address: SocketAddr, agent: Handle) {
             }
             Err(error) => error,
         };
-        let why = match error.kind() {
-            std::io::ErrorKind::AddrInUse => {
-                "another process has the port; choose another with --metrics".to_owned()
-            }
-            _ => error.to_string(),
-        };
-        agent.tell(Command::Note(
-            "metrics",
-            Some(format!("metrics are not served on {address}: {why}")),
-        ));
+        agent.tell(Command::Note("metrics", Some(refused(address, &error))));
         tokio::time::sleep(RETRY).await;
     }
 }
@@ -103,4 +117,23 @@ async fn ready(State(shared): State<Shared>) -> Response {
     }
     let text = "no policy is in force on every interface asked for; `ravelin status` says more\n";
     (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_somebody_has_is_refused_and_one_that_may_come_is_not() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = taken.local_addr().expect("bound");
+        let error = check(address).expect_err("taken");
+        assert!(
+            error.contains(&address.to_string()) && error.contains("--metrics"),
+            "{error}"
+        );
+        drop(taken);
+        assert_eq!(check(address), Ok(()));
+        assert_eq!(check("192.0.2.1:9477".parse().expect("an address")), Ok(()));
+    }
 }

@@ -8,9 +8,10 @@ pub mod record;
 pub mod time;
 
 use crate::agent::counters::PASS;
-use crate::api::types::EventRecord;
+use crate::api::types::{EventRecord, MonitorRecord, SuppressedRecord};
 use firewall_common::control::{EVENTS_DROP, EVENTS_PASS};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 use tokio::sync::broadcast;
 
 /// Records that a listener may lag behind.
@@ -21,7 +22,8 @@ pub const PER_SECOND: u32 = 100;
 
 #[derive(Clone, Debug)]
 struct Published {
-    record: Arc<EventRecord>,
+    /// `None`: only to tell how many were suppressed.
+    record: Option<Arc<EventRecord>>,
     /// All that the kernel has suppressed, up to this record.
     suppressed: u64,
 }
@@ -84,14 +86,32 @@ impl Hub {
 
     /// Hands a record to all listeners. `suppressed`: the total that the kernel has suppressed so far.
     pub fn publish(&self, record: EventRecord, suppressed: u64) {
+        self.send(Some(record), suppressed);
+    }
+
+    /// Tells all listeners the total that the kernel has suppressed so far, when no record does.
+    pub fn publish_suppressed(&self, suppressed: u64) {
+        self.send(None, suppressed);
+    }
+
+    fn send(&self, record: Option<EventRecord>, suppressed: u64) {
         self.suppressed(suppressed);
         if let Some(sender) = &*self.sender.lock().unwrap_or_else(PoisonError::into_inner) {
             // Without listeners it goes nowhere, which is right.
             let _ = sender.send(Published {
-                record: Arc::new(record),
+                record: record.map(Arc::new),
                 suppressed,
             });
         }
+    }
+
+    /// Whether anybody listens.
+    pub fn is_heard(&self) -> bool {
+        self.listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .drops
+            > 0
     }
 
     /// Ends all listeners when they have read what is there.
@@ -130,22 +150,41 @@ pub struct Listener {
 impl Listener {
     /// The next record; its `suppressed` counts what the kernel suppressed and what this listener lost since the
     /// one before. `None` when the agent stops.
-    pub async fn next(&mut self) -> Option<EventRecord> {
+    pub async fn next(&mut self) -> Option<MonitorRecord> {
         loop {
             match self.receiver.recv().await {
-                Ok(published) if !self.passes && published.record.verdict == PASS => {}
                 Ok(published) => {
-                    let suppressed = published.suppressed.saturating_sub(self.suppressed) + self.missed;
-                    self.suppressed = self.suppressed.max(published.suppressed);
-                    self.missed = 0;
-                    return Some(EventRecord {
-                        suppressed,
-                        ..(*published.record).clone()
-                    });
+                    if let Some(record) = self.take(published) {
+                        return Some(record);
+                    }
                 }
                 Err(broadcast::error::RecvError::Lagged(missed)) => self.missed += missed,
                 Err(broadcast::error::RecvError::Closed) => return None,
             }
+        }
+    }
+}
+
+impl Listener {
+    fn take(&mut self, published: Published) -> Option<MonitorRecord> {
+        let passed_over = |record: &EventRecord| !self.passes && record.verdict == PASS;
+        if published.record.as_deref().is_some_and(passed_over) {
+            return None;
+        }
+        let suppressed = published.suppressed.saturating_sub(self.suppressed) + self.missed;
+        self.suppressed = self.suppressed.max(published.suppressed);
+        self.missed = 0;
+        match published.record {
+            Some(record) => Some(MonitorRecord::Event(Box::new(EventRecord {
+                suppressed,
+                ..(*record).clone()
+            }))),
+            None => (suppressed > 0).then(|| {
+                MonitorRecord::Suppressed(SuppressedRecord {
+                    time: time::rfc3339(SystemTime::now()),
+                    suppressed,
+                })
+            }),
         }
     }
 }
@@ -166,8 +205,15 @@ mod tests {
     fn record(verdict: &str, src_port: u16) -> EventRecord {
         EventRecord {
             verdict: verdict.into(),
-            src_port,
+            src_port: Some(src_port),
             ..EventRecord::default()
+        }
+    }
+
+    async fn event(listener: &mut Listener) -> EventRecord {
+        match listener.next().await.expect("one") {
+            MonitorRecord::Event(record) => *record,
+            MonitorRecord::Suppressed(record) => panic!("{record:?}"),
         }
     }
 
@@ -194,14 +240,38 @@ mod tests {
         hub.suppressed(1000);
         let (mut slow, mut quick) = (hub.listen(false), hub.listen(false));
         hub.publish(record("drop", 1), 1005);
-        let first = quick.next().await.expect("one");
-        assert_eq!((first.src_port, first.suppressed), (1, 5));
+        let first = event(&mut quick).await;
+        assert_eq!((first.src_port, first.suppressed), (Some(1), 5));
         for _ in 0..WINDOW {
             hub.publish(record("drop", 2), 1007);
         }
         // The first was pushed out: lost to this one, with the 7 that the kernel suppressed.
-        assert_eq!(slow.next().await.expect("one").suppressed, 8);
-        assert_eq!(slow.next().await.expect("one").suppressed, 0);
+        assert_eq!(event(&mut slow).await.suppressed, 8);
+        assert_eq!(event(&mut slow).await.suppressed, 0);
+    }
+
+    #[tokio::test]
+    async fn what_was_suppressed_is_told_though_no_event_follows() {
+        let hub = Hub::new(|_| ());
+        assert!(!hub.is_heard());
+        let mut early = hub.listen(false);
+        hub.publish(record("drop", 1), 5);
+        hub.publish_suppressed(9);
+        let mut late = hub.listen(false);
+        hub.publish_suppressed(9);
+        hub.publish_suppressed(10);
+        hub.close();
+        assert_eq!(event(&mut early).await.suppressed, 5);
+        for (listener, counts) in [(&mut early, &[4, 1][..]), (&mut late, &[1])] {
+            for expected in counts {
+                match listener.next().await {
+                    Some(MonitorRecord::Suppressed(told)) => assert_eq!(told.suppressed, *expected),
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert!(listener.next().await.is_none());
+        }
+        assert!(hub.is_heard());
     }
 
     #[tokio::test]
@@ -211,8 +281,8 @@ mod tests {
         hub.publish(record("pass", 1), 0);
         hub.publish(record("drop", 2), 0);
         hub.close();
-        assert_eq!(drops.next().await.expect("one").src_port, 2);
-        assert_eq!(all.next().await.expect("one").src_port, 1);
+        assert_eq!(event(&mut drops).await.src_port, Some(2));
+        assert_eq!(event(&mut all).await.src_port, Some(1));
         assert!(drops.next().await.is_none() && hub.listen(false).next().await.is_none());
     }
 }

@@ -41,6 +41,7 @@ impl Directory {
             (0, None) => PASS,
             _ => WOULD_DROP,
         };
+        let (ports, icmp) = (ports(event), icmp(event));
         EventRecord {
             time: rfc3339(wall_time(event.time_ns)),
             interface: self
@@ -57,9 +58,11 @@ impl Directory {
                 .unwrap_or_default(),
             protocol: protocol(event),
             src: address(event.version, event.src_high, event.src_low),
-            src_port: event.src_port,
+            src_port: ports.map(|(src, _)| src),
             dst: address(event.version, event.dst_high, event.dst_low),
-            dst_port: event.dst_port,
+            dst_port: ports.map(|(_, dst)| dst),
+            icmp_type: icmp.map(|[kind, _]| kind),
+            icmp_code: icmp.map(|[_, code]| code),
             length: event.length,
             tcp_flags: tcp_flags(event.tcp_flags),
             vlan: [event.vlan_outer, event.vlan_inner]
@@ -92,6 +95,18 @@ fn protocol(event: &Event) -> String {
         (_, number) => return number.to_string(),
     };
     word.to_owned()
+}
+
+/// Both are zero where the packet ended before them, and in fragments after the first.
+fn ports(event: &Event) -> Option<(u16, u16)> {
+    let has_ports = event.version != 0 && matches!(event.protocol, 6 | 17 | 132);
+    let ports = (event.src_port, event.dst_port);
+    (has_ports && ports != (0, 0)).then_some(ports)
+}
+
+/// Type and code, which stand in the place of the destination port.
+fn icmp(event: &Event) -> Option<[u8; 2]> {
+    matches!((event.version, event.protocol), (4, 1) | (6, 58)).then(|| event.dst_port.to_be_bytes())
 }
 
 fn address(version: u8, high: u64, low: u64) -> String {
@@ -156,7 +171,7 @@ mod tests {
         );
         assert_eq!(
             (record.src.as_str(), record.dst.as_str(), record.dst_port),
-            ("192.0.2.1", "198.51.100.1", 443)
+            ("192.0.2.1", "198.51.100.1", Some(443))
         );
         assert_eq!(
             (record.verdict.as_str(), record.reason.as_str()),
@@ -186,5 +201,15 @@ mod tests {
             (observed.interface.as_str(), observed.src.as_str()),
             ("8", "::c000:201")
         );
+
+        let ping = directory.record(&Event {
+            protocol: 1,
+            dst_port: 8 << 8 | 3,
+            ..event
+        });
+        assert_eq!((ping.icmp_type, ping.icmp_code), (Some(8), Some(3)));
+        assert_eq!((ping.src_port, ping.dst_port), (None, None));
+        let fragment = directory.record(&Event { dst_port: 0, ..event });
+        assert_eq!((fragment.src_port, fragment.icmp_type), (None, None));
     }
 }

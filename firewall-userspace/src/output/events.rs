@@ -2,8 +2,7 @@
 
 use super::Style;
 use super::human::number;
-use crate::api::types::EventRecord;
-use std::fmt::Write;
+use crate::api::types::{EventRecord, MonitorRecord};
 
 /// The titles over the columns of [`event`].
 pub fn event_header(style: &Style) -> String {
@@ -22,13 +21,22 @@ pub fn event_header(style: &Style) -> String {
     style.bold(&line) + "\n"
 }
 
-/// One event, after a line of those suppressed since the one before, if any.
-pub fn event(record: &EventRecord, style: &Style) -> String {
-    let mut out = String::new();
-    if record.suppressed > 0 {
-        let text = format!("... {} more were not shown (sampled)", number(record.suppressed));
-        let _ = writeln!(out, "{}", style.dim(&text));
+/// One event, after a line of those suppressed since the one before, if any; or that line alone.
+pub fn event(record: &MonitorRecord, style: &Style) -> String {
+    match record {
+        MonitorRecord::Event(record) => suppressed(record.suppressed, style) + &line(record, style),
+        MonitorRecord::Suppressed(record) => suppressed(record.suppressed, style),
     }
+}
+
+fn suppressed(count: u64, style: &Style) -> String {
+    match count {
+        0 => String::new(),
+        count => style.dim(&format!("... {} more were not shown (sampled)", number(count))) + "\n",
+    }
+}
+
+fn line(record: &EventRecord, style: &Style) -> String {
     // The date is the reader's own; `2026-11-22T01:03:16.250Z` -> `01:03:16.250`.
     let time = record
         .time
@@ -46,7 +54,7 @@ pub fn event(record: &EventRecord, style: &Style) -> String {
         more.push(format!("vlan {}", tags.join(",")));
     }
     let verdict = style.verdict(&record.verdict, &format!("{:<7}", record.verdict));
-    let line = format!(
+    let text = format!(
         "{time:<12} {:<10} {verdict} {:<15} {:<14} {:<6} {:<42} {:>5}  {}",
         record.interface,
         record.reason,
@@ -56,33 +64,28 @@ pub fn event(record: &EventRecord, style: &Style) -> String {
         record.length,
         more.join(" "),
     );
-    let _ = writeln!(out, "{}", line.trim_end());
-    out
+    text.trim_end().to_owned() + "\n"
 }
 
-fn route(record: &EventRecord) -> String {
+/// From where to where, as far as the packet tells.
+pub fn route(record: &EventRecord) -> String {
     if record.src.is_empty() {
         return format!("ethertype 0x{:04x}", record.ethertype);
     }
-    let ports = matches!(record.protocol.as_str(), "tcp" | "udp" | "sctp");
-    let end = |address: &str, port: u16| match (ports, address.contains(':')) {
-        (false, _) => address.to_owned(),
-        (true, false) => format!("{address}:{port}"),
-        (true, true) => format!("[{address}]:{port}"),
+    let end = |address: &str, port: Option<u16>| match (port, address.contains(':')) {
+        (None, _) => address.to_owned(),
+        (Some(port), false) => format!("{address}:{port}"),
+        (Some(port), true) => format!("[{address}]:{port}"),
     };
     let route = format!(
         "{} -> {}",
         end(&record.src, record.src_port),
         end(&record.dst, record.dst_port)
     );
-    if record.protocol.starts_with("icmp") {
-        return format!(
-            "{route} type {} code {}",
-            record.dst_port >> 8,
-            record.dst_port & 0xff
-        );
+    match (record.icmp_type, record.icmp_code) {
+        (Some(kind), Some(code)) => format!("{route} type {kind} code {code}"),
+        _ => route,
     }
-    route
 }
 
 fn dash(text: &str) -> &str {
@@ -92,6 +95,7 @@ fn dash(text: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::types::SuppressedRecord;
 
     #[test]
     fn events_line_up_under_their_header() {
@@ -103,9 +107,9 @@ mod tests {
             service: "payments-api".into(),
             protocol: "tcp".into(),
             src: "203.0.113.9".into(),
-            src_port: 40_022,
+            src_port: Some(40_022),
             dst: "192.0.2.1".into(),
-            dst_port: 8443,
+            dst_port: Some(8443),
             length: 74,
             tcp_flags: "SYN".into(),
             vlan: vec![10],
@@ -115,7 +119,10 @@ mod tests {
             protocol: "icmpv6".into(),
             src: "2001:db8::9".into(),
             dst: "2001:db8::1".into(),
-            dst_port: 128 << 8,
+            src_port: None,
+            dst_port: None,
+            icmp_type: Some(128),
+            icmp_code: Some(0),
             suppressed: 1_204,
             tcp_flags: String::new(),
             vlan: vec![],
@@ -132,7 +139,20 @@ mod tests {
             ..tcp.clone()
         };
         let style = Style::PLAIN;
-        let text = event_header(&style) + &event(&tcp, &style) + &event(&ping, &style) + &event(&arp, &style);
+        let more = SuppressedRecord {
+            suppressed: 12,
+            ..SuppressedRecord::default()
+        };
+        let text: String = [
+            MonitorRecord::Event(tcp.into()),
+            MonitorRecord::Event(ping.into()),
+            MonitorRecord::Event(arp.into()),
+            MonitorRecord::Suppressed(more),
+        ]
+        .iter()
+        .map(|record| event(record, &style))
+        .collect();
+        let text = event_header(&style) + &text;
         assert_eq!(
             text,
             "\
@@ -141,6 +161,7 @@ TIME         INTERFACE  VERDICT REASON          SERVICE        PROTO  SOURCE -> 
 ... 1,204 more were not shown (sampled)
 01:03:16.250 eth0       drop    not-allowed     payments-api   icmpv6 2001:db8::9 -> 2001:db8::1 type 128 code 0    74
 01:03:16.250 eth0       drop    ethertype       -              -      ethertype 0x88b5                              74
+... 12 more were not shown (sampled)
 "
         );
     }

@@ -17,7 +17,7 @@ mod table;
 pub use check::{CheckReport, CheckService, check};
 pub use counters::{Rates, counters};
 pub use diff::{applied, diff, ends};
-pub use events::{event, event_header};
+pub use events::{event, event_header, route};
 pub use explain::explanation;
 pub use human::{bytes, duration, number, utc};
 pub use services::{rules, services};

@@ -108,6 +108,12 @@ pub fn status(record: &Status, now: u64, style: &Style) -> String {
             out.push_str(&indent(warning, "  "));
         }
     }
+    if !record.warnings.is_empty() {
+        let _ = writeln!(out, "\n{}", style.warn("Warnings of the agent's configuration"));
+        for warning in &record.warnings {
+            out.push_str(&indent(warning, "  "));
+        }
+    }
     if !record.degraded.is_empty() {
         let _ = writeln!(out, "\n{}", style.warn("Degraded"));
         for sentence in &record.degraded {
@@ -289,6 +295,7 @@ eth1       generic  clsact  no             0      0 B        0    0 B  the drive
             entry: "deny 203.0.113.0/24".into(),
             seconds_left: 7140,
         }];
+        record.warnings = vec!["the failsafe \"tcp/22 from any\" lets everybody in".into()];
         record.degraded = vec!["kernel 5.15 has no multi-buffer XDP (5.18): jumbo frames drop".into()];
         record.failsafe.clear();
         record.interfaces.clear();
@@ -310,6 +317,9 @@ The last reload failed; generation 12 stays in force:
 
 Temporary entries
   deny 203.0.113.0/24  ends in 1h 59m
+
+Warnings of the agent's configuration
+  the failsafe \"tcp/22 from any\" lets everybody in
 
 Degraded
   kernel 5.15 has no multi-buffer XDP (5.18): jumbo frames drop

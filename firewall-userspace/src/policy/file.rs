@@ -7,12 +7,13 @@
 use super::claims::{self, Claim};
 pub use super::diagnostic::{Diagnostic, PolicyError};
 use super::diagnostic::{Findings, Text, did_you_mean};
+use super::ephemeral::UdpRange;
 use super::groups::{self, Groups};
 use super::model::{Action, EgressId, Owner, Place, Policy, Service, ServiceId};
+pub use super::rules::TemporaryEntry;
 use super::rules::{List, Rules};
 use super::written::{self, Word};
 use super::{cover, egress, ports};
-use crate::api::types::Edit;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,19 +29,10 @@ pub struct Loaded {
     pub files: Vec<PathBuf>,
     /// Entries that end by themselves, in force until then.
     pub temporary: Vec<TemporaryEntry>,
+    /// Of UDP, as services name them.
+    pub udp_ranges: Vec<UdpRange>,
     /// Temporary entries that have ended: not in the policy, to be taken out of the file.
     pub expired: Vec<TemporaryEntry>,
-}
-
-/// An entry of the form `{ source = "...", until = ... }`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TemporaryEntry {
-    /// For people: `allow payments-api 198.51.100.7`, `deny 203.0.113.0/24`, `deny payments-api @lab`.
-    pub entry: String,
-    /// The edit that takes it out of the file.
-    pub edit: Edit,
-    /// Unix seconds.
-    pub until: u64,
 }
 
 /// Errors that one report shows.
@@ -129,7 +121,7 @@ pub fn parse_with(
         rules.list(list(Action::Allow), &rule.to, now, &mut groups, &mut findings);
     }
     let mut names = Names::default();
-    let services = services(&written.services, &mut names, &mut findings);
+    let (services, udp_ranges) = services(&written.services, &mut names, &mut findings);
     let egress = egress::read(&written.egress, &mut names, &mut findings);
     if !findings.errors.is_empty() {
         return Err(refused(findings));
@@ -153,6 +145,7 @@ pub fn parse_with(
         warnings: findings.warnings,
         text: text.to_string(),
         files,
+        udp_ranges,
         temporary: rules.temporary,
         expired: rules.expired,
     })
@@ -208,7 +201,7 @@ fn services<'a>(
     written: &'a [written::Service],
     names: &mut Names<'a>,
     findings: &mut Findings<'_>,
-) -> Vec<Service> {
+) -> (Vec<Service>, Vec<UdpRange>) {
     let labels: Vec<String> = written
         .iter()
         .map(|service| format!("service \"{}\"", service.name.text))
@@ -236,7 +229,16 @@ fn services<'a>(
     for (index, ranges) in claims::merge(&all, written.len()).into_iter().enumerate() {
         services[index].ports = ranges;
     }
-    services
+    (services, all.iter().filter_map(udp_range).collect())
+}
+
+fn udp_range(claim: &Claim<'_>) -> Option<UdpRange> {
+    let (first, last) = claim.range;
+    Some(UdpRange {
+        service: ServiceId(claim.service as u16),
+        ports: ports::udp(first)?..=ports::udp(last)?,
+        span: claim.word.span.clone(),
+    })
 }
 
 /// What the ports of `owner`, called `label`, claim.

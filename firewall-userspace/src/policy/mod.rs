@@ -7,6 +7,7 @@ pub mod diagnostic;
 pub mod diff;
 pub mod edit;
 pub mod egress;
+pub mod ephemeral;
 pub mod explain;
 pub mod file;
 pub mod groups;

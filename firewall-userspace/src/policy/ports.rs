@@ -75,6 +75,12 @@ pub fn parse(text: &str) -> Result<Ports, PortError> {
     Ok(Ports { ranges, note: None })
 }
 
+/// The number of a UDP port.
+pub fn udp(key: PortKey) -> Option<u16> {
+    let number = key.0.checked_sub(PortKey::udp(0).0)?;
+    u16::try_from(number).ok()
+}
+
 /// `PORT` or `PORT-PORT`; `at` is where it starts.
 fn range(text: &str, at: usize, key: fn(u16) -> PortKey) -> Result<Vec<(PortKey, PortKey)>, PortError> {
     let (first, last) = match text.split_once('-') {

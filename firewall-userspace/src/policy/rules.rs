@@ -1,7 +1,6 @@
 //! Allow and deny lists as rules.
 
 use super::diagnostic::Findings;
-use super::file::TemporaryEntry;
 use super::groups::{Groups, literal, push};
 use super::model::{Action, MAX_LITERAL_RULES, Owner, PrefixList, Rule};
 use super::source::Source;
@@ -20,6 +19,17 @@ pub struct Draft {
     pub span: Range<usize>,
     /// It ends by itself, so what it covers for now is not a mistake.
     pub temporary: bool,
+}
+
+/// An entry of the form `{ source = "...", until = ... }`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TemporaryEntry {
+    /// For people: `allow payments-api 198.51.100.7`, `deny 203.0.113.0/24`, `deny payments-api @lab`.
+    pub entry: String,
+    /// The edit that takes it out of the file.
+    pub edit: Edit,
+    /// Unix seconds.
+    pub until: u64,
 }
 
 /// What the lists of a policy come to.

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 /// The list files of a policy, by the path under which the policy reads them.
 pub type Lists = BTreeMap<PathBuf, Vec<u8>>;
 
+const MANIFEST: &str = "last-good.json";
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Manifest {
     generation: u64,
@@ -50,7 +52,7 @@ impl LastGood {
             text: self.text.clone(),
             lists,
         };
-        write_json(&state_dir.join("last-good.json"), &manifest, Durable::Yes)?;
+        write_json(&state_dir.join(MANIFEST), &manifest, Durable::Yes)?;
         for entry in std::fs::read_dir(&directory)?.flatten() {
             if !entry.file_name().to_str().is_some_and(|name| used.contains(name)) {
                 let _ = std::fs::remove_file(entry.path());
@@ -59,9 +61,14 @@ impl LastGood {
         Ok(())
     }
 
+    /// Whether a policy has been in force before.
+    pub fn exists(state_dir: &Path) -> bool {
+        state_dir.join(MANIFEST).exists()
+    }
+
     /// `None` if there is none, or if part of it is missing.
     pub fn read(state_dir: &Path) -> Option<LastGood> {
-        let manifest: Manifest = read_json(&state_dir.join("last-good.json"))?;
+        let manifest: Manifest = read_json(&state_dir.join(MANIFEST))?;
         let mut lists = Lists::new();
         for (path, digest) in manifest.lists {
             let kept = state_dir.join("lists").join(&digest);

@@ -1,5 +1,6 @@
 use super::super::model::{PrefixList, Rule};
 use super::*;
+use crate::api::types::Edit;
 use firewall_common::image::PortKey;
 
 const NOW: u64 = 1_795_300_000;

@@ -1,0 +1,3 @@
+//! What there is to know of the host that ravelin runs on, read from `/proc` and `/sys`. Judges nothing.
+
+pub mod sysctl;
