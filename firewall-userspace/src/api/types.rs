@@ -125,15 +125,18 @@ pub struct CounterRow {
     pub count: Count,
 }
 
-/// One line of a policy diff: `gains` or `loses`.
+/// One line of a policy diff.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DiffLine {
+    /// `ingress`: who gets in; `egress`: where packets of this host may go.
+    #[serde(default)]
+    pub direction: String,
     /// `gains`, `loses`, `opens`, `closes` or `default`.
     pub change: String,
     /// `198.51.100.0/24`, `@web`, `1,204 prefixes of @web`, `anyone`, `anyone else`, `nobody`; of `default`:
-    /// `allow -> deny`.
+    /// `allow -> deny`. Of egress the destinations: `anywhere`, `anywhere else`.
     pub who: String,
-    /// Empty: the whole policy.
+    /// Empty: the whole policy, and always so of egress, where rules share ports.
     pub service: String,
     /// Texts of ports; of the whole policy, words for which: `every port`.
     pub ports: Vec<String>,

@@ -3,6 +3,7 @@
 use super::Style;
 use super::human;
 use crate::api::types::{Applied, DiffLine};
+use firewall_common::verdict::Direction;
 use std::fmt::Write;
 
 /// What came of a change, for people: the generation, then the difference.
@@ -54,8 +55,9 @@ fn joined(lines: &[DiffLine]) -> Vec<DiffLine> {
     let mut joined: Vec<DiffLine> = Vec::new();
     for line in lines {
         let same = joined.iter_mut().find(|other| {
-            (sign(other), &other.who, &other.service, &other.prefixes)
-                == (sign(line), &line.who, &line.service, &line.prefixes)
+            let key = |line: &DiffLine| (line.direction == EGRESS, sign(line));
+            (key(other), &other.who, &other.service, &other.prefixes)
+                == (key(line), &line.who, &line.service, &line.prefixes)
                 && sign(line) != '~'
         });
         let Some(other) = same else {
@@ -80,7 +82,12 @@ fn sign(line: &DiffLine) -> char {
     }
 }
 
+const EGRESS: &str = Direction::Egress.word();
+
 fn sentence(line: &DiffLine) -> String {
+    if line.direction == EGRESS {
+        return egress(line);
+    }
     let ports = if line.ports.is_empty() {
         String::new()
     } else {
@@ -123,12 +130,28 @@ fn sentence(line: &DiffLine) -> String {
     format!("{} {verb} {what}{prefixes}", line.who)
 }
 
+/// `egress to 198.51.100.0/24 is opened (tcp/443)`
+fn egress(line: &DiffLine) -> String {
+    let ports = line.ports.join(", ");
+    let change = match sign(line) {
+        '+' => "opened",
+        '-' => "closed",
+        _ => return format!("{} egress {} ({ports})", line.change, line.who),
+    };
+    let prefixes = match line.prefixes.join(", ") {
+        none if none.is_empty() => none,
+        some => format!(": {some}, ..."),
+    };
+    format!("egress to {} is {change} ({ports}){prefixes}", line.who)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn line(change: &str, who: &str, service: &str, ports: &[&str]) -> DiffLine {
         DiffLine {
+            direction: "ingress".into(),
             change: change.into(),
             who: who.into(),
             service: service.into(),
@@ -207,6 +230,36 @@ generation 13 is in force (digest 0123456789ab)
 - 22 prefixes of @web lose payments-api (tcp/8443): 10.1.0.0/16, 10.2.0.0/16, ...
 + 22 prefixes of @blocked gain every port that allows them: 10.1.0.0/16, 10.2.0.0/16, ...
 - 1042 prefixes lose web (tcp/80)
+"
+        );
+    }
+
+    #[test]
+    fn what_leaves_is_told_by_its_destination() {
+        let egress = |change: &str, who: &str, ports: &[&str]| DiffLine {
+            direction: "egress".into(),
+            ..line(change, who, "", ports)
+        };
+        let lines = [
+            egress("default", "allow -> deny", &["what no egress rule opens"]),
+            egress("gains", "@resolvers", &["udp/53"]),
+            // The same words of what comes in are another thing.
+            line("gains", "@resolvers", "dns", &["udp/53"]),
+            egress("gains", "@resolvers", &["tcp/53"]),
+            egress("loses", "anywhere else", &["tcp/25"]),
+            DiffLine {
+                prefixes: vec!["10.1.0.0/16".into()],
+                ..egress("loses", "22 prefixes of @web", &["every other port"])
+            },
+        ];
+        assert_eq!(
+            diff(&lines, &Style::PLAIN),
+            "\
+~ default egress allow -> deny (what no egress rule opens)
++ egress to @resolvers is opened (udp/53, tcp/53)
++ @resolvers gains dns (udp/53)
+- egress to anywhere else is closed (tcp/25)
+- egress to 22 prefixes of @web is closed (every other port): 10.1.0.0/16, ...
 "
         );
     }

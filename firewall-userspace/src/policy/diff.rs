@@ -4,18 +4,20 @@
 //! For each port the service that has it before and after is found, and for each such pair the sets of addresses
 //! that get in. What differs is named by the entry that makes the difference, or by its prefixes.
 
+mod leaving;
 mod side;
 mod who;
 
-use super::model::{Action, Policy};
+use super::model::{Action, Owner, Policy};
 use super::ports;
 use crate::api::types::DiffLine;
 use firewall_common::image::PortKey;
+use firewall_common::verdict::Direction;
 use side::Side;
 use std::collections::BTreeMap;
 use who::{List, Name, Who};
 
-/// A line per (change, who, service), first those of the whole policy, then in the order of the services.
+/// A line per (change, who, service), first those of the whole policy, then in the order of the services, then what leaves.
 pub fn diff(old: &Policy, new: &Policy) -> Vec<DiffLine> {
     let (old, new) = side::pair(old, new);
     let mut lines = Vec::new();
@@ -28,6 +30,7 @@ pub fn diff(old: &Policy, new: &Policy) -> Vec<DiffLine> {
             }
         };
         lines.push(DiffLine {
+            direction: Direction::Ingress.word().into(),
             change: "default".into(),
             who: format!("{} -> {}", word(&old), word(&new)),
             service: String::new(),
@@ -39,6 +42,7 @@ pub fn diff(old: &Policy, new: &Policy) -> Vec<DiffLine> {
     for ((_, after, before), ranges) in port_owners(old.policy, new.policy) {
         service(&old, &new, before, after, &ranges, &mut lines);
     }
+    leaving::diff(&old, &new, &mut lines);
     lines
 }
 
@@ -81,13 +85,14 @@ fn join(ranges: &mut Vec<(PortKey, PortKey)>, range: (PortKey, PortKey)) {
 
 /// Entries of the policy's own deny list that came, went or changed what they hold.
 fn policy_denies<'a>(old: &'a Side<'a>, new: &'a Side<'a>, lines: &mut Vec<DiffLine>) {
-    if old.lists_of(None, Action::Deny) == new.lists_of(None, Action::Deny) {
+    if old.lists_of(&[Owner::Policy], Action::Deny) == new.lists_of(&[Owner::Policy], Action::Deny) {
         return;
     }
-    let (before, after) = (old.set_of(None, Action::Deny), new.set_of(None, Action::Deny));
+    let (before, after) = (old.denied(), new.denied());
     let mut say = |change: &str, names: Vec<Name>, ports: &str| {
         for Name { who, prefixes } in names {
             lines.push(DiffLine {
+                direction: Direction::Ingress.word().into(),
                 change: change.into(),
                 who,
                 service: String::new(),
@@ -98,7 +103,7 @@ fn policy_denies<'a>(old: &'a Side<'a>, new: &'a Side<'a>, lines: &mut Vec<DiffL
     };
     let list = |side| List {
         side,
-        service: None,
+        owners: &[Owner::Policy],
         action: Action::Deny,
     };
     let mut lost = Who::new(after.difference(&before), None);
@@ -119,9 +124,9 @@ fn service<'a>(
     lines: &mut Vec<DiffLine>,
 ) {
     if let (Some(before), Some(after)) = (before, after)
-        && [Action::Allow, Action::Deny]
-            .iter()
-            .all(|&action| old.lists_of(Some(before), action) == new.lists_of(Some(after), action))
+        && [Action::Allow, Action::Deny].iter().all(|&action| {
+            old.lists_of(&[side::service(before)], action) == new.lists_of(&[side::service(after)], action)
+        })
     {
         return;
     }
@@ -129,15 +134,11 @@ fn service<'a>(
     let nobody_left = is.is_empty();
     let mut gained = Who::new(is.difference(&was), Some(new));
     let mut lost = Who::new(was.difference(&is), Some(old));
-    let list = |side, service: Option<usize>, action| {
-        service.map(|_| List {
-            side,
-            service,
-            action,
-        })
-    };
-    let (old_allow, old_deny) = (list(old, before, Action::Allow), list(old, before, Action::Deny));
-    let (new_allow, new_deny) = (list(new, after, Action::Allow), list(new, after, Action::Deny));
+    let (mine, theirs) = (after.map(side::service), before.map(side::service));
+    let of_old = |action| list(old, theirs.as_slice(), action);
+    let of_new = |action| list(new, mine.as_slice(), action);
+    let (old_allow, old_deny) = (of_old(Action::Allow), of_old(Action::Deny));
+    let (new_allow, new_deny) = (of_new(Action::Allow), of_new(Action::Deny));
     if let (Some(allow), Some(deny)) = (new_allow, new_deny) {
         gained.take(allow, old_allow);
         lost.take(deny, old_deny);
@@ -189,6 +190,7 @@ fn service<'a>(
     for (change, Name { who, prefixes }) in changes {
         let (change, service) = (change.to_string(), named.name.clone());
         lines.push(DiffLine {
+            direction: Direction::Ingress.word().into(),
             change,
             who,
             service,
@@ -196,6 +198,11 @@ fn service<'a>(
             prefixes,
         });
     }
+}
+
+/// A list of a service, if there is the service.
+fn list<'a>(side: &'a Side<'a>, owners: &'a [Owner], action: Action) -> Option<List<'a>> {
+    (!owners.is_empty()).then_some(List { side, owners, action })
 }
 
 fn nobody() -> Name {

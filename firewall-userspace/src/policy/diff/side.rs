@@ -1,6 +1,6 @@
 //! One of the two policies of a diff, with its sets of addresses computed when they are asked for.
 
-use super::super::model::{self, Action, Policy, PrefixList, Rule, ServiceId};
+use super::super::model::{Action, Owner, Policy, PrefixList, Rule, ServiceId};
 use super::super::set::AddressSet;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
@@ -13,12 +13,14 @@ pub struct Side<'a> {
     numbers: Vec<usize>,
     /// By the number of a list, for both sides.
     sets: Rc<RefCell<HashMap<usize, Rc<AddressSet>>>>,
-    /// By service and action.
-    unions: RefCell<HashMap<Owner, Rc<AddressSet>>>,
+    /// By owner, and whether its deny list is meant.
+    unions: RefCell<HashMap<(Owner, bool), Rc<AddressSet>>>,
 }
 
-/// A service or the policy itself, and whether its deny list is meant.
-type Owner = (Option<usize>, bool);
+/// The owner of a service's lists.
+pub fn service(index: usize) -> Owner {
+    Owner::Service(ServiceId(index as u16))
+}
 
 /// The same list has the same outline, and most others have another.
 type Outline = (usize, usize, [Option<(u128, u8)>; 6]);
@@ -72,15 +74,8 @@ fn outline(list: &PrefixList) -> Outline {
 }
 
 impl<'a> Side<'a> {
-    /// The rules of one list; no service: the policy's own.
-    pub fn rules_of(
-        &self,
-        service: Option<usize>,
-        action: Action,
-    ) -> impl Iterator<Item = &'a Rule> + use<'a> {
-        let owner = service.map_or(model::Owner::Policy, |index| {
-            model::Owner::Service(ServiceId(index as u16))
-        });
+    /// The rules of one list.
+    pub fn rules_of(&self, owner: Owner, action: Action) -> impl Iterator<Item = &'a Rule> + use<'a> {
         // Rules stand in the order of their owners.
         let first = self.policy.rules.partition_point(|rule| rule.owner < owner);
         let rules = self.policy.rules[first..]
@@ -100,10 +95,10 @@ impl<'a> Side<'a> {
         )
     }
 
-    /// The content of all rules of one list.
-    pub fn lists_of(&self, service: Option<usize>, action: Action) -> (bool, BTreeSet<usize>) {
+    /// The content of all rules of these lists together.
+    pub fn lists_of(&self, owners: &[Owner], action: Action) -> (bool, BTreeSet<usize>) {
         let mut all = (false, BTreeSet::new());
-        for rule in self.rules_of(service, action) {
+        for rule in owners.iter().flat_map(|owner| self.rules_of(*owner, action)) {
             let (any, lists) = self.lists(rule);
             all.0 |= any;
             all.1.extend(lists);
@@ -130,32 +125,47 @@ impl<'a> Side<'a> {
 
     /// All addresses that the policy denies on every port.
     pub fn denied(&self) -> Rc<AddressSet> {
-        self.set_of(None, Action::Deny)
+        self.set_of(Owner::Policy, Action::Deny)
     }
 
     /// All addresses that one list names.
-    pub fn set_of(&self, service: Option<usize>, action: Action) -> Rc<AddressSet> {
-        let key = (service, action == Action::Deny);
+    pub fn set_of(&self, owner: Owner, action: Action) -> Rc<AddressSet> {
+        let key = (owner, action == Action::Deny);
         if let Some(set) = self.unions.borrow().get(&key) {
             return Rc::clone(set);
         }
-        let sets: Vec<AddressSet> = self
-            .rules_of(service, action)
-            .map(|rule| self.set(rule))
-            .collect();
+        let sets: Vec<AddressSet> = self.rules_of(owner, action).map(|rule| self.set(rule)).collect();
         let set = Rc::new(union(sets.iter()));
         self.unions.borrow_mut().insert(key, Rc::clone(&set));
         set
     }
 
     /// Who gets in at a service, the policy's own denies aside; no service: by default.
-    pub fn access(&self, service: Option<usize>) -> AddressSet {
-        match service {
+    pub fn access(&self, of: Option<usize>) -> AddressSet {
+        match of {
             None if self.policy.default_allow => AddressSet::all(),
             None => AddressSet::empty(),
-            Some(_) => self
-                .set_of(service, Action::Allow)
-                .difference(&self.set_of(service, Action::Deny)),
+            Some(index) => self
+                .set_of(service(index), Action::Allow)
+                .difference(&self.set_of(service(index), Action::Deny)),
+        }
+    }
+
+    /// All addresses that several lists name.
+    pub fn union_of(&self, owners: &[Owner], action: Action) -> Rc<AddressSet> {
+        if let [owner] = owners {
+            return self.set_of(*owner, action);
+        }
+        let sets: Vec<Rc<AddressSet>> = owners.iter().map(|owner| self.set_of(*owner, action)).collect();
+        Rc::new(union(sets.iter().map(Rc::as_ref)))
+    }
+
+    /// Where packets may leave to at ports that these egress rules hold.
+    pub fn egress(&self, rules: &[Owner]) -> AddressSet {
+        let denied = self.union_of(rules, Action::Deny);
+        match self.policy.egress_deny {
+            true => self.union_of(rules, Action::Allow).difference(&denied),
+            false => AddressSet::all().difference(&denied),
         }
     }
 }

@@ -305,6 +305,124 @@ fn numbers_have_commas() {
     );
 }
 
+const LEAVES: &str = r#"
+defaults.egress = "deny"
+groups.web = ["10.20.0.0/16", "2001:db8:10::/48"]
+[[egress]]
+name = "dns"
+ports = ["udp/53", "tcp/53"]
+to = ["192.0.2.53"]
+[[egress]]
+name = "web"
+ports = ["tcp/80", "tcp/443"]
+to = ["@web", "198.51.100.7"]
+deny = ["10.20.66.0/24"]
+[[egress]]
+name = "lan"
+to = ["10.0.0.0/8"]
+deny = ["10.99.0.0/16"]
+"#;
+
+/// The changes of what leaves when one text is replaced, there and back.
+fn leaves(from: &str, to: &str) -> [Vec<String>; 2] {
+    assert!(LEAVES.contains(from), "{from}");
+    let (old, new) = (policy(LEAVES), policy(&LEAVES.replace(from, to)));
+    [(&old, &new), (&new, &old)].map(|(old, new)| {
+        let lines = diff(old, new);
+        let of_egress = |line: &DiffLine| line.direction == "egress" && line.service.is_empty();
+        assert!(lines.iter().all(of_egress), "{lines:?}");
+        let told = |line: &DiffLine| format!("{} {} {}", line.who, line.change, line.ports.join(","));
+        lines.iter().map(told).collect()
+    })
+}
+
+#[test]
+fn destinations_that_open_and_close_are_named() {
+    let nothing: [Vec<String>; 2] = [Vec::new(), Vec::new()];
+    let opens = |who: &str, ports: &str| {
+        [
+            vec![format!("{who} gains {ports}")],
+            vec![format!("{who} loses {ports}")],
+        ]
+    };
+    // The same places written otherwise, and what another rule opens at every port.
+    let spelt = "\"10.20.0.0/16\", \"2001:db8:10::/48\", ";
+    assert_eq!(leaves("\"@web\", ", spelt), nothing);
+    assert_eq!(
+        leaves("\"198.51.100.7\"", "\"198.51.100.7\", \"10.1.0.0/16\""),
+        nothing
+    );
+    assert_eq!(leaves("name = \"web\"", "name = \"www\""), nothing);
+    // One that is denied at these ports by another rule.
+    assert_eq!(
+        leaves("\"198.51.100.7\"", "\"198.51.100.7\", \"10.99.1.0/24\""),
+        nothing
+    );
+
+    let one = "\"198.51.100.7\", \"203.0.113.0/24\"";
+    assert_eq!(
+        leaves("\"198.51.100.7\"", one),
+        opens("203.0.113.0/24", "tcp/80,tcp/443")
+    );
+    assert_eq!(
+        leaves("to = [\"192.0.2.53\"]", "to = [\"192.0.2.53\", \"any\"]"),
+        [
+            vec!["anywhere gains tcp/53,udp/53".to_owned()],
+            vec!["anywhere else loses tcp/53,udp/53".to_owned()],
+        ]
+    );
+    // A group of which a part was open: just the part that opens.
+    assert_eq!(
+        leaves("\"@web\", ", ""),
+        [
+            vec!["2001:db8:10::/48 loses tcp/80,tcp/443".to_owned()],
+            vec!["2001:db8:10::/48 gains tcp/80,tcp/443".to_owned()],
+        ]
+    );
+    // A deny that goes, and one of all ports.
+    assert_eq!(
+        leaves("deny = [\"10.20.66.0/24\"]", ""),
+        opens("10.20.66.0/24", "tcp/80,tcp/443")
+    );
+    let [goes, comes] = leaves("deny = [\"10.99.0.0/16\"]", "");
+    assert_eq!(
+        goes,
+        [
+            "10.99.0.0/16 gains tcp/53,udp/53",
+            "10.99.0.0/16 gains tcp/80,tcp/443",
+            "10.99.0.0/16 gains every other port",
+        ]
+    );
+    assert_eq!(comes.len(), 3);
+    // A port that joins.
+    assert_eq!(
+        leaves(
+            "ports = [\"udp/53\", \"tcp/53\"]",
+            "ports = [\"udp/53\", \"tcp/53\", \"tcp/853\"]"
+        ),
+        opens("192.0.2.53", "tcp/853")
+    );
+}
+
+#[test]
+fn a_default_of_egress_that_turns_is_told_once() {
+    let [opens, closes] = leaves("egress = \"deny\"", "egress = \"allow\"");
+    assert_eq!(opens, ["deny -> allow default what no egress rule opens"]);
+    assert_eq!(closes, ["allow -> deny default what no egress rule opens"]);
+    // What a deny adds to it.
+    let (old, new) = (
+        policy("[[egress]]\nname = \"a\"\nto = [\"any\"]\n"),
+        policy(
+            "defaults.egress = \"deny\"\n[[egress]]\nname = \"a\"\nto = [\"any\"]\ndeny = [\"192.0.2.0/24\"]\n",
+        ),
+    );
+    let told: Vec<String> = diff(&old, &new).into_iter().map(|line| line.who).collect();
+    assert_eq!(told, ["allow -> deny", "192.0.2.0/24"]);
+    // Under a default of allow an entry of "to" changes nothing.
+    let same = policy("[[egress]]\nname = \"b\"\nto = [\"192.0.2.0/24\"]\n");
+    assert_eq!(diff(&old, &same), []);
+}
+
 mod properties {
     use super::*;
     use ipnetwork::IpNetwork;
@@ -446,6 +564,92 @@ mod properties {
             }
             if !changed {
                 prop_assert!(lines.iter().all(|line| line.change == "default" || line.who == "nobody"), "{lines:?}");
+            }
+        }
+    }
+
+    /// Egress rules: ports, of which there may be none, and lists.
+    fn write_egress(sketches: &[Sketch], deny: bool) -> String {
+        let entries = |entries: &[(u8, u8)], any: bool| -> String {
+            let prefixes = entries.iter().map(|&(address, length)| {
+                let address = u32::from(address) & (u32::MAX << (32 - length));
+                format!("\"10.0.0.{address}/{length}\"")
+            });
+            let any = any.then(|| "\"any\"".to_owned());
+            prefixes.chain(any).collect::<Vec<_>>().join(", ")
+        };
+        let default = if deny { "deny" } else { "allow" };
+        let mut text = format!("[defaults]\negress = \"{default}\"\n");
+        for (number, sketch) in sketches.iter().enumerate() {
+            let ports: Vec<String> = (1..=4)
+                .filter(|port| sketch.ports[port - 1])
+                .map(|port| format!("\"tcp/{port}\""))
+                .collect();
+            let (to, deny) = (entries(&sketch.allow, sketch.any), entries(&sketch.deny, false));
+            text += &format!("[[egress]]\nname = \"r{number}\"\nto = [{to}]\ndeny = [{deny}]\n");
+            if !ports.is_empty() {
+                text += &format!("ports = [{}]\n", ports.join(", "));
+            }
+        }
+        text
+    }
+
+    /// Scans all rules.
+    fn leaves(policy: &Policy, address: Ipv4Addr, key: PortKey) -> bool {
+        let matches = |action| {
+            policy.rules.iter().any(|rule| {
+                let holds = rule.owner.egress().is_some_and(|id| {
+                    let ports = &policy.egress[id.0 as usize].ports;
+                    ports.is_empty() || ports.iter().any(|range| range.0 <= key && key <= range.1)
+                });
+                let inside =
+                    |&(start, length): &(u32, u8)| u32::from(address) & (u32::MAX << (32 - length)) == start;
+                let covers = rule.any
+                    || rule
+                        .lists
+                        .iter()
+                        .any(|&list| policy.lists[list as usize].v4.iter().any(inside));
+                holds && covers && rule.action == action
+            })
+        };
+        !matches(Action::Deny) && (!policy.egress_deny || matches(Action::Allow))
+    }
+
+    proptest! {
+        #[test]
+        fn what_leaves_is_told_as_a_scan_of_all_rules_finds(
+            old in proptest::collection::vec(sketch(), 0..4),
+            new in proptest::collection::vec(sketch(), 0..4),
+            deny: bool,
+        ) {
+            let (old, new) = (policy(&write_egress(&old, deny)), policy(&write_egress(&new, deny)));
+            let lines = diff(&old, &new);
+            let addresses = (0..8).map(|last| Ipv4Addr::new(10, 0, 0, last)).chain([Ipv4Addr::new(192, 0, 2, 1)]);
+            let named = |key: PortKey| {
+                let mut ports = old.egress.iter().chain(&new.egress).flat_map(|rule| &rule.ports);
+                ports.any(|range| range.0 <= key && key <= range.1)
+            };
+            let mut changed = false;
+            for (address, port) in addresses.flat_map(|address| (1..=5).map(move |port| (address, port))) {
+                let key = PortKey::tcp(port);
+                let (was, is) = (leaves(&old, address, key), leaves(&new, address, key));
+                changed |= was != is;
+                let at_port = |line: &&DiffLine| line.ports.iter().any(|text| match text.as_str() {
+                    "every port" | "every other port" => !named(key),
+                    text => ports::parse(text).unwrap().ranges.iter().any(|range| range.0 <= key && key <= range.1),
+                });
+                let who = |line: &DiffLine| line.who.parse::<IpNetwork>().ok().map(|prefix| prefix.contains(address.into()));
+                let mut there = lines.iter().filter(at_port);
+                if was != is {
+                    let change = if is { "gains" } else { "loses" };
+                    let said = there.any(|line| line.change == change && who(line) != Some(false));
+                    prop_assert!(said, "{address} {port} {lines:?}");
+                } else if is {
+                    prop_assert!(there.all(|line| who(line) != Some(true)), "{address} {port} {lines:?}");
+                }
+            }
+            if !changed {
+                prop_assert_eq!(lines, []);
             }
         }
     }

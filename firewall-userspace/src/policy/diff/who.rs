@@ -1,6 +1,6 @@
 //! Names for the addresses whose access changes: entries where they account for it, else prefixes.
 
-use super::super::model::{Action, PrefixList, Rule};
+use super::super::model::{Action, Owner, PrefixList, Rule};
 use super::super::prefix;
 use super::super::set::AddressSet;
 use super::side::Side;
@@ -22,13 +22,20 @@ pub struct Name {
     pub prefixes: Vec<String>,
 }
 
-/// An allow or deny list of one of the two policies.
+/// An allow or deny list of one of the two policies, or those of several egress rules together.
 #[derive(Clone, Copy)]
 pub struct List<'a> {
     pub side: &'a Side<'a>,
-    /// `None`: the policy's own.
-    pub service: Option<usize>,
+    pub owners: &'a [Owner],
     pub action: Action,
+}
+
+impl<'a> List<'a> {
+    fn rules(self) -> impl Iterator<Item = &'a Rule> {
+        self.owners
+            .iter()
+            .flat_map(move |owner| self.side.rules_of(*owner, self.action))
+    }
 }
 
 /// Addresses whose access changes, and the names found for them so far.
@@ -54,13 +61,13 @@ impl<'a> Who<'a> {
     /// Takes out what the entries of one list account for: those that `theirs` does not have, then those that
     /// changed.
     pub fn take(&mut self, mine: List<'a>, theirs: Option<List<'a>>) {
-        let list = theirs.map(|list| (list.side, list.side.rules_of(list.service, list.action)));
+        let list = theirs.map(|list| (list.side, list.rules()));
         let theirs: HashMap<&str, (&Side<'_>, &Rule)> = list
             .into_iter()
             .flat_map(|(side, rules)| rules.map(move |rule| (rule.source.as_str(), (side, rule))))
             .collect();
         let mut known = Vec::new();
-        for rule in mine.side.rules_of(mine.service, mine.action) {
+        for rule in mine.rules() {
             if self.rest.is_empty() {
                 return;
             }
@@ -91,7 +98,7 @@ impl<'a> Who<'a> {
         let whole = || match list.action {
             Action::Deny => self.all.intersection(&set) == set,
             Action::Allow => {
-                let denied = list.side.set_of(list.service, Action::Deny);
+                let denied = list.side.union_of(list.owners, Action::Deny);
                 self.all.intersection(&set) == set.difference(&denied)
             }
         };
@@ -115,10 +122,14 @@ impl<'a> Who<'a> {
     }
 
     pub fn default(&mut self, everybody: bool) {
-        if !self.rest.is_empty() {
-            self.rest = AddressSet::empty();
+        if self.forget_rest() {
             self.push(if everybody { "anyone" } else { "anyone else" });
         }
+    }
+
+    /// Leaves those without a name nameless; whether there are any.
+    pub fn forget_rest(&mut self) -> bool {
+        !std::mem::replace(&mut self.rest, AddressSet::empty()).is_empty()
     }
 
     fn push(&mut self, who: &str) {
