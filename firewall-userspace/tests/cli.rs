@@ -409,6 +409,7 @@ mod online {
     #[test]
     fn edits_send_what_was_typed_and_tell_what_came_of_it() {
         let diff = DiffLine {
+            direction: "ingress".into(),
             change: "gains".into(),
             who: "198.51.100.7".into(),
             service: "payments-api".into(),
@@ -572,6 +573,7 @@ mod online {
         };
         let row = CounterRow {
             service: String::new(),
+            direction: "ingress".into(),
             verdict: "drop".into(),
             reason: "closed".into(),
             count,
@@ -579,7 +581,7 @@ mod online {
         let agent = FakeAgent::new(200, text(&vec![row]));
         assert_eq!(
             agent.run(&["counters"]).stdout,
-            "SERVICE  VERDICT  REASON  PACKETS   BYTES\n-        drop     closed    1,500  94 KiB\n"
+            "DIRECTION  NAME  VERDICT  REASON  PACKETS   BYTES\ningress    -     drop     closed    1,500  94 KiB\n"
         );
         let rows: Value = serde_json::from_str(&agent.run(&["counters", "-o", "json"]).stdout).expect("JSON");
         assert_eq!(rows[0]["count"], json!({"packets": 1500, "bytes": 96000}));

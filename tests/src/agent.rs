@@ -6,6 +6,7 @@
 use crate::netns::Namespace;
 use crate::wait;
 use anyhow::{Context, Result, bail, ensure};
+use firewall_common::verdict::Direction;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ravelin::api::types::{CounterRow, Status};
@@ -309,14 +310,23 @@ impl Agent {
             .with_context(|| format!("reading the status: {}", String::from_utf8_lossy(&output.stderr)))
     }
 
-    /// Packets by (service, verdict, reason); no service is empty.
+    /// Packets that came in, by (service, verdict, reason); no service is empty.
     ///
     /// # Errors
     /// As [`Agent::json`].
     pub fn counts(&self) -> Result<Counts> {
+        self.counts_of(Direction::Ingress)
+    }
+
+    /// Packets of one direction. Of what leaves, an egress rule stands in the place of the service.
+    ///
+    /// # Errors
+    /// As [`Agent::json`].
+    pub fn counts_of(&self, direction: Direction) -> Result<Counts> {
         let rows: Vec<CounterRow> = self.json(&["counters"])?;
         Ok(Counts(
             rows.into_iter()
+                .filter(|row| row.direction == direction.word())
                 .map(|row| ((row.service, row.verdict, row.reason), row.count.packets))
                 .collect(),
         ))

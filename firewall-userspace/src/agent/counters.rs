@@ -6,18 +6,21 @@
 
 use crate::api::types::Count;
 use crate::datapath::{EndingCounter, EndingCounters};
-use crate::policy::compile::Compiled;
-use crate::policy::model::{Action, Policy};
+use crate::policy::compile::{Compiled, Ending};
+use crate::policy::model::{Action, Owner, Policy};
 use firewall_common::counter::Counter;
-use firewall_common::verdict::{Reason, Verdict};
+use firewall_common::verdict::{Direction, Reason, Verdict};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// What happened to a packet, and to what.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ServiceKey {
-    /// Empty: no service.
+    /// Of a service or an egress rule, whose names differ. Empty: neither.
     pub service: String,
+    /// `ingress` or `egress`. What leaves from a service answers.
+    #[serde(default = "ingress")]
+    pub direction: String,
     /// `pass`, `drop` or `would-drop`.
     pub verdict: String,
     pub reason: String,
@@ -25,8 +28,11 @@ pub struct ServiceKey {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RuleKey {
-    /// Empty: the policy's own deny list.
+    /// The owner of the list, a service or an egress rule. Empty: the policy's own deny list.
     pub service: String,
+    /// `ingress` or `egress`. A rule that lets somebody in to a service counts the answers to him as egress.
+    #[serde(default = "ingress")]
+    pub direction: String,
     /// `allow` or `deny`.
     pub action: String,
     pub source: String,
@@ -36,13 +42,59 @@ pub struct RuleKey {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndingName {
     pub service: String,
+    #[serde(default = "ingress")]
+    pub direction: String,
     /// A reason's word, or `None` for a number that no reason has.
     pub reason: Option<String>,
     pub rule: Option<RuleKey>,
 }
 
+impl EndingName {
+    fn key(&self, direction: &str, verdict: &str, reason: Reason) -> ServiceKey {
+        ServiceKey {
+            service: self.service.clone(),
+            direction: direction.to_owned(),
+            verdict: verdict.to_owned(),
+            reason: reason.word().to_owned(),
+        }
+    }
+}
+
+/// What agents counted before they judged what leaves.
+pub fn ingress() -> String {
+    Direction::Ingress.word().to_owned()
+}
+
 /// What can always happen to a service.
-const OF_A_SERVICE: [Reason; 3] = [Reason::Allowed, Reason::NotAllowed, Reason::ServiceDenied];
+const OF_A_SERVICE: [(Direction, Reason); 4] = [
+    (Direction::Ingress, Reason::Allowed),
+    (Direction::Ingress, Reason::NotAllowed),
+    (Direction::Ingress, Reason::ServiceDenied),
+    (Direction::Egress, Reason::Answer),
+];
+
+/// What can always happen under an egress rule.
+const OF_AN_EGRESS_RULE: [(Direction, Reason); 2] = [
+    (Direction::Egress, Reason::EgressAllowed),
+    (Direction::Egress, Reason::EgressDenied),
+];
+
+/// Whether a reason ends packets of a direction. Others are counted all the same, but not shown at zero.
+fn happens(direction: &str, reason: Reason) -> bool {
+    let egress = direction == Direction::Egress.word();
+    match reason {
+        Reason::EgressAllowed | Reason::Answer | Reason::EgressDenied | Reason::EgressClosed => egress,
+        Reason::Allowed
+        | Reason::Reply
+        | Reason::Denied
+        | Reason::ServiceDenied
+        | Reason::NotAllowed
+        | Reason::Closed
+        | Reason::Martian
+        | Reason::IcmpError => !egress,
+        _ => true,
+    }
+}
 
 pub const PASS: &str = "pass";
 pub const DROP: &str = "drop";
@@ -85,19 +137,25 @@ impl RuleKey {
 
 /// The names of a policy's endings, in the order of the endings.
 pub fn names(policy: &Policy, compiled: &Compiled) -> Vec<EndingName> {
-    let service = |id: Option<crate::policy::model::ServiceId>| {
-        id.and_then(|id| policy.services.get(id.0 as usize))
-            .map(|service| service.name.clone())
-            .unwrap_or_default()
-    };
-    let name = |ending: &crate::policy::compile::Ending| EndingName {
-        service: service(ending.service),
+    let of = |owner: Owner| policy.owner_name(owner).unwrap_or_default().to_owned();
+    let name = |ending: &Ending| EndingName {
+        // A deny of the policy may meet a packet at a service.
+        service: match ending.service {
+            Some(id) => of(Owner::Service(id)),
+            None => ending
+                .rule
+                .and_then(|id| policy.rules.get(id.0 as usize))
+                .map(|rule| of(rule.owner))
+                .unwrap_or_default(),
+        },
+        direction: ending.direction.word().to_owned(),
         reason: ending.reason.map(|reason| reason.word().to_owned()),
         rule: ending
             .rule
             .and_then(|id| policy.rules.get(id.0 as usize))
             .map(|rule| RuleKey {
-                service: policy.owner_name(rule.owner).unwrap_or_default().to_owned(),
+                service: of(rule.owner),
+                direction: ending.direction.word().to_owned(),
                 action: word(rule.action).to_owned(),
                 source: rule.source.clone(),
             }),
@@ -116,36 +174,34 @@ impl Totals {
     /// Zero for all that can happen under these names. What observing would drop is there from the start only while
     /// observing.
     pub fn zero(names: &[EndingName], observing: bool) -> Totals {
+        Totals::of(names, observing, happens)
+    }
+
+    fn of(names: &[EndingName], observing: bool, shown: impl Fn(&str, Reason) -> bool) -> Totals {
         let mut totals = Totals::default();
         for name in names {
-            let Some((verdict, reason)) = meaning(name) else {
+            let Some(reason) = meaning(name) else {
                 continue;
             };
-            let mut note = |verdict: &str| {
-                let key = ServiceKey {
-                    service: name.service.clone(),
-                    verdict: verdict.into(),
-                    reason: reason.into(),
-                };
-                totals.services.entry(key).or_default();
-            };
-            note(verdict);
-            if observing && verdict == DROP {
-                note(WOULD_DROP);
+            if shown(&name.direction, reason) {
+                let verdict = verdict_word(reason);
+                let would = (observing && verdict == DROP).then_some(WOULD_DROP);
+                for verdict in [Some(verdict), would].into_iter().flatten() {
+                    let key = name.key(&name.direction, verdict, reason);
+                    totals.services.entry(key).or_default();
+                }
             }
             for rule in name.rule.iter().flat_map(RuleKey::and_its_label) {
                 totals.rules.entry(rule).or_default();
             }
-            if name.service.is_empty() {
-                continue;
-            }
             // What this policy happens not to do to a service, the next one may: its series do not come and go.
-            for reason in OF_A_SERVICE {
-                let key = ServiceKey {
-                    service: name.service.clone(),
-                    verdict: verdict_word(reason).into(),
-                    reason: reason.word().into(),
-                };
+            let always = match reason {
+                _ if name.service.is_empty() => &[][..],
+                Reason::EgressAllowed | Reason::EgressDenied => &OF_AN_EGRESS_RULE,
+                _ => &OF_A_SERVICE,
+            };
+            for (direction, reason) in always {
+                let key = name.key(direction.word(), verdict_word(*reason), *reason);
                 totals.services.entry(key).or_default();
             }
         }
@@ -155,18 +211,15 @@ impl Totals {
     /// Adds what a generation of these names counted.
     pub fn add(&mut self, names: &[EndingName], counters: &[EndingCounter]) {
         for (name, counter) in names.iter().zip(counters) {
-            let Some((verdict, reason)) = meaning(name) else {
+            let Some(reason) = meaning(name) else {
                 continue;
             };
+            let verdict = verdict_word(reason);
             for (verdict, counted) in [(verdict, &counter.happened), (WOULD_DROP, &counter.would_drop)] {
                 if counted.packets == 0 {
                     continue;
                 }
-                let key = ServiceKey {
-                    service: name.service.clone(),
-                    verdict: verdict.into(),
-                    reason: reason.into(),
-                };
+                let key = name.key(&name.direction, verdict, reason);
                 add(self.services.entry(key).or_default(), counted);
                 for rule in name.rule.iter().flat_map(RuleKey::and_its_label) {
                     add(self.rules.entry(rule).or_default(), counted);
@@ -187,16 +240,15 @@ impl Totals {
 
     /// Forgets what these names do not know.
     pub fn keep_only(&mut self, names: &[EndingName]) {
-        let known = Totals::zero(names, true);
+        let known = Totals::of(names, true, |_, _| true);
         self.services.retain(|key, _| known.services.contains_key(key));
         self.rules.retain(|key, _| known.rules.contains_key(key));
     }
 }
 
-fn meaning(name: &EndingName) -> Option<(&'static str, &str)> {
+fn meaning(name: &EndingName) -> Option<Reason> {
     let word = name.reason.as_deref()?;
-    let reason = Reason::ALL.iter().find(|reason| reason.word() == word)?;
-    Some((verdict_word(*reason), word))
+    Reason::ALL.iter().copied().find(|reason| reason.word() == word)
 }
 
 fn add(count: &mut Count, counter: &Counter) {
@@ -277,9 +329,11 @@ mod tests {
     fn name(service: &str, reason: Reason, rule: Option<(&str, &str)>) -> EndingName {
         EndingName {
             service: service.into(),
+            direction: ingress(),
             reason: Some(reason.word().into()),
             rule: rule.map(|(action, source)| RuleKey {
                 service: service.into(),
+                direction: ingress(),
                 action: action.into(),
                 source: source.into(),
             }),
@@ -303,6 +357,7 @@ mod tests {
     fn packets(totals: &Totals, service: &str, verdict: &str, reason: Reason) -> Option<u64> {
         let key = ServiceKey {
             service: service.into(),
+            direction: ingress(),
             verdict: verdict.into(),
             reason: reason.word().into(),
         };
@@ -394,5 +449,86 @@ mod tests {
         let totals = ledger.totals(Some(&live), false);
         assert_eq!(packets(&totals, "api", WOULD_DROP, Reason::NotAllowed), Some(2));
         assert_eq!(packets(&totals, "api", DROP, Reason::NotAllowed), Some(0));
+    }
+
+    #[test]
+    fn both_directions_are_counted_apart_and_survive_a_switch() {
+        const POLICY: &str = "version = 1\n[defaults]\negress = \"deny\"\n[groups]\nus = [\"192.0.2.0/24\"]\n\
+                              [[service]]\nname = \"web\"\nports = [\"tcp/443\"]\nallow = [\"@us\"]\n\
+                              [[egress]]\nname = \"dns\"\nports = [\"udp/53\"]\nto = [\"192.0.2.53\"]\ndeny = [\"@us\"]\n\
+                              [[egress]]\nname = \"lan\"\nto = [\"198.51.100.0/24\"]\n";
+        let policy = crate::policy::file::parse(POLICY, std::path::Path::new("p"), 0)
+            .unwrap()
+            .policy;
+        let compiled = crate::policy::compile::compile(&policy).unwrap();
+        let names = names(&policy, &compiled);
+        let ledger = Ledger::new(7, names.clone(), Totals::default());
+        // Each ending counts one packet more than the one before.
+        let each: Vec<u64> = (1..=names.len() as u64).collect();
+        let live = counters(7, &each);
+        let totals = ledger.totals(Some(&live), false);
+        let sum: u64 = totals.services.values().map(|count| count.packets).sum();
+        let meant = names.iter().zip(&each).filter(|(name, _)| name.reason.is_some());
+        assert_eq!(sum, meant.map(|(_, packets)| packets).sum::<u64>());
+
+        let rows = |totals: &Totals| -> Vec<String> {
+            let named = totals.services.iter().filter(|(key, _)| !key.service.is_empty());
+            named
+                .map(|(key, count)| {
+                    let counted = if count.packets > 0 { "" } else { " 0" };
+                    format!(
+                        "{} {} {} {}{counted}",
+                        key.service, key.direction, key.verdict, key.reason
+                    )
+                })
+                .collect()
+        };
+        let expected = [
+            "dns egress drop egress-denied",
+            "dns egress pass egress-allowed 0",
+            "lan egress drop egress-denied 0",
+            "lan egress pass egress-allowed",
+            "web egress pass answer",
+            "web ingress drop not-allowed",
+            "web ingress drop service-denied 0",
+            "web ingress pass allowed",
+        ];
+        assert_eq!(rows(&totals), expected);
+        let rules: Vec<String> = totals
+            .rules
+            .keys()
+            .map(|key| format!("{} {} {} {}", key.service, key.direction, key.action, key.source))
+            .collect();
+        assert_eq!(
+            rules,
+            [
+                "dns egress deny @us",
+                "lan egress allow 198.51.100.0/24",
+                "lan egress allow prefixes",
+                "web egress allow @us",
+                "web ingress allow @us",
+            ]
+        );
+        // The bare endings: what cannot happen to a direction is not shown at zero, and is kept where it was counted.
+        let bare = |totals: &Totals, direction: &str, reason: Reason| {
+            let key = ServiceKey {
+                service: String::new(),
+                direction: direction.into(),
+                verdict: verdict_word(reason).into(),
+                reason: reason.word().into(),
+            };
+            totals.services.get(&key).map(|count| count.packets)
+        };
+        let none = ledger.totals(None, false);
+        assert_eq!(bare(&none, "egress", Reason::EgressClosed), Some(0));
+        assert_eq!(bare(&none, "egress", Reason::Closed), None);
+        assert_eq!(bare(&none, "ingress", Reason::Closed), Some(0));
+        assert_eq!(bare(&none, "ingress", Reason::EgressClosed), None);
+        let turned = ledger.turn(Some(&live), 8, names).totals(None, false);
+        assert_eq!(rows(&turned), expected);
+        assert_eq!(
+            bare(&turned, "egress", Reason::Closed),
+            Some(1 + 64 + u64::from(Reason::Closed.number()))
+        );
     }
 }

@@ -11,11 +11,11 @@ use super::owner::Owner;
 use super::reload::{Origin, chain};
 use crate::api::types::{Count, CounterRow, InterfaceStatus, PolicyStatus, RuleRow, ServiceRow, Status};
 use crate::datapath::{Datapath, EgressMode, XdpMode};
-use crate::policy::model::{Action, Rule};
+use crate::policy::model::{self, Action, EgressId, Place, Rule, ServiceId};
 use crate::simulate::Flows;
 use firewall_common::control::{AddressKey, Config as Control};
 use firewall_common::counter::Counter;
-use firewall_common::verdict::Reason;
+use firewall_common::verdict::{Direction, Reason};
 use std::collections::HashSet;
 use std::net::IpAddr;
 
@@ -154,38 +154,48 @@ impl Owner {
         };
         let totals = self.totals();
         let policy = &desired.policy;
-        let sources = |index: usize, action| {
-            policy
+        let sources = |owner: model::Owner, action| {
+            let mine = policy
                 .rules
                 .iter()
-                .filter(|rule| rule.action == action && rule.owner.service().is_some_and(|id| id.0 as usize == index))
-                .map(|rule| rule.source.clone())
-                .collect()
+                .filter(|rule| rule.owner == owner && rule.action == action);
+            mine.map(|rule| rule.source.clone()).collect()
         };
-        let counted = |name: &str, verdict: &str| {
-            let matching = totals
-                .services
-                .iter()
-                .filter(|(key, _)| key.service == name && key.verdict == verdict);
+        let counted = |direction: Direction, name: &str, verdict: &str| {
+            let matching = totals.services.iter().filter(|(key, _)| {
+                (&*key.direction, &*key.service, &*key.verdict) == (direction.word(), name, verdict)
+            });
             matching.fold(Count::default(), |sum, (_, count)| Count {
                 packets: sum.packets + count.packets,
                 bytes: sum.bytes + count.bytes,
             })
         };
-        policy
-            .services
-            .iter()
-            .enumerate()
-            .map(|(index, service)| ServiceRow {
-                name: service.name.clone(),
-                ports: service.ports_text.clone(),
-                allow: sources(index, Action::Allow),
-                deny: sources(index, Action::Deny),
-                place: service.place.clone(),
-                passed: counted(&service.name, counters::PASS),
-                dropped: counted(&service.name, counters::DROP),
-            })
-            .collect()
+        let row = |owner: model::Owner, name: &str, ports: &[String], place: &Place| {
+            let direction = owner.direction();
+            ServiceRow {
+                name: name.to_owned(),
+                direction: direction.word().to_owned(),
+                ports: ports.to_vec(),
+                allow: sources(owner, Action::Allow),
+                deny: sources(owner, Action::Deny),
+                place: place.clone(),
+                passed: counted(direction, name, counters::PASS),
+                dropped: counted(direction, name, counters::DROP),
+                answered: match direction {
+                    Direction::Ingress => counted(Direction::Egress, name, counters::PASS),
+                    Direction::Egress => Count::default(),
+                },
+            }
+        };
+        let services = (0..).zip(&policy.services).map(|(number, service)| {
+            let owner = model::Owner::Service(ServiceId(number));
+            row(owner, &service.name, &service.ports_text, &service.place)
+        });
+        let egress = (0..).zip(&policy.egress).map(|(number, rule)| {
+            let owner = model::Owner::Egress(EgressId(number));
+            row(owner, &rule.name, &rule.ports_text, &rule.place)
+        });
+        services.chain(egress).collect()
     }
 
     pub(super) fn rules(&self) -> Vec<RuleRow> {
@@ -195,11 +205,15 @@ impl Owner {
         let totals = self.totals();
         let policy = &desired.policy;
         let row = |rule: &Rule| {
-            let key = counters::RuleKey {
+            let direction = rule.owner.direction();
+            let key = |direction: Direction| counters::RuleKey {
                 service: policy.owner_name(rule.owner).unwrap_or_default().to_owned(),
+                direction: direction.word().to_owned(),
                 action: counters::word(rule.action).into(),
                 source: rule.source.clone(),
             };
+            let counted = |direction| totals.rules.get(&key(direction)).copied().unwrap_or_default();
+            let named = key(direction);
             let lists = rule
                 .lists
                 .iter()
@@ -207,10 +221,15 @@ impl Owner {
             RuleRow {
                 prefixes: lists.map(|list| list.len()).sum(),
                 place: rule.place.clone(),
-                count: totals.rules.get(&key).copied().unwrap_or_default(),
-                service: key.service,
-                action: key.action,
-                source: key.source,
+                count: counted(direction),
+                answered: match direction {
+                    Direction::Ingress => counted(Direction::Egress),
+                    Direction::Egress => Count::default(),
+                },
+                service: named.service,
+                direction: named.direction,
+                action: named.action,
+                source: named.source,
             }
         };
         policy.rules.iter().map(row).collect()
@@ -222,6 +241,7 @@ impl Owner {
         counted
             .map(|(key, count)| CounterRow {
                 service: key.service,
+                direction: key.direction,
                 verdict: key.verdict,
                 reason: key.reason,
                 count,

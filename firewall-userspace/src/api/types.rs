@@ -89,36 +89,54 @@ pub struct Applied {
     pub diff: Vec<DiffLine>,
 }
 
-/// `GET /v1/services`
+/// `GET /v1/services`: the services, then the egress rules.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ServiceRow {
     pub name: String,
+    /// `ingress`: a service, judged by who comes in; `egress`: an egress rule, judged by where packets go.
+    #[serde(default)]
+    pub direction: String,
+    /// Of an egress rule, none: every port.
     pub ports: Vec<String>,
+    /// Sources; of an egress rule the destinations that it opens.
     pub allow: Vec<String>,
     pub deny: Vec<String>,
     pub place: Place,
     pub passed: Count,
     pub dropped: Count,
+    /// What left from a service to those whom it allows.
+    #[serde(default)]
+    pub answered: Count,
 }
 
 /// `GET /v1/rules`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RuleRow {
-    /// Empty: the policy's own deny list.
+    /// A service or an egress rule. Empty: the policy's own deny list.
     pub service: String,
+    /// `ingress` or `egress`.
+    #[serde(default)]
+    pub direction: String,
     /// `allow` or `deny`.
     pub action: String,
+    /// Of an egress rule the destination.
     pub source: String,
     pub prefixes: usize,
     pub place: Place,
     pub count: Count,
+    /// What left from a service to those whom this rule allows.
+    #[serde(default)]
+    pub answered: Count,
 }
 
-/// `GET /v1/counters`: a row per (service, verdict, reason) that has counted.
+/// `GET /v1/counters`: a row per (service, direction, verdict, reason) that has counted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CounterRow {
-    /// Empty: no service.
+    /// A service or an egress rule. Empty: neither.
     pub service: String,
+    /// `ingress` or `egress`.
+    #[serde(default)]
+    pub direction: String,
     /// `pass`, `drop` or `would-drop`.
     pub verdict: String,
     pub reason: String,

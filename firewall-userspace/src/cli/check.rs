@@ -2,11 +2,11 @@
 
 use super::{Answer, Context, message};
 use crate::host::sysctl;
-use crate::output::{self, CheckReport, CheckService};
+use crate::output::{self, CheckEgress, CheckReport, CheckService};
 use crate::policy::compile::compile;
 use crate::policy::ephemeral;
 use crate::policy::file::{self, Loaded};
-use crate::policy::model::{Action, Owner, Policy, ServiceId};
+use crate::policy::model::{Action, EgressId, Owner, Policy, ServiceId};
 use anyhow::Context as _;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -96,10 +96,20 @@ fn report(path: String, loaded: &Loaded) -> CheckReport {
             allow: sources(policy, owner, Action::Allow),
             deny: sources(policy, owner, Action::Deny),
         });
+    let egress = (0..).zip(&policy.egress).map(|(number, rule)| {
+        let owner = Owner::Egress(EgressId(number));
+        CheckEgress {
+            name: rule.name.clone(),
+            ports: rule.ports_text.clone(),
+            to: sources(policy, owner, Action::Allow),
+            deny: sources(policy, owner, Action::Deny),
+        }
+    });
     CheckReport {
         path,
         valid: true,
         default: if policy.default_allow { "allow" } else { "deny" }.to_owned(),
+        default_egress: if policy.egress_deny { "deny" } else { "allow" }.to_owned(),
         warnings: loaded.warnings.iter().map(ToString::to_string).collect(),
         files: loaded
             .files
@@ -107,6 +117,7 @@ fn report(path: String, loaded: &Loaded) -> CheckReport {
             .map(|file| file.display().to_string())
             .collect(),
         services: services.collect(),
+        egress: egress.collect(),
         ..CheckReport::default()
     }
 }

@@ -41,13 +41,17 @@ impl<S: Source> Collector for AgentCollector<S> {
 
 fn families(scrape: &Scrape) -> Vec<MetricFamily> {
     let mut out = Vec::new();
-    let mut packets = Family::counter("ravelin_packets_total", "Packets by service, verdict and reason.");
+    let mut packets = Family::counter(
+        "ravelin_packets_total",
+        "Packets by direction, service or egress rule, verdict and reason.",
+    );
     let mut bytes = Family::counter(
         "ravelin_bytes_total",
-        "Bytes of frames by service, verdict and reason.",
+        "Bytes of frames by direction, service or egress rule, verdict and reason.",
     );
     for (key, count) in &scrape.totals.services {
         let labels = [
+            ("direction", &*key.direction),
             ("service", &*key.service),
             ("verdict", &*key.verdict),
             ("reason", &*key.reason),
@@ -66,6 +70,7 @@ fn families(scrape: &Scrape) -> Vec<MetricFamily> {
     );
     for (key, count) in scrape.totals.rules.iter().filter(|(key, _)| key.is_label()) {
         let labels = [
+            ("direction", &*key.direction),
             ("service", &*key.service),
             ("action", &*key.action),
             ("source", &*key.source),
@@ -171,8 +176,14 @@ fn families(scrape: &Scrape) -> Vec<MetricFamily> {
         scrape.stats.services as f64,
     );
     gauge(
+        "ravelin_policy_egress_rules",
+        "Egress rules of the policy.",
+        &[],
+        scrape.stats.egress as f64,
+    );
+    gauge(
         "ravelin_policy_rules",
-        "Rules of the policy.",
+        "Entries of all lists of the policy.",
         &[],
         scrape.stats.rules as f64,
     );
@@ -264,7 +275,7 @@ impl Family {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::counters::{EndingName, RuleKey, Totals};
+    use crate::agent::counters::{EndingName, RuleKey, Totals, ingress};
     use crate::agent::handle::InterfaceScrape;
     use firewall_common::verdict::Reason;
     use prometheus::{Registry, TextEncoder};
@@ -277,11 +288,13 @@ mod tests {
         fn scrape(&self) -> Option<Scrape> {
             let name = |reason: Reason, rule| EndingName {
                 service: "api".into(),
+                direction: ingress(),
                 reason: Some(reason.word().into()),
                 rule,
             };
             let rule = RuleKey {
                 service: "api".into(),
+                direction: ingress(),
                 action: "allow".into(),
                 source: "@web".into(),
             };
@@ -320,10 +333,10 @@ mod tests {
     fn series_are_there_from_the_start() {
         let text = text();
         for line in [
-            "ravelin_packets_total{service=\"api\",verdict=\"pass\",reason=\"allowed\"} 0",
-            "ravelin_packets_total{service=\"api\",verdict=\"drop\",reason=\"not-allowed\"} 0",
-            "ravelin_packets_total{service=\"api\",verdict=\"would-drop\",reason=\"not-allowed\"} 0",
-            "ravelin_rule_bytes_total{service=\"api\",action=\"allow\",source=\"@web\"} 0",
+            "ravelin_packets_total{direction=\"ingress\",service=\"api\",verdict=\"pass\",reason=\"allowed\"} 0",
+            "ravelin_packets_total{direction=\"ingress\",service=\"api\",verdict=\"drop\",reason=\"not-allowed\"} 0",
+            "ravelin_packets_total{direction=\"ingress\",service=\"api\",verdict=\"would-drop\",reason=\"not-allowed\"} 0",
+            "ravelin_rule_bytes_total{direction=\"ingress\",service=\"api\",action=\"allow\",source=\"@web\"} 0",
             "ravelin_interface_packets_total{interface=\"eth0\",verdict=\"pass\"} 7",
             "ravelin_policy_generation 3",
             "ravelin_policy_info{digest=\"abc\"} 1",

@@ -132,15 +132,17 @@ fn tcp_flags(flags: u8) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::counters::RuleKey;
+    use crate::agent::counters::{RuleKey, ingress};
 
     #[test]
     fn an_event_is_told_in_the_words_of_its_own_generation() {
         let name = |service: &str| EndingName {
             service: service.into(),
+            direction: ingress(),
             reason: Some("service-denied".into()),
             rule: Some(RuleKey {
                 service: service.into(),
+                direction: ingress(),
                 action: "deny".into(),
                 source: "@bad".into(),
             }),

@@ -2,6 +2,7 @@
 
 use super::Style;
 use super::human::{bytes, number};
+use super::services::every_port;
 use super::status::plural;
 use super::table::{left, list, table, words};
 use crate::policy::compile::Stats;
@@ -19,12 +20,15 @@ pub struct CheckReport {
     pub warnings: Vec<String>,
     /// What no service names: `allow` or `deny`.
     pub default: String,
+    /// What leaves and no egress rule names: `allow` or `deny`.
+    pub default_egress: String,
     pub stats: Stats,
     /// Hex BLAKE3 of the image, as `status` shows it on a node that enforces this policy.
     pub digest: String,
     /// Files that were read besides the policy itself.
     pub files: Vec<String>,
     pub services: Vec<CheckService>,
+    pub egress: Vec<CheckEgress>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -32,6 +36,15 @@ pub struct CheckService {
     pub name: String,
     pub ports: Vec<String>,
     pub allow: Vec<String>,
+    pub deny: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct CheckEgress {
+    pub name: String,
+    /// None: every port and protocol.
+    pub ports: Vec<String>,
+    pub to: Vec<String>,
     pub deny: Vec<String>,
 }
 
@@ -43,6 +56,9 @@ pub fn check(report: &CheckReport, style: &Style) -> String {
         let _ = writeln!(out, "  {} {value}", style.dim(&format!("{name:<9}")));
     };
     field("services", &number(stats.services as u64));
+    if stats.egress > 0 {
+        field("egress", &plural(stats.egress, "rule"));
+    }
     field("rules", &number(stats.rules as u64));
     field(
         "prefixes",
@@ -62,7 +78,8 @@ pub fn check(report: &CheckReport, style: &Style) -> String {
         ),
     );
     field("digest", &report.digest);
-    field("default", &report.default);
+    let defaults = format!("ingress {}, egress {}", report.default, report.default_egress);
+    field("default", &defaults);
     if !report.files.is_empty() {
         field("lists", &list(&report.files));
     }
@@ -86,6 +103,19 @@ pub fn check(report: &CheckReport, style: &Style) -> String {
         out.push('\n');
         out.push_str(&table(style, &columns, rows));
     }
+    if !report.egress.is_empty() {
+        let columns = [left("EGRESS"), words("PORTS"), words("TO"), words("DENY")];
+        let rows = report.egress.iter().map(|rule| {
+            vec![
+                Cell::new(&rule.name),
+                Cell::new(every_port(&rule.ports)),
+                Cell::new(list(&rule.to)),
+                Cell::new(list(&rule.deny)),
+            ]
+        });
+        out.push('\n');
+        out.push_str(&table(style, &columns, rows));
+    }
     out
 }
 
@@ -99,9 +129,10 @@ mod tests {
             path: "policy.toml".into(),
             valid: true,
             default: "deny".into(),
+            default_egress: "deny".into(),
             stats: Stats {
                 services: 1,
-                egress: 0,
+                egress: 2,
                 rules: 3,
                 prefixes_v4: 4,
                 prefixes_v6: 1,
@@ -115,6 +146,20 @@ mod tests {
                 allow: vec!["@web".into()],
                 deny: vec![],
             }],
+            egress: vec![
+                CheckEgress {
+                    name: "dns".into(),
+                    ports: vec!["udp/53".into(), "tcp/53".into()],
+                    to: vec!["@resolvers".into()],
+                    deny: vec![],
+                },
+                CheckEgress {
+                    name: "lan".into(),
+                    ports: vec![],
+                    to: vec!["10.0.0.0/8".into()],
+                    deny: vec!["10.66.0.0/16".into()],
+                },
+            ],
             ..CheckReport::default()
         };
         assert_eq!(
@@ -122,15 +167,20 @@ mod tests {
             "\
 policy.toml: valid
   services  1
+  egress    2 rules
   rules     3
   prefixes  4 IPv4, 1 IPv6
   classes   4
   image     64 KiB (65,536 bytes)
   digest    5f2b
-  default   deny
+  default   ingress deny, egress deny
 
 SERVICE       PORTS     ALLOW  DENY
 payments-api  tcp/8443  @web   -
+
+EGRESS  PORTS           TO          DENY
+dns     udp/53, tcp/53  @resolvers  -
+lan     every port      10.0.0.0/8  10.66.0.0/16
 "
         );
     }

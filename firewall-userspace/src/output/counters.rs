@@ -17,7 +17,8 @@ pub struct Rates<'a> {
 /// Counters, with a column of packets and bytes per second if there is a reading before this one.
 pub fn counters(rows: &[CounterRow], rates: Option<Rates<'_>>, style: &Style) -> String {
     let mut columns = vec![
-        left("SERVICE"),
+        left("DIRECTION"),
+        left("NAME"),
         left("VERDICT"),
         left("REASON"),
         right("PACKETS"),
@@ -36,6 +37,7 @@ pub fn counters(rows: &[CounterRow], rates: Option<Rates<'_>>, style: &Style) ->
                 _ => Color::Yellow,
             };
             let mut cells = vec![
+                Cell::new(&row.direction),
                 Cell::new(if row.service.is_empty() { "-" } else { &row.service }),
                 Cell::new(&row.verdict).fg(colour),
                 Cell::new(&row.reason),
@@ -54,7 +56,8 @@ pub fn counters(rows: &[CounterRow], rates: Option<Rates<'_>>, style: &Style) ->
 impl Rates<'_> {
     fn of(&self, row: &CounterRow) -> (u64, u64) {
         let same = |other: &&CounterRow| {
-            (&other.service, &other.verdict, &other.reason) == (&row.service, &row.verdict, &row.reason)
+            (&other.service, &other.direction, &other.verdict, &other.reason)
+                == (&row.service, &row.direction, &row.verdict, &row.reason)
         };
         let before = self
             .before
@@ -81,6 +84,7 @@ mod tests {
         };
         CounterRow {
             service: service.into(),
+            direction: "ingress".into(),
             verdict: verdict.into(),
             reason: reason.into(),
             count,
@@ -93,9 +97,9 @@ mod tests {
         assert_eq!(
             counters(&rows, None, &Style::PLAIN),
             "\
-SERVICE  VERDICT  REASON   PACKETS   BYTES
--        drop     closed     1,000  62 KiB
-ssh      pass     allowed        5   320 B
+DIRECTION  NAME  VERDICT  REASON   PACKETS   BYTES
+ingress    -     drop     closed     1,000  62 KiB
+ingress    ssh   pass     allowed        5   320 B
 "
         );
     }
@@ -103,7 +107,11 @@ ssh      pass     allowed        5   320 B
     #[test]
     fn rates_compare_with_the_reading_before() {
         let before = [row("", "drop", "closed", 1_000)];
-        let rows = [row("", "drop", "closed", 3_000), row("ssh", "pass", "allowed", 5)];
+        let leaving = CounterRow {
+            direction: "egress".into(),
+            ..row("", "drop", "closed", 8)
+        };
+        let rows = [row("", "drop", "closed", 3_000), leaving];
         let rates = Rates {
             before: &before,
             elapsed: Duration::from_secs(2),
@@ -111,9 +119,9 @@ ssh      pass     allowed        5   320 B
         assert_eq!(
             counters(&rows, Some(rates), &Style::PLAIN),
             "\
-SERVICE  VERDICT  REASON   PACKETS    BYTES  PACKETS/S  BYTES/S
--        drop     closed     3,000  188 KiB      1,000   62 KiB
-ssh      pass     allowed        5    320 B          3    160 B
+DIRECTION  NAME  VERDICT  REASON  PACKETS    BYTES  PACKETS/S  BYTES/S
+ingress    -     drop     closed    3,000  188 KiB      1,000   62 KiB
+egress     -     drop     closed        8    512 B          4    256 B
 "
         );
     }

@@ -14,7 +14,7 @@ mod status;
 mod style;
 mod table;
 
-pub use check::{CheckReport, CheckService, check};
+pub use check::{CheckEgress, CheckReport, CheckService, check};
 pub use counters::{Rates, counters};
 pub use diff::{applied, diff, ends};
 pub use events::{event, event_header, route};

@@ -5,22 +5,26 @@ use super::human::{bytes, number};
 use super::table::{left, list, right, table, words};
 use crate::api::types::{RuleRow, ServiceRow};
 use comfy_table::{Cell, Color};
+use firewall_common::verdict::Direction;
 
-/// What may reach what, a service a row.
+/// What may reach what, a service a row; then what may leave, an egress rule a row.
 pub fn services(rows: &[ServiceRow], style: &Style) -> String {
-    let columns = [
-        left("SERVICE"),
-        words("PORTS"),
-        words("ALLOW"),
-        words("DENY"),
-        right("PASSED"),
-        right("DROPPED"),
-        left("PLACE"),
-    ];
-    table(
-        style,
-        &columns,
-        rows.iter().map(|row| {
+    let (leaving, services): (Vec<&ServiceRow>, Vec<&ServiceRow>) =
+        rows.iter().partition(|row| row.direction == EGRESS);
+    let place = |row: &ServiceRow| Cell::new(format!("{}:{}", row.place.path, row.place.line));
+    let mut out = String::new();
+    if !services.is_empty() || leaving.is_empty() {
+        let columns = [
+            left("SERVICE"),
+            words("PORTS"),
+            words("ALLOW"),
+            words("DENY"),
+            right("PASSED"),
+            right("DROPPED"),
+            right("ANSWERED"),
+            left("PLACE"),
+        ];
+        let cells = |row: &ServiceRow| {
             vec![
                 Cell::new(&row.name),
                 Cell::new(list(&row.ports)),
@@ -32,21 +36,63 @@ pub fn services(rows: &[ServiceRow], style: &Style) -> String {
                 Cell::new(list(&row.deny)),
                 Cell::new(number(row.passed.packets)),
                 Cell::new(number(row.dropped.packets)),
-                Cell::new(format!("{}:{}", row.place.path, row.place.line)),
+                Cell::new(number(row.answered.packets)),
+                place(row),
             ]
-        }),
-    )
+        };
+        out.push_str(&table(style, &columns, services.iter().map(|row| cells(row))));
+    }
+    if !leaving.is_empty() {
+        let columns = [
+            left("EGRESS"),
+            words("PORTS"),
+            words("TO"),
+            words("DENY"),
+            right("PASSED"),
+            right("DROPPED"),
+            left("PLACE"),
+        ];
+        let cells = |row: &ServiceRow| {
+            vec![
+                Cell::new(&row.name),
+                Cell::new(every_port(&row.ports)),
+                Cell::new(list(&row.allow)),
+                Cell::new(list(&row.deny)),
+                Cell::new(number(row.passed.packets)),
+                Cell::new(number(row.dropped.packets)),
+                place(row),
+            ]
+        };
+        if !out.is_empty() {
+            out.push('\n');
+        }
+        out.push_str(&table(style, &columns, leaving.iter().map(|row| cells(row))));
+    }
+    out
+}
+
+const EGRESS: &str = Direction::Egress.word();
+
+/// The ports of an egress rule.
+pub(super) fn every_port(ports: &[String]) -> String {
+    if ports.is_empty() {
+        "every port".to_owned()
+    } else {
+        list(ports)
+    }
 }
 
 /// Every rule, and what it has matched.
 pub fn rules(rows: &[RuleRow], style: &Style) -> String {
     let columns = [
-        left("SERVICE"),
+        left("DIRECTION"),
+        left("NAME"),
         left("ACTION"),
-        left("SOURCE"),
+        left("PEER"),
         right("PREFIXES"),
         right("PACKETS"),
         right("BYTES"),
+        right("ANSWERED"),
         left("PLACE"),
     ];
     table(
@@ -58,7 +104,12 @@ pub fn rules(rows: &[RuleRow], style: &Style) -> String {
             } else {
                 Color::Red
             };
+            let answered = match (&*row.direction, &*row.action) {
+                (EGRESS, _) | (_, "deny") => "-".to_owned(),
+                _ => number(row.answered.packets),
+            };
             vec![
+                Cell::new(&row.direction),
                 Cell::new(if row.service.is_empty() {
                     "(all)"
                 } else {
@@ -69,6 +120,7 @@ pub fn rules(rows: &[RuleRow], style: &Style) -> String {
                 Cell::new(number(row.prefixes as u64)),
                 Cell::new(number(row.count.packets)),
                 Cell::new(bytes(row.count.bytes)),
+                Cell::new(answered),
                 Cell::new(row.place.to_string()),
             ]
         }),
@@ -94,6 +146,7 @@ mod tests {
         let rows = [
             ServiceRow {
                 name: "payments-api".into(),
+                direction: "ingress".into(),
                 ports: vec!["tcp/8443".into(), "tcp/30000-30010".into()],
                 allow: vec!["@web".into(), "198.51.100.7".into()],
                 deny: vec!["10.20.66.0/24".into()],
@@ -103,6 +156,26 @@ mod tests {
                     bytes: 1,
                 },
                 dropped: Count { packets: 7, bytes: 1 },
+                answered: Count {
+                    packets: 9_876,
+                    bytes: 1,
+                },
+            },
+            ServiceRow {
+                name: "no-mail".into(),
+                direction: "egress".into(),
+                ports: vec!["tcp/25".into()],
+                deny: vec!["any".into()],
+                place: place(30),
+                dropped: Count { packets: 3, bytes: 1 },
+                ..ServiceRow::default()
+            },
+            ServiceRow {
+                name: "lan".into(),
+                direction: "egress".into(),
+                allow: vec!["@internal".into()],
+                place: place(26),
+                ..ServiceRow::default()
             },
             ServiceRow {
                 name: "ssh".into(),
@@ -114,9 +187,13 @@ mod tests {
         assert_eq!(
             services(&rows, &Style::PLAIN),
             "\
-SERVICE       PORTS                      ALLOW               DENY           PASSED  DROPPED  PLACE
-payments-api  tcp/8443, tcp/30000-30010  @web, 198.51.100.7  10.20.66.0/24  12,345        7  policy.toml:12
-ssh           tcp/22                     nobody              -                   0        0  policy.toml:20
+SERVICE       PORTS                      ALLOW               DENY           PASSED  DROPPED  ANSWERED  PLACE
+payments-api  tcp/8443, tcp/30000-30010  @web, 198.51.100.7  10.20.66.0/24  12,345        7     9,876  policy.toml:12
+ssh           tcp/22                     nobody              -                   0        0         0  policy.toml:20
+
+EGRESS   PORTS       TO         DENY  PASSED  DROPPED  PLACE
+no-mail  tcp/25      -          any        0        3  policy.toml:30
+lan      every port  @internal  -          0        0  policy.toml:26
 "
         );
     }
@@ -125,6 +202,7 @@ ssh           tcp/22                     nobody              -                  
     fn rules_show_their_place() {
         let rows = [
             RuleRow {
+                direction: "ingress".into(),
                 action: "deny".into(),
                 source: "@blocked".into(),
                 prefixes: 1_000_000,
@@ -137,19 +215,34 @@ ssh           tcp/22                     nobody              -                  
             },
             RuleRow {
                 service: "ssh".into(),
+                direction: "ingress".into(),
                 action: "allow".into(),
-                source: "198.51.100.7/32".into(),
+                source: "198.51.100.7".into(),
                 prefixes: 1,
                 place: place(14),
                 count: Count::default(),
+                answered: Count {
+                    packets: 5,
+                    bytes: 500,
+                },
+            },
+            RuleRow {
+                service: "lan".into(),
+                direction: "egress".into(),
+                action: "allow".into(),
+                source: "@internal".into(),
+                prefixes: 2,
+                place: place(26),
+                ..RuleRow::default()
             },
         ];
         assert_eq!(
             rules(&rows, &Style::PLAIN),
             "\
-SERVICE  ACTION  SOURCE            PREFIXES  PACKETS   BYTES  PLACE
-(all)    deny    @blocked         1,000,000    1,000  62 KiB  policy.toml:2:10
-ssh      allow   198.51.100.7/32          1        0     0 B  policy.toml:14:10
+DIRECTION  NAME   ACTION  PEER           PREFIXES  PACKETS   BYTES  ANSWERED  PLACE
+ingress    (all)  deny    @blocked      1,000,000    1,000  62 KiB         -  policy.toml:2:10
+ingress    ssh    allow   198.51.100.7          1        0     0 B         5  policy.toml:14:10
+egress     lan    allow   @internal             2        0     0 B         -  policy.toml:26:10
 "
         );
     }

@@ -134,6 +134,7 @@ mod tests {
     fn names() -> Vec<EndingName> {
         vec![EndingName {
             service: String::new(),
+            direction: crate::agent::counters::ingress(),
             reason: Some("closed".into()),
             rule: None,
         }]
