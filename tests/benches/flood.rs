@@ -5,7 +5,7 @@
 //! an empty XDP_DROP at the other end.
 
 use anyhow::{Context, Result, ensure};
-use ravelin::datapath::{Datapath, NodeConfig, detach_all, netlink};
+use ravelin::datapath::{Datapath, Hook, NodeConfig, detach_all, netlink};
 use ravelin::policy::compile::compile;
 use ravelin::policy::file::load;
 use ravelin::simulate::FrameBuilder;
@@ -136,7 +136,7 @@ fn measure(size: usize) -> Result<()> {
             .into_iter()
             .find(|interface| interface.name == "rx0")
             .context("rx0")?;
-        datapath.attach(&interface)?;
+        datapath.attach(&interface, Hook::Auto)?;
         let rate = run("ravelin");
         detach_all(&pins)?;
         rate

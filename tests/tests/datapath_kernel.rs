@@ -14,7 +14,7 @@ use firewall_common::{
 use nix::time::{ClockId, clock_gettime};
 use ravelin::{
     datapath::{
-        AttachError, Attachment, Datapath, EgressMode, EndingCounters, Features, NodeConfig, XdpMode,
+        AttachError, Attachment, Datapath, EndingCounters, Features, Hook, Ingress, NodeConfig, Part, TcMode,
         detach_all,
         netlink::{self, Change, Interface, Watch},
     },
@@ -90,7 +90,7 @@ impl Lab {
 
     fn attach(&self, datapath: &mut Datapath) -> Attachment {
         let interface = self.interface("up0");
-        self.node.run(|| datapath.attach(&interface)).unwrap()
+        self.node.run(|| datapath.attach(&interface, Hook::Auto)).unwrap()
     }
 
     /// Sends datagrams to a closed port of the node.
@@ -193,8 +193,8 @@ fn enforces_a_policy_and_reads_it_back() {
     assert_eq!((in_force.generation, in_force.digest), (7, deny.digest));
 
     let attachment = lab.attach(&mut datapath);
-    assert_eq!(attachment.xdp, XdpMode::Native);
-    assert_eq!(attachment.egress, EgressMode::Tcx);
+    assert_eq!(attachment.ingress, Ingress::Native);
+    assert_eq!(attachment.egress, Some(TcMode::Tcx));
     assert_eq!((attachment.frags, attachment.detail), (true, None));
     lab.send(25);
     until("25 datagrams drop", || {
@@ -288,8 +288,8 @@ fn a_restart_under_traffic_keeps_filtering_and_replaces_the_programs_in_place() 
             });
             let attachment = lab.attach(&mut next);
             assert_eq!(
-                (attachment.xdp, attachment.egress),
-                (XdpMode::Native, EgressMode::Tcx)
+                (attachment.ingress, attachment.egress),
+                (Ingress::Native, Some(TcMode::Tcx))
             );
             let counters = next.counters().unwrap();
             assert_eq!(
@@ -385,7 +385,7 @@ fn who_else_holds_the_interface_is_named() {
     let refused = |others: &Path| {
         lab.node.run(|| {
             let mut other = Datapath::open(others).unwrap();
-            let error = other.attach(&interface).unwrap_err();
+            let error = other.attach(&interface, Hook::Auto).unwrap_err();
             assert_eq!(
                 other.attached().unwrap(),
                 Vec::<u32>::new(),
@@ -415,22 +415,25 @@ fn a_driver_without_native_xdp_gets_generic_and_says_so() {
     lab.node.ip("link add br0 type bridge").unwrap();
     let bridge = lab.interface("br0");
     assert!(bridge.ethernet && !bridge.physical);
-    let attachment = lab.node.run(|| datapath.attach(&bridge)).unwrap();
+    let attachment = lab.node.run(|| datapath.attach(&bridge, Hook::Auto)).unwrap();
     assert_eq!(
-        (attachment.xdp, attachment.egress),
-        (XdpMode::Generic, EgressMode::Tcx)
+        (attachment.ingress, attachment.egress),
+        (Ingress::Generic, Some(TcMode::Tcx))
     );
     assert_eq!(
         attachment.detail.unwrap(),
         "generic XDP: the driver has no native XDP"
     );
     let attachment = lab.node.run(|| lab_attach_again(&lab, &bridge));
-    assert_eq!(attachment.xdp, XdpMode::Generic);
+    assert_eq!(attachment.ingress, Ingress::Generic);
     assert!(attachment.detail.unwrap().contains("kept from an earlier start"));
 }
 
 fn lab_attach_again(lab: &Lab, interface: &Interface) -> Attachment {
-    Datapath::open(&lab.pins).unwrap().attach(interface).unwrap()
+    Datapath::open(&lab.pins)
+        .unwrap()
+        .attach(interface, Hook::Auto)
+        .unwrap()
 }
 
 #[test]
@@ -444,7 +447,7 @@ fn a_driver_that_refuses_for_the_mtu_gives_its_reason() {
     lab.node.ip("link set up0 mtu 9000").unwrap();
     lab.peer.ip("link set up1 mtu 9000").unwrap();
     let attachment = lab.attach(&mut datapath);
-    assert_eq!((attachment.xdp, attachment.frags), (XdpMode::Generic, false));
+    assert_eq!((attachment.ingress, attachment.frags), (Ingress::Generic, false));
     let detail = attachment.detail.unwrap();
     assert!(
         detail.contains("the driver says: ") && detail.contains("MTU is 9000"),
@@ -457,18 +460,18 @@ fn interfaces_that_cannot_be_filtered_are_refused_in_a_sentence() {
     let lab = Lab::new();
     let mut datapath = lab.open();
     let loopback = lab.interface("lo");
-    let error = lab.node.run(|| datapath.attach(&loopback)).unwrap_err();
+    let error = lab
+        .node
+        .run(|| datapath.attach(&loopback, Hook::Auto))
+        .unwrap_err();
     assert!(matches!(error, AttachError::Loopback { .. }));
     lab.node.ip("tuntap add dev tun0 mode tun").unwrap();
     let tunnel = lab.interface("tun0");
-    let error = lab.node.run(|| datapath.attach(&tunnel)).unwrap_err();
-    assert!(
-        error.to_string().contains("carries no Ethernet headers"),
-        "{error}"
-    );
+    let error = lab.node.run(|| datapath.attach(&tunnel, Hook::Xdp)).unwrap_err();
+    assert!(error.to_string().contains("`--hook tun0=tc`"), "{error}");
     let mut gone = lab.interface("up0");
     gone.index = 4_000_000;
-    let error = lab.node.run(|| datapath.attach(&gone)).unwrap_err();
+    let error = lab.node.run(|| datapath.attach(&gone, Hook::Auto)).unwrap_err();
     assert!(matches!(error, AttachError::Gone { .. }), "{error}");
 }
 
@@ -541,7 +544,7 @@ fn without_tcx_egress_is_one_clsact_filter_beside_those_of_others() {
     for _ in 0..3 {
         let mut datapath = lab.open_with(features);
         assert!(datapath.degraded()[0].contains("TCX"));
-        assert_eq!(lab.attach(&mut datapath).egress, EgressMode::Clsact);
+        assert_eq!(lab.attach(&mut datapath).egress, Some(TcMode::Clsact));
         drop(datapath);
         let text = filters();
         assert_eq!(text.matches("ravelin_egress").count(), 1, "{text}");
@@ -568,22 +571,23 @@ fn a_link_that_somebody_took_off_is_noticed_and_made_again() {
     let attachment = lab.attach(&mut datapath);
     let index = lab.interface("up0").index;
     assert!(datapath.is_pinned());
-    assert_eq!(datapath.lost(index, &attachment), None);
-    for link in ["xdp", "egress"] {
+    assert_eq!(datapath.lost(index, &attachment), []);
+    for (link, part) in [("xdp", Part::Xdp), ("egress", Part::Egress)] {
         let pin = lab.pins.join(format!("{link}-{index}"));
         if !pin.exists() {
             // Below 6.6 egress has no link.
             continue;
         }
         std::fs::remove_file(&pin).unwrap();
-        let what = datapath.lost(index, &attachment).expect("noticed");
-        assert!(what.contains(&pin.display().to_string()), "{what}");
+        let lost = datapath.lost(index, &attachment);
+        let text = format!("somebody removed {}", pin.display());
+        assert_eq!(lost, [(part, text)]);
         let (again, _) = wait::until("the interface to be free", || {
             let interface = lab.interface("up0");
-            lab.node.run(|| datapath.attach(&interface))
+            lab.node.run(|| datapath.attach(&interface, Hook::Auto))
         });
         assert_eq!(again, attachment);
-        assert_eq!(datapath.lost(index, &attachment), None);
+        assert_eq!(datapath.lost(index, &attachment), []);
     }
     lab.node.run(|| detach_all(&lab.pins)).unwrap();
     assert!(!datapath.is_pinned());

@@ -19,7 +19,7 @@ fn wait_attached(agent: &Agent, namespace: &Namespace, name: &str) -> Result<Dur
         wait::until(&format!("{name} to be attached"), || match agent.status() {
             Ok(status) => {
                 let attached = |each: &&InterfaceStatus| {
-                    each.name == name && each.ifindex == ifindex && each.xdp != "none"
+                    each.name == name && each.ifindex == ifindex && each.hook != "none"
                 };
                 status
                     .interfaces
@@ -54,7 +54,7 @@ fn each_interface_is_counted_apart() -> Result<()> {
     let (friend, stranger) = (of("eth0")?, of("eth1")?);
     assert!(friend.passed.packets >= 6, "{friend:?}");
     assert!(stranger.dropped.packets >= 4, "{stranger:?}");
-    assert_eq!(friend.xdp, "native", "{friend:?}");
+    assert_eq!((friend.hook.as_str(), friend.mode.as_str()), ("xdp", "native"), "{friend:?}");
     Ok(())
 }
 
@@ -210,7 +210,7 @@ fn another_ones_xdp_program_is_left_alone_and_named() -> Result<()> {
             .ok_or("no eth0 in the status")?;
         interface
             .detail
-            .filter(|_| interface.xdp == "none")
+            .filter(|_| interface.hook == "none")
             .ok_or_else(|| "no detail yet".to_owned())
     });
     println!("{detail}");

@@ -1,10 +1,10 @@
 //! The owner's way with interfaces: does what [`super::links`] says is to be done.
 
 use super::links::{State, Todo};
-use super::owner::{CHECK, Owner};
+use super::owner::Owner;
 use super::reload::chain;
-use super::views::{egress_word, xdp_word};
-use crate::datapath::{Datapath, netlink};
+use super::views::egress_word;
+use crate::datapath::{Datapath, Part, netlink};
 use std::sync::PoisonError;
 use std::time::Instant;
 
@@ -22,6 +22,14 @@ impl Owner {
     pub(super) fn carry_out(&mut self, todo: Todo, since: Instant) {
         for index in todo.attach {
             self.attach(index, since);
+        }
+        for index in todo.detach {
+            let name = self
+                .links
+                .get(index)
+                .map_or_else(String::new, |one| one.name.clone());
+            log::info!("interface {name} ({index}) is judged elsewhere from now on");
+            self.detach_one(index, &name);
         }
         for (index, name) in todo.gone {
             log::info!("interface {name} ({index}) is gone");
@@ -49,12 +57,13 @@ impl Owner {
         else {
             return;
         };
-        match datapath.attach(&interface) {
+        match datapath.attach(&interface, self.config.hook(&interface.name)) {
             Ok(attachment) => {
                 log::info!(
-                    "interface {} ({index}): {} XDP{}, egress by {}{}",
+                    "interface {} ({index}): {} {}{}, egress by {}{}",
                     interface.name,
-                    xdp_word(attachment.xdp),
+                    attachment.ingress,
+                    attachment.ingress.hook().to_uppercase(),
                     if attachment.frags {
                         ""
                     } else {
@@ -92,25 +101,35 @@ impl Owner {
         if !pinned && let Err(error) = std::fs::create_dir_all(&self.config.pins) {
             log::error!("cannot make {}: {error}", self.config.pins.display());
         }
-        let lost: Vec<u32> = self
+        let lost: Vec<(u32, String, Vec<(Part, String)>)> = self
             .links
             .states()
             .filter_map(|(interface, state)| match state {
                 State::Attached(attachment) => {
-                    let what = datapath.lost(interface.index, attachment)?;
-                    log::warn!(
-                        "interface {} ({}) may not have been filtered for up to {CHECK:?}, attaching again: {what}",
-                        interface.name,
-                        interface.index
-                    );
-                    Some(interface.index)
+                    let parts = datapath.lost(interface.index, attachment);
+                    (!parts.is_empty()).then(|| (interface.index, interface.name.clone(), parts))
                 }
                 State::Refused { .. } => None,
             })
             .collect();
         let now = Instant::now();
-        for index in lost {
+        let open = now.duration_since(self.last_check).as_millis();
+        self.last_check = now;
+        for (index, name, parts) in lost {
+            for (part, what) in &parts {
+                log::error!(
+                    "interface {name} ({index}) was open at {} for up to {open} ms, attaching again: {what}",
+                    part.word()
+                );
+            }
             self.attach(index, now);
+            if !self.links.is_attached(index) {
+                continue;
+            }
+            for (part, what) in parts {
+                let text = format!("{what}; put back after {open} ms at most");
+                self.links.repaired(index, part, text);
+            }
         }
         if pinned {
             return None;

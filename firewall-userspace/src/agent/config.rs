@@ -3,6 +3,7 @@
 //! A [`Config`] is valid by construction: words are parsed into types while the file is read, so a mistake carries
 //! its line and column. Whether the things it names exist is found out later, by those who use them.
 
+use crate::datapath::{Features, Hook};
 use firewall_common::control::{Failsafe, LINK_EAPOL, LINK_LACP, LINK_LLDP, LINK_STP, MAX_FAILSAFE};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
@@ -41,9 +42,16 @@ pub struct Args {
     /// Policy file [default: /etc/ravelin/policy.toml]
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
-    /// Interface to filter, or a pattern such as 'eth*'; repeatable [default: all physical interfaces]
+    /// Interface to filter, or a pattern such as 'eth*'; repeatable [default: all that lead outside]
     #[arg(long = "interface", value_name = "NAME")]
     pub interfaces: Vec<Pattern>,
+    /// Where to filter: auto, xdp or tc; of some interfaces, such as 'eth1=tc'; repeatable [default: auto, that is xdp, and tc
+    /// where frames have no Ethernet headers]
+    #[arg(long = "hook", value_name = "HOOK")]
+    pub hooks: Vec<HookRule>,
+    /// Kernel features not to use, though they are there: a list of native, frags and tcx [default: none]
+    #[arg(long, value_name = "LIST")]
+    pub without: Option<Without>,
     /// Name of this instance: of its socket, state and pins [default: default]
     #[arg(long, value_name = "NAME")]
     pub instance: Option<Instance>,
@@ -95,6 +103,8 @@ struct File {
     policy: Option<PathBuf>,
     #[serde(alias = "interface")]
     interfaces: Option<OneOrMany<Pattern>>,
+    hook: Option<OneOrMany<HookRule>>,
+    without: Option<Without>,
     instance: Option<Instance>,
     metrics: Option<Metrics>,
     socket: Option<PathBuf>,
@@ -115,8 +125,12 @@ struct File {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub policy: PathBuf,
-    /// Empty: all physical interfaces.
+    /// Empty: all that lead outside.
     pub interfaces: Vec<Pattern>,
+    /// See [`Config::hook`].
+    pub hooks: Vec<HookRule>,
+    /// What may be used of the kernel.
+    pub features: Features,
     pub instance: String,
     /// `None`: no metrics server.
     pub metrics: Option<SocketAddr>,
@@ -177,14 +191,7 @@ impl Config {
             path: path.to_owned(),
             message: error.to_string().trim_end().to_owned(),
         })?;
-        let many = |flags: Vec<Pattern>, file: Option<OneOrMany<Pattern>>| match flags.is_empty() {
-            true => file.map(OneOrMany::into_vec).unwrap_or_default(),
-            false => flags,
-        };
-        let failsafe = match args.failsafe.is_empty() {
-            true => file.failsafe.map(OneOrMany::into_vec).unwrap_or_default(),
-            false => args.failsafe,
-        };
+        let failsafe = many(args.failsafe, file.failsafe);
         let count = failsafe.iter().map(|rule| rule.entries().len()).sum();
         if count > MAX_FAILSAFE {
             return Err(ConfigError::TooManyFailsafe {
@@ -199,6 +206,8 @@ impl Config {
         let config = Config {
             policy: absolute(args.policy, file.policy, "policy")?.unwrap_or_else(|| DEFAULT_POLICY.into()),
             interfaces: many(args.interfaces, file.interfaces),
+            hooks: many(args.hooks, file.hook),
+            features: args.without.or(file.without).unwrap_or_default().0,
             metrics: args.metrics.or(file.metrics).unwrap_or_default().0,
             socket: absolute(args.socket, file.socket, "socket")?
                 .unwrap_or_else(|| default_socket(&instance)),
@@ -232,9 +241,28 @@ impl Config {
         self.failsafe.iter().flat_map(FailsafeRule::warnings).collect()
     }
 
+    /// Where an interface is to be filtered: by the first rule whose pattern matches, else by the one without a
+    /// pattern.
+    pub fn hook(&self, interface: &str) -> Hook {
+        let named = |rule: &&HookRule| rule.of.as_ref().is_some_and(|of| of.matches(interface));
+        let first = self.hooks.iter().find(named);
+        first
+            .or_else(|| self.hooks.iter().find(|rule| rule.of.is_none()))
+            .map_or(Hook::Auto, |rule| rule.hook)
+    }
+
     /// The failsafe rules as the kernel takes them.
     pub fn failsafe_entries(&self) -> Vec<Failsafe> {
         self.failsafe.iter().flat_map(FailsafeRule::entries).collect()
+    }
+}
+
+/// Flags, or what the file has if there are none.
+fn many<T>(flags: Vec<T>, file: Option<OneOrMany<T>>) -> Vec<T> {
+    if flags.is_empty() {
+        file.map(OneOrMany::into_vec).unwrap_or_default()
+    } else {
+        flags
     }
 }
 
@@ -301,7 +329,16 @@ macro_rules! by_from_str {
         }
     )*};
 }
-by_from_str!(Pattern, Instance, Metrics, FailsafeRule, LinkControl, LogFilter);
+by_from_str!(
+    Pattern,
+    Instance,
+    Metrics,
+    FailsafeRule,
+    LinkControl,
+    LogFilter,
+    HookRule,
+    Without
+);
 
 /// Whether drops are carried out.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, serde::Serialize)]
@@ -466,6 +503,68 @@ impl FromStr for Pattern {
             )),
             false => Ok(Pattern(text.to_owned())),
         }
+    }
+}
+
+/// `tc`, or `eth1=tc`: where all interfaces, or those of a pattern, are filtered.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct HookRule {
+    /// `None`: those that no other rule names.
+    of: Option<Pattern>,
+    hook: Hook,
+}
+
+impl FromStr for HookRule {
+    type Err = String;
+    fn from_str(text: &str) -> Result<HookRule, String> {
+        let (of, word) = match text.rsplit_once('=') {
+            Some((of, word)) => (Some(of.trim().parse()?), word.trim()),
+            None => (None, text),
+        };
+        let hook = match word {
+            "auto" => Hook::Auto,
+            "xdp" => Hook::Xdp,
+            "tc" => Hook::Tc,
+            _ => {
+                return Err(format!(
+                    "hook {text:?}: auto, xdp or tc, or an interface with one of them, such as eth1=tc"
+                ));
+            }
+        };
+        Ok(HookRule { of, hook })
+    }
+}
+
+/// What is not to be used of the kernel.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Without(pub Features);
+
+impl Default for Without {
+    fn default() -> Self {
+        Without(Features::ALL)
+    }
+}
+
+impl FromStr for Without {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Without, String> {
+        let mut features = Features::ALL;
+        for word in text.split(',').map(str::trim) {
+            match word {
+                "native" => features.native = false,
+                "frags" => features.frags = false,
+                "tcx" => features.tcx = false,
+                "none" => {}
+                _ => {
+                    return Err(format!(
+                        "feature {word:?}: a list of native, frags and tcx with commas, or none"
+                    ));
+                }
+            }
+        }
+        Ok(Without(features))
     }
 }
 
@@ -662,6 +761,8 @@ mod tests {
             ("instance = \"../etc\"", "line 1, column 12", "letters, digits"),
             ("link_control = \"lacp,foo\"", "line 1, column 16", "\"foo\""),
             ("log_level = \"loud\"", "line 1, column 13", "debug and trace"),
+            ("hook = [\"tc\", \"eth1=xpd\"]", "line 1, column 8", "eth1=tc"),
+            ("without = \"dcx\"", "line 1, column 11", "native, frags and tcx"),
             ("log_level = \"info,aya=loud\"", "line 1, column 13", "\"loud\""),
         ] {
             let error = merge(text).expect_err(text).to_string();
@@ -737,6 +838,17 @@ mod tests {
         );
         assert!(config.mode_by_flag);
         assert!(config.interfaces[0].matches("wan0") && !config.interfaces[0].matches("eth0"));
+    }
+
+    #[test]
+    fn a_hook_of_some_interfaces_beats_that_of_all() {
+        let config = merge("hook = [\"tc\", \"eth1=xdp\", \"eth*=auto\"]\nwithout = \"tcx\"").expect("valid");
+        for (interface, hook) in [("eth1", Hook::Xdp), ("eth2", Hook::Auto), ("wg0", Hook::Tc)] {
+            assert_eq!(config.hook(interface), hook, "{interface}");
+        }
+        assert!(!config.features.tcx && config.features.native && config.features.frags);
+        assert_eq!(merge("").expect("valid").hook("eth0"), Hook::Auto);
+        assert_eq!(merge("hook = \"tc\"").expect("valid").hook("eth0"), Hook::Tc);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::config::Mode;
 use super::counters::{ServiceKey, Totals};
 use super::reload::Refusal;
 use crate::api::types::{Applied, ApplyRequest, Count, CounterRow, Edit, RuleRow, ServiceRow, Status};
+use crate::datapath::Part;
 use crate::policy::compile::{Compiled, Stats};
 use crate::policy::model::Policy;
 use crate::simulate::Flows;
@@ -49,6 +50,8 @@ pub enum Command {
 pub struct Scrape {
     pub totals: Totals,
     pub interfaces: Vec<InterfaceScrape>,
+    /// By interface: what was put back, and how often.
+    pub repairs: Vec<(String, Part, u64)>,
     pub generation: u64,
     pub digest: String,
     pub stats: Stats,
@@ -63,7 +66,8 @@ pub struct Scrape {
 #[derive(Clone, Debug, Default)]
 pub struct InterfaceScrape {
     pub name: String,
-    pub xdp: String,
+    pub hook: String,
+    pub mode: String,
     pub egress: String,
     pub passed: Count,
     pub dropped: Count,

@@ -4,8 +4,9 @@
 //! renamed one stays the same and is judged by its new name.
 
 use super::config::Pattern;
-use crate::datapath::Attachment;
+use super::coverage::left_out;
 use crate::datapath::netlink::{Change, Interface};
+use crate::datapath::{Attachment, Part};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
 /// Named when no interface is: the patterns are empty.
-pub const PHYSICAL: &str = "physical interfaces";
+pub const OUTSIDE: &str = "interfaces to the outside";
 
 /// What is known of a filtered interface.
 #[derive(Debug)]
@@ -33,12 +34,23 @@ pub struct Links {
     patterns: Vec<Pattern>,
     known: BTreeMap<u32, Interface>,
     states: BTreeMap<u32, State>,
+    repairs: BTreeMap<u32, Repairs>,
+}
+
+/// What was put back on an interface after somebody took it off behind the agent's back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Repairs {
+    pub count: BTreeMap<Part, u64>,
+    /// Of the last one: what had happened, and how long it may have been so.
+    pub last: String,
 }
 
 /// What a change asks for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Todo {
     pub attach: Vec<u32>,
+    /// Filtered, and judged elsewhere from now on.
+    pub detach: Vec<u32>,
     /// Went by themselves.
     pub gone: Vec<(u32, String)>,
     pub own_addresses: bool,
@@ -52,12 +64,13 @@ impl Links {
             patterns,
             known: BTreeMap::new(),
             states: BTreeMap::new(),
+            repairs: BTreeMap::new(),
         }
     }
 
     pub fn wanted(&self, interface: &Interface) -> bool {
         if self.patterns.is_empty() {
-            return interface.physical;
+            return left_out(interface, &self.known).is_none();
         }
         let named = |pattern: &Pattern| {
             // Nobody who writes `*` means the loopback.
@@ -82,9 +95,10 @@ impl Links {
         for index in gone {
             self.remove(index, &mut todo);
         }
-        for interface in list {
-            let index = interface.index;
-            self.known.insert(index, interface);
+        // All of them first, for whether one is wanted may depend on another.
+        self.known
+            .extend(list.into_iter().map(|interface| (interface.index, interface)));
+        for index in listed {
             self.judge(index, &mut todo);
         }
         todo
@@ -138,8 +152,14 @@ impl Links {
             return;
         };
         // What is filtered stays so under any name: a rename must not open a host.
-        if self.wanted(interface) && !self.states.contains_key(&index) {
-            todo.attach.push(index);
+        match (self.wanted(interface), self.states.contains_key(&index)) {
+            (true, false) => todo.attach.push(index),
+            // A tap that a bridge took in.
+            (false, true) if self.patterns.is_empty() => {
+                self.states.remove(&index);
+                todo.detach.push(index);
+            }
+            _ => {}
         }
     }
 
@@ -148,6 +168,7 @@ impl Links {
             return;
         };
         todo.own_addresses |= !interface.addresses.is_empty();
+        self.repairs.remove(&index);
         if self.states.remove(&index).is_some() {
             todo.gone.push((index, interface.name));
         }
@@ -155,6 +176,37 @@ impl Links {
 
     pub fn attached(&mut self, index: u32, attachment: Attachment) {
         self.states.insert(index, State::Attached(attachment));
+    }
+
+    pub fn is_attached(&self, index: u32) -> bool {
+        matches!(self.states.get(&index), Some(State::Attached(_)))
+    }
+
+    /// Notes that something was put back.
+    pub fn repaired(&mut self, index: u32, part: Part, what: String) {
+        let repairs = self.repairs.entry(index).or_default();
+        *repairs.count.entry(part).or_default() += 1;
+        repairs.last = what;
+    }
+
+    pub fn repairs(&self, index: u32) -> Option<&Repairs> {
+        self.repairs.get(&index)
+    }
+
+    /// The interfaces that are not filtered, and why not.
+    pub fn uncovered(&self) -> impl Iterator<Item = (&Interface, String)> {
+        self.known
+            .values()
+            .filter(|interface| !self.states.contains_key(&interface.index))
+            .map(|interface| {
+                let why = left_out(interface, &self.known);
+                let words = match why {
+                    Some(why) => why,
+                    None if self.patterns.is_empty() => "about to be filtered".into(),
+                    None => "no pattern of `interfaces` names it".into(),
+                };
+                (interface, words)
+            })
     }
 
     /// Notes a refusal; gives how long to wait.
@@ -210,12 +262,8 @@ impl Links {
     /// Patterns that match nothing.
     pub fn unmatched(&self) -> Vec<String> {
         if self.patterns.is_empty() {
-            let any = self.known.values().any(|interface| interface.physical);
-            return if any {
-                Vec::new()
-            } else {
-                vec![PHYSICAL.to_owned()]
-            };
+            let any = self.known.values().any(|interface| self.wanted(interface));
+            return if any { Vec::new() } else { vec![OUTSIDE.to_owned()] };
         }
         let matched = |pattern: &Pattern| {
             self.known
@@ -256,12 +304,13 @@ impl Links {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::{EgressMode, XdpMode};
+    use crate::datapath::{Ingress, TcMode};
 
     fn interface(index: u32, name: &str) -> Interface {
         Interface {
             index,
             name: name.into(),
+            hardware: 1,
             ethernet: true,
             ..Interface::default()
         }
@@ -273,10 +322,11 @@ mod tests {
 
     fn attach(links: &mut Links, index: u32) {
         let attachment = Attachment {
-            xdp: XdpMode::Native,
+            ingress: Ingress::Native,
             frags: true,
-            egress: EgressMode::Tcx,
+            egress: Some(TcMode::Tcx),
             detail: None,
+            programs: [1, 2],
         };
         links.attached(index, attachment);
     }
@@ -316,22 +366,62 @@ mod tests {
     }
 
     #[test]
-    fn by_default_all_physical_interfaces_and_a_star_spares_the_loopback() {
+    fn by_default_all_that_lead_outside_and_a_star_spares_the_loopback() {
         let list = || {
-            let physical = Interface {
-                physical: true,
-                ..interface(2, "eth0")
-            };
             let loopback = Interface {
                 loopback: true,
                 ..interface(1, "lo")
             };
-            vec![loopback, physical, interface(3, "veth0")]
+            let pair = Interface {
+                kind: Some("veth".into()),
+                ..interface(3, "veth0")
+            };
+            vec![loopback, interface(2, "eth0"), pair]
         };
-        assert_eq!(links(&[]).replace(list()).attach, [2]);
+        let mut by_default = links(&[]);
+        assert_eq!(by_default.replace(list()).attach, [2]);
+        attach(&mut by_default, 2);
+        let left: Vec<&str> = by_default.uncovered().map(|(one, _)| one.name.as_str()).collect();
+        assert_eq!(left, ["lo", "veth0"]);
         assert_eq!(links(&["*"]).replace(list()).attach, [2, 3]);
         assert_eq!(links(&["lo"]).replace(list()).attach, [1]);
-        assert_eq!(links(&[]).unmatched(), [PHYSICAL]);
+        assert_eq!(links(&[]).unmatched(), [OUTSIDE]);
+    }
+
+    #[test]
+    fn a_tap_that_a_bridge_takes_in_is_let_go() {
+        let tap = |master| Interface {
+            kind: Some("tun".into()),
+            master,
+            ..interface(4, "vnet0")
+        };
+        let mut by_default = links(&[]);
+        assert_eq!(by_default.replace(vec![tap(None)]).attach, [4]);
+        attach(&mut by_default, 4);
+        let todo = by_default.change(Change::Link(tap(Some(7))));
+        assert_eq!((todo.attach, todo.detach), (vec![], vec![4]));
+        assert_eq!(by_default.change(Change::Link(tap(None))).attach, [4]);
+
+        // Named, it stays.
+        let mut named = links(&["vnet*"]);
+        named.replace(vec![tap(None)]);
+        attach(&mut named, 4);
+        assert_eq!(named.change(Change::Link(tap(Some(7)))), Todo::default());
+    }
+
+    #[test]
+    fn repairs_are_counted_until_the_interface_goes() {
+        let mut links = links(&["eth0"]);
+        links.replace(vec![interface(2, "eth0")]);
+        links.repaired(2, Part::Xdp, "first".into());
+        links.repaired(2, Part::Xdp, "second".into());
+        let repairs = links.repairs(2).cloned().unwrap_or_default();
+        assert_eq!(
+            (repairs.count.get(&Part::Xdp), repairs.last.as_str()),
+            (Some(&2), "second")
+        );
+        links.replace(Vec::new());
+        assert_eq!(links.repairs(2), None);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod attaching;
 pub mod clock;
 pub mod config;
 pub mod counters;
+mod coverage;
 pub mod handle;
 mod jobs;
 pub mod keeper;
@@ -181,10 +182,11 @@ fn own(
             .transpose()?;
         let pins = config.pins.clone();
         let with_kernel_log = config.kernel_log;
+        let features = config.features;
         let mut owner = Owner::new(config, Arc::new(SystemClock), &clock::boot_id(), outlets)?;
         // Without pins nothing is in force, so a mistake in the policy ends it here, before anything was changed.
         owner.read_policy(early.is_none())?;
-        let mut datapath = Datapath::open(&pins).context("cannot set up the data path")?;
+        let mut datapath = Datapath::open_with(&pins, features).context("cannot set up the data path")?;
         let _pins_lock = early.map_or_else(|| lock::pins(&pins), Ok)?;
         let kernel_log = with_kernel_log.then(|| datapath.take_kernel_log());
         if let Some(None) = kernel_log {

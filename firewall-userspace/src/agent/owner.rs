@@ -31,10 +31,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 /// Between sweeps of the gate.
 const SWEEP: Duration = Duration::from_secs(60);
-/// Between looks at whether what was attached still is: the kernel does not tell.
-pub(super) const CHECK: Duration = Duration::from_secs(5);
+/// Between looks at whether what was attached still is: the kernel does not tell. An interface costs two or three short
+/// calls.
+const CHECK: Duration = Duration::from_millis(250);
 /// After a change of an interface, which may have been about that.
-const CHECK_SOON: Duration = Duration::from_millis(200);
+const CHECK_SOON: Duration = Duration::from_millis(20);
 /// Longest sleep: timers do not run while the machine is suspended, deadlines do.
 const NAP: Duration = Duration::from_secs(5);
 
@@ -61,6 +62,7 @@ pub struct Owner {
     pub(super) running: Option<(Job, oneshot::Receiver<Done>)>,
     pub(super) next_sweep: Instant,
     pub(super) next_check: Instant,
+    pub(super) last_check: Instant,
     /// Why the agent ends, if it is not by request.
     pub(super) failure: Option<String>,
     pub(super) configure: bool,
@@ -140,6 +142,7 @@ impl Owner {
             running: None,
             next_sweep: Instant::now() + SWEEP,
             next_check: Instant::now() + CHECK,
+            last_check: Instant::now(),
             failure: None,
             configure: false,
             notes: BTreeMap::new(),

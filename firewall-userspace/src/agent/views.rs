@@ -9,8 +9,10 @@ use super::handle::{ExplainBasis, InterfaceScrape, Readiness, Scrape};
 use super::links::State as LinkState;
 use super::owner::Owner;
 use super::reload::{Origin, chain};
-use crate::api::types::{Count, CounterRow, InterfaceStatus, PolicyStatus, RuleRow, ServiceRow, Status};
-use crate::datapath::{Datapath, EgressMode, XdpMode};
+use crate::api::types::{
+    Count, CounterRow, InterfaceStatus, PolicyStatus, RuleRow, ServiceRow, Status, Uncovered,
+};
+use crate::datapath::{Datapath, Ingress, Interface, Part, TcMode};
 use crate::policy::model::{self, Action, EgressId, Place, Rule, ServiceId};
 use crate::simulate::Flows;
 use firewall_common::control::{AddressKey, Config as Control};
@@ -36,22 +38,33 @@ impl Owner {
             .states()
             .map(|(interface, state)| {
                 let (passed, dropped) = self.interface_counts(interface.index);
+                let repairs = self.links.repairs(interface.index);
                 let status = InterfaceStatus {
                     name: interface.name.clone(),
                     ifindex: interface.index,
+                    kind: self.kind_words(interface),
                     passed,
                     dropped,
+                    repairs: repairs.map_or(0, |repairs| repairs.count.values().sum()),
+                    last_repair: repairs.map(|repairs| repairs.last.clone()),
                     ..InterfaceStatus::default()
                 };
                 match state {
                     LinkState::Attached(attachment) => InterfaceStatus {
-                        xdp: xdp_word(attachment.xdp).into(),
-                        egress: egress_word(attachment.egress).into(),
+                        hook: attachment.ingress.hook().into(),
+                        mode: attachment.ingress.to_string(),
+                        xdp: match attachment.ingress {
+                            Ingress::Tc(_) => "none".into(),
+                            mode => mode.to_string(),
+                        },
+                        egress: egress_word(attachment.egress),
                         frags: attachment.frags,
                         detail: attachment.detail.clone(),
                         ..status
                     },
                     LinkState::Refused { error, .. } => InterfaceStatus {
+                        hook: "none".into(),
+                        mode: "none".into(),
                         xdp: "none".into(),
                         egress: "none".into(),
                         detail: Some(error.clone()),
@@ -73,11 +86,34 @@ impl Owner {
             uptime_seconds: self.started.elapsed().as_secs(),
             policy: self.policy_status(),
             interfaces,
+            uncovered: self
+                .links
+                .uncovered()
+                .map(|(interface, reason)| Uncovered {
+                    name: interface.name.clone(),
+                    ifindex: interface.index,
+                    kind: self.kind_words(interface),
+                    reason,
+                })
+                .collect(),
             unmatched: self.links.unmatched(),
             failsafe: self.config.failsafe.iter().map(ToString::to_string).collect(),
             warnings: self.config.warnings(),
             degraded,
             ready: self.in_force.is_some() && self.links.ready(),
+        }
+    }
+
+    /// `physical`, or what the kernel calls its kind; and what it is a member of.
+    fn kind_words(&self, interface: &Interface) -> String {
+        let kind = match interface.kind.as_deref() {
+            Some(kind) => kind,
+            None if interface.loopback => "loopback",
+            None => "physical",
+        };
+        match interface.master.and_then(|master| self.links.get(master)) {
+            Some(master) => format!("{kind} in {}", master.name),
+            None => kind.to_owned(),
         }
     }
 
@@ -251,6 +287,17 @@ impl Owner {
 
     pub(super) fn scrape(&self) -> Scrape {
         let interfaces = self.status().interfaces;
+        let repairs = self
+            .links
+            .states()
+            .flat_map(|(interface, _)| {
+                let counted = self.links.repairs(interface.index);
+                [Part::Xdp, Part::Tc, Part::Egress].map(|part| {
+                    let count = counted.and_then(|counted| counted.count.get(&part));
+                    (interface.name.clone(), part, count.copied().unwrap_or(0))
+                })
+            })
+            .collect();
         let policy = self.policy_status();
         Scrape {
             totals: self.totals(),
@@ -258,12 +305,14 @@ impl Owner {
                 .into_iter()
                 .map(|one| InterfaceScrape {
                     name: one.name,
-                    xdp: one.xdp,
+                    hook: one.hook,
+                    mode: one.mode,
                     egress: one.egress,
                     passed: one.passed,
                     dropped: one.dropped,
                 })
                 .collect(),
+            repairs,
             generation: policy.generation,
             digest: policy.digest,
             stats: policy.stats,
@@ -316,19 +365,8 @@ pub fn hex(digest: &[u8; 32]) -> String {
     blake3::Hash::from_bytes(*digest).to_hex().to_string()
 }
 
-pub(super) fn xdp_word(mode: XdpMode) -> &'static str {
-    match mode {
-        XdpMode::Native => "native",
-        XdpMode::Generic => "generic",
-    }
-}
-
-pub(super) fn egress_word(mode: EgressMode) -> &'static str {
-    match mode {
-        EgressMode::Tcx => "tcx",
-        EgressMode::Clsact => "clsact",
-        EgressMode::None => "none",
-    }
+pub(super) fn egress_word(mode: Option<TcMode>) -> String {
+    mode.map_or_else(|| "none".to_owned(), |mode| mode.to_string())
 }
 
 fn address_key(address: IpAddr) -> AddressKey {

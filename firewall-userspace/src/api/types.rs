@@ -16,6 +16,9 @@ pub struct Status {
     pub uptime_seconds: u64,
     pub policy: PolicyStatus,
     pub interfaces: Vec<InterfaceStatus>,
+    /// Interfaces that are not filtered.
+    #[serde(default)]
+    pub uncovered: Vec<Uncovered>,
     /// Patterns asked for that no interface matches.
     pub unmatched: Vec<String>,
     pub failsafe: Vec<String>,
@@ -59,7 +62,16 @@ pub struct Temporary {
 pub struct InterfaceStatus {
     pub name: String,
     pub ifindex: u32,
-    /// `native`, `generic` or `none`.
+    /// `physical`, or what the kernel calls its kind: `vxlan`, `wireguard`, `tun`; and `in br0` for a member.
+    #[serde(default)]
+    pub kind: String,
+    /// Where ingress is judged: `xdp`, `tc`, or `none` when nothing is attached.
+    #[serde(default)]
+    pub hook: String,
+    /// `native` or `generic` at XDP, `tcx` or `clsact` at TC, `none`.
+    #[serde(default)]
+    pub mode: String,
+    /// `native`, `generic` or `none`: the mode if the hook is `xdp`.
     pub xdp: String,
     /// `tcx`, `clsact` or `none`.
     pub egress: String,
@@ -67,8 +79,25 @@ pub struct InterfaceStatus {
     pub frags: bool,
     /// Why not native, or why nothing is attached: a sentence.
     pub detail: Option<String>,
+    /// How often something was put back after somebody took it off behind the agent's back.
+    #[serde(default)]
+    pub repairs: u64,
+    /// What had happened at the last one.
+    #[serde(default)]
+    pub last_repair: Option<String>,
     pub passed: Count,
     pub dropped: Count,
+}
+
+/// An interface that is not filtered.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Uncovered {
+    pub name: String,
+    pub ifindex: u32,
+    /// As [`InterfaceStatus::kind`].
+    pub kind: String,
+    /// A phrase: `its frames are judged on eth0`.
+    pub reason: String,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

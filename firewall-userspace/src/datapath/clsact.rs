@@ -1,8 +1,7 @@
-//! The egress program as a filter of the clsact qdisc, for kernels before 6.6, which have no TCX links.
+//! Programs as filters of the clsact qdisc, for kernels before 6.6, which have no TCX links.
 //!
 //! A filter outlives its maker. It is known again by a priority and handle of its own and by its name; what others
-//! have put there is left alone. A directory `clsact-<ifindex>` beside the pins notes that one was made, and
-//! `qdisc-<ifindex>` that the qdisc was, too.
+//! have put there is left alone.
 
 use super::{
     netlink,
@@ -23,6 +22,7 @@ const TCA_OPTIONS: u16 = 2;
 const TCA_BPF_FD: u16 = 6;
 const TCA_BPF_NAME: u16 = 7;
 const TCA_BPF_FLAGS: u16 = 8;
+const TCA_BPF_ID: u16 = 11;
 const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
 
 const TCMSG: usize = 20;
@@ -34,28 +34,60 @@ const EGRESS: u32 = 0xffff_fff3;
 /// `0x7261` is "ra". Early among filters, so that one that ends the chain does not hide packets.
 const PRIORITY: u32 = 0x7261;
 const HANDLE: u32 = 0x7261_7665;
-const NAME: &str = "ravelin_egress";
+
+/// Which of the two lists of filters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    Ingress,
+    Egress,
+}
+
+impl Direction {
+    const fn parent(self) -> u32 {
+        match self {
+            Direction::Ingress => INGRESS,
+            Direction::Egress => EGRESS,
+        }
+    }
+
+    const fn word(self) -> &'static str {
+        match self {
+            Direction::Ingress => "ingress",
+            Direction::Egress => "egress",
+        }
+    }
+
+    /// Of our filter.
+    const fn name(self) -> &'static str {
+        match self {
+            Direction::Ingress => "ravelin_ingress",
+            Direction::Egress => "ravelin_egress",
+        }
+    }
+}
 
 /// What stands at the place of our filter.
 enum Place {
     Free,
-    Ours,
+    /// With the id of its program.
+    Ours(u32),
     Foreign,
 }
 
 /// Attaches the program, or puts it in the place of the one before. Returns whether the qdisc was made for it.
-pub fn attach(ifindex: u32, program: BorrowedFd<'_>) -> Result<bool, NetlinkError> {
+pub fn attach(ifindex: u32, direction: Direction, program: BorrowedFd<'_>) -> Result<bool, NetlinkError> {
     let connection = Connection::open(NETLINK_ROUTE)?;
     let made = add_qdisc(&connection, ifindex)?;
-    let flags = match place(&connection, ifindex)? {
+    let flags = match place(&connection, ifindex, direction)? {
         Place::Free => NLM_F_CREATE | NLM_F_EXCL,
         // A filter is replaced in one step: each packet meets the old program or the new one.
-        Place::Ours => 0,
+        Place::Ours(_) => 0,
         Place::Foreign => {
             return Err(NetlinkError {
                 what: format!(
-                    "attaching the egress filter: priority {PRIORITY} handle {HANDLE:#x} is taken by another \
-                     filter (`tc filter show dev ... egress`)"
+                    "attaching the {0} filter: priority {PRIORITY} handle {HANDLE:#x} is taken by another \
+                     filter (`tc filter show dev ... {0}`)",
+                    direction.word()
                 ),
                 message: None,
                 source: std::io::ErrorKind::AlreadyExists.into(),
@@ -65,29 +97,33 @@ pub fn attach(ifindex: u32, program: BorrowedFd<'_>) -> Result<bool, NetlinkErro
     let request = Request::new(
         RTM_NEWTFILTER,
         NLM_F_ACK | flags,
-        &tcmsg(ifindex, HANDLE, EGRESS, info()),
+        &tcmsg(ifindex, HANDLE, direction.parent(), info()),
     )
     .attribute(TCA_KIND, b"bpf\0")
     .nested(TCA_OPTIONS, |options| {
         options
             .attribute(TCA_BPF_FD, &program.as_raw_fd().to_ne_bytes())
-            .attribute(TCA_BPF_NAME, format!("{NAME}\0").as_bytes())
+            .attribute(TCA_BPF_NAME, format!("{}\0", direction.name()).as_bytes())
             .attribute(TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes())
     });
-    connection.call("attaching the egress filter", request, |_| {})?;
+    connection.call("attaching a filter", request, |_| {})?;
     Ok(made)
 }
 
 /// Removes our filter, and the qdisc if it was made for it and nobody else has filters there. True if there was one.
-pub fn detach(ifindex: u32, qdisc_too: bool) -> Result<bool, NetlinkError> {
+pub fn detach(ifindex: u32, direction: Direction, qdisc_too: bool) -> Result<bool, NetlinkError> {
     let connection = Connection::open(NETLINK_ROUTE)?;
     if netlink::xdp_programs(ifindex)?.is_none() {
         return Ok(false);
     }
-    let found = matches!(place(&connection, ifindex)?, Place::Ours);
+    let found = matches!(place(&connection, ifindex, direction)?, Place::Ours(_));
     if found {
-        let request = Request::new(RTM_DELTFILTER, NLM_F_ACK, &tcmsg(ifindex, HANDLE, EGRESS, info()));
-        connection.call("removing the egress filter", request, |_| {})?;
+        let request = Request::new(
+            RTM_DELTFILTER,
+            NLM_F_ACK,
+            &tcmsg(ifindex, HANDLE, direction.parent(), info()),
+        );
+        connection.call("removing a filter", request, |_| {})?;
     }
     let empty = || {
         Ok::<bool, NetlinkError>(
@@ -105,6 +141,15 @@ pub fn detach(ifindex: u32, qdisc_too: bool) -> Result<bool, NetlinkError> {
     Ok(found)
 }
 
+/// The id of the program that our filter runs, if it is there.
+pub fn program(ifindex: u32, direction: Direction) -> Result<Option<u32>, NetlinkError> {
+    let connection = Connection::open(NETLINK_ROUTE)?;
+    Ok(match place(&connection, ifindex, direction)? {
+        Place::Ours(program) => Some(program),
+        Place::Free | Place::Foreign => None,
+    })
+}
+
 fn add_qdisc(connection: &Connection, ifindex: u32) -> Result<bool, NetlinkError> {
     let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
     let request = Request::new(RTM_NEWQDISC, flags, &tcmsg(ifindex, CLSACT_HANDLE, CLSACT, 0))
@@ -116,13 +161,13 @@ fn add_qdisc(connection: &Connection, ifindex: u32) -> Result<bool, NetlinkError
     }
 }
 
-fn place(connection: &Connection, ifindex: u32) -> Result<Place, NetlinkError> {
-    let at = filters(connection, ifindex, EGRESS)?
+fn place(connection: &Connection, ifindex: u32, direction: Direction) -> Result<Place, NetlinkError> {
+    let at = filters(connection, ifindex, direction.parent())?
         .into_iter()
         .find(|filter| filter.priority == PRIORITY && filter.handle == HANDLE);
     Ok(match at {
         None => Place::Free,
-        Some(filter) if filter.name == NAME => Place::Ours,
+        Some(filter) if filter.name == direction.name() => Place::Ours(filter.program),
         Some(_) => Place::Foreign,
     })
 }
@@ -132,6 +177,7 @@ struct Filter {
     handle: u32,
     /// Of a BPF filter.
     name: String,
+    program: u32,
 }
 
 fn filters(connection: &Connection, ifindex: u32, parent: u32) -> Result<Vec<Filter>, NetlinkError> {
@@ -146,15 +192,24 @@ fn filters(connection: &Connection, ifindex: u32, parent: u32) -> Result<Vec<Fil
 fn filter(message: Message<'_>) -> Option<Filter> {
     let handle = wire::u32_at(message.body, 8)?;
     let priority = wire::u32_at(message.body, 16)? >> 16;
-    let options = message.attributes(TCMSG).find(|(kind, _)| *kind == TCA_OPTIONS);
-    let name = options
-        .and_then(|(_, options)| wire::attributes(options).find(|(kind, _)| *kind == TCA_BPF_NAME))
-        .map_or(String::new(), |(_, name)| wire::text(name));
-    Some(Filter {
+    let mut found = Filter {
         priority,
         handle,
-        name,
-    })
+        name: String::new(),
+        program: 0,
+    };
+    let options = message.attributes(TCMSG).find(|(kind, _)| *kind == TCA_OPTIONS);
+    for (kind, value) in options
+        .into_iter()
+        .flat_map(|(_, options)| wire::attributes(options))
+    {
+        match kind {
+            TCA_BPF_NAME => found.name = wire::text(value),
+            TCA_BPF_ID => found.program = wire::u32_at(value, 0)?,
+            _ => {}
+        }
+    }
+    Some(found)
 }
 
 /// `struct tcmsg`.

@@ -3,7 +3,7 @@
 //! Maps live under `<pins>/v<LAYOUT_VERSION>/` by their names, so that an agent only ever reads maps of its own
 //! layout. Nothing is attached or replaced here.
 
-use super::{DatapathError, OBJECT, sys};
+use super::{DatapathError, OBJECT, attach::Way, sys};
 use aya::{
     Ebpf, EbpfLoader,
     maps::Map,
@@ -83,6 +83,60 @@ pub(super) struct Programs {
     /// `ingress` takes multi-buffer frames.
     pub frags: bool,
     pub egress: Loaded,
+    /// `ingress_tc`; like the next ones loaded when the first interface needs it, for the verifier takes its time.
+    tc: Option<Loaded>,
+    /// `ingress_raw` and `egress_raw`.
+    raw: Option<[Loaded; 2]>,
+}
+
+/// What serves an interface.
+#[derive(Clone, Copy)]
+pub(super) struct Pair<'a> {
+    pub ingress: &'a Loaded,
+    pub egress: &'a Loaded,
+}
+
+impl Programs {
+    /// Those of a way, loaded if they are not yet.
+    pub fn need(&mut self, directory: &Path, way: Way) -> Result<Pair<'_>, DatapathError> {
+        let egress = &self.egress;
+        Ok(match way {
+            Way::Xdp => Pair {
+                ingress: &self.ingress,
+                egress,
+            },
+            Way::Tc => {
+                let ingress = match &mut self.tc {
+                    Some(loaded) => loaded,
+                    empty => {
+                        let mut object = reopen(directory)?;
+                        empty.insert(load_tc(&mut object, "ingress_tc")?)
+                    }
+                };
+                Pair { ingress, egress }
+            }
+            Way::Raw => {
+                let [ingress, egress] = match &mut self.raw {
+                    Some(loaded) => loaded,
+                    empty => {
+                        let mut object = reopen(directory)?;
+                        let ingress = load_tc(&mut object, "ingress_raw")?;
+                        empty.insert([ingress, load_tc(&mut object, "egress_raw")?])
+                    }
+                };
+                Pair { ingress, egress }
+            }
+        })
+    }
+
+    pub fn ids(&self) -> Vec<u32> {
+        let more = self.tc.iter().chain(self.raw.iter().flatten());
+        [&self.ingress, &self.egress]
+            .into_iter()
+            .chain(more)
+            .map(|program| program.id)
+            .collect()
+    }
 }
 
 /// Loads the programs over the maps pinned in `directory`, which are made where they are missing.
@@ -106,15 +160,29 @@ pub(super) fn load(directory: &Path, frags: bool) -> Result<(Programs, Maps), Da
             (Err(_), Some(Err(error))) | (Err(error), _) => return Err(refused("ingress", error)),
         },
     };
-    let egress = load_egress(&mut object).map_err(|error| refused("egress", error))?;
+    let egress = load_tc(&mut object, "egress")?;
     Ok((
         Programs {
             ingress,
             frags,
             egress,
+            tc: None,
+            raw: None,
         },
         Maps(object),
     ))
+}
+
+/// The object over the same maps, which must still be pinned: fresh ones would be of no use to anybody.
+fn reopen(directory: &Path) -> Result<Ebpf, DatapathError> {
+    let mut loader = EbpfLoader::new();
+    for shape in &MAPS {
+        check_shape(directory, shape)?;
+        loader.map_pin_path(shape.0, directory.join(shape.0));
+    }
+    loader.load(OBJECT).map_err(|source| DatapathError::Object {
+        source: source.into(),
+    })
 }
 
 fn load_xdp(object: &mut Ebpf, name: &str) -> Result<Loaded, ProgramError> {
@@ -128,13 +196,16 @@ fn load_xdp(object: &mut Ebpf, name: &str) -> Result<Loaded, ProgramError> {
     loaded(program.fd()?.as_fd().try_clone_to_owned()?)
 }
 
-fn load_egress(object: &mut Ebpf) -> Result<Loaded, ProgramError> {
-    let program: &mut SchedClassifier = object
-        .program_mut("egress")
-        .ok_or(ProgramError::NotLoaded)?
-        .try_into()?;
-    program.load()?;
-    loaded(program.fd()?.as_fd().try_clone_to_owned()?)
+fn load_tc(object: &mut Ebpf, name: &'static str) -> Result<Loaded, DatapathError> {
+    let mut load = || {
+        let program: &mut SchedClassifier = object
+            .program_mut(name)
+            .ok_or(ProgramError::NotLoaded)?
+            .try_into()?;
+        program.load()?;
+        loaded(program.fd()?.as_fd().try_clone_to_owned()?)
+    };
+    load().map_err(|error| refused(name, error))
 }
 
 /// The end of the verifier's log is where it says what it minds; the rest can be a megabyte.

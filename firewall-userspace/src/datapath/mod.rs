@@ -16,10 +16,13 @@ mod image;
 mod load;
 pub mod netlink;
 pub mod object;
+mod pins;
 mod sys;
+mod tc;
 mod wire;
+mod xdp;
 
-pub use attach::{AttachError, Attachment, EgressMode, Features, XdpMode};
+pub use attach::{AttachError, Attachment, Features, Hook, Ingress, Part, TcMode};
 pub use counters::{EndingCounter, EndingCounters};
 pub use events::EventReader;
 pub use image::InForce;
@@ -29,7 +32,7 @@ pub use object::OBJECT;
 pub use wire::NetlinkError;
 
 use crate::policy::compile::Compiled;
-use attach::Attacher;
+use attach::{Attacher, Way};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use firewall_common::{
     control::{AddressKey, Config, Control, Failsafe, MAX_FAILSAFE, SLOTS, Selector},
@@ -195,12 +198,12 @@ impl Datapath {
             .map_err(DatapathError::system("mapping the gate"))?;
         let features = Features {
             frags: programs.frags,
-            tcx: allowed.tcx && attach::has_tcx(programs.egress.fd.as_fd()),
+            tcx: allowed.tcx && tc::has_tcx(programs.egress.fd.as_fd()),
             native: allowed.native,
         };
         // Egress has kept the gate if it was attached to these maps.
         let fresh = slots.control().load_u64(offset_of!(Control, seed)) == 0
-            || attach::attached(pins)
+            || pins::attached(pins)
                 .map_err(DatapathError::path("reading", pins))?
                 .is_empty();
         let datapath = Datapath {
@@ -219,7 +222,7 @@ impl Datapath {
             kernel_log: maps.kernel_log(),
         };
         datapath.seed()?;
-        attach::remove_zombies(pins)?;
+        pins::remove_zombies(pins)?;
         Ok(datapath)
     }
 
@@ -390,25 +393,33 @@ impl Datapath {
         EventReader::new(self.events.as_fd(), &self.events_taken)
     }
 
-    /// Attaches to an interface: native XDP, or generic where the driver refuses. What this or an earlier process
-    /// attached there is replaced, without a moment between.
-    pub fn attach(&mut self, interface: &Interface) -> Result<Attachment, AttachError> {
+    /// Attaches to an interface: native XDP, or generic where the driver refuses, or TC, as `hook` says. What this or
+    /// an earlier process attached there is replaced, without a moment between.
+    pub fn attach(&mut self, interface: &Interface, hook: Hook) -> Result<Attachment, AttachError> {
+        let way = Way::of(interface, hook)?;
+        let programs = self
+            .programs
+            .need(&self.directory, way)
+            .map_err(|source| AttachError::Load {
+                interface: interface.name.clone(),
+                source: source.into(),
+            })?;
         let attacher = Attacher {
             pins: &self.pins,
-            programs: &self.programs,
+            programs,
             features: self.features,
         };
-        let attachment = attacher.attach(interface)?;
+        let attachment = attacher.attach(interface, way)?;
         // Pins of older layouts only cost memory, so they may as well go at the next time.
-        if attacher.all_replaced().unwrap_or(false) {
+        if pins::all_run(&self.pins, &self.programs.ids()).unwrap_or(false) {
             let _ = load::remove_layouts(&self.pins, Some(&self.directory));
         }
         Ok(attachment)
     }
 
-    /// What has become of an attachment that this process made, in words; `None` if it still does its work.
-    pub fn lost(&self, ifindex: u32, attachment: &Attachment) -> Option<String> {
-        attach::lost(&self.pins, &self.programs, ifindex, attachment.egress)
+    /// What of an attachment that this process made does not do its work any more, and why, in words.
+    pub fn lost(&self, ifindex: u32, attachment: &Attachment) -> Vec<(Part, String)> {
+        attach::lost(&self.pins, ifindex, attachment)
     }
 
     /// Whether the maps are still pinned, so that the next process finds them.
@@ -434,7 +445,7 @@ impl Datapath {
 
     /// Interfaces that have programs of this instance, attached by this or an earlier process.
     pub fn attached(&self) -> Result<Vec<u32>, DatapathError> {
-        attach::attached(&self.pins).map_err(DatapathError::path("reading", &self.pins))
+        pins::attached(&self.pins).map_err(DatapathError::path("reading", &self.pins))
     }
 
     /// Opens the gate for connections that the host has, and closes it for those that are gone. To be called before
@@ -492,8 +503,8 @@ pub fn detach_all(pins: &Path) -> Result<Vec<String>, DatapathError> {
         .map(|interface| (interface.index, interface.name))
         .collect();
     let mut lines = Vec::new();
-    for ifindex in attach::attached(pins).map_err(DatapathError::path("reading", pins))? {
-        let here = attach::is_here(pins, ifindex);
+    for ifindex in pins::attached(pins).map_err(DatapathError::path("reading", pins))? {
+        let here = pins::is_here(pins, ifindex);
         if attach::detach(pins, ifindex)? {
             lines.push(match (here, names.get(&ifindex)) {
                 (Some(true), Some(name)) => format!("detached from {name}"),

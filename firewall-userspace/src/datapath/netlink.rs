@@ -23,7 +23,10 @@ const RTNLGRP_IPV6_IFADDR: u32 = 9;
 
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_XDP: u16 = 43;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_XDP_PROG_ID: u16 = 4;
@@ -35,13 +38,24 @@ const IFA_LOCAL: u16 = 2;
 const IFINFOMSG: usize = 16;
 const IFADDRMSG: usize = 8;
 const ARPHRD_ETHER: u16 = 1;
+/// PPP, raw IP of modems, IPIP, IPv6 tunnels, SIT, GRE, GRE over IPv6, and what says "none": tun, wireguard, xfrm.
+const ARPHRD_BARE: [u16; 8] = [512, 519, 768, 769, 776, 778, 823, 0xfffe];
+
+/// How the frames of a device begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Headers {
+    Ethernet,
+    /// With the IP header.
+    None,
+    Unknown,
+}
 
 /// One interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interface {
     pub name: String,
     pub index: u32,
-    /// Ethernet, with a driver of its own rather than a virtual kind, and not the loopback.
+    /// Has a driver of its own rather than a virtual kind, and is not the loopback.
     pub physical: bool,
     /// Frames begin with an Ethernet header.
     pub ethernet: bool,
@@ -51,9 +65,23 @@ pub struct Interface {
     pub hardware: u16,
     /// `veth`, `bridge`, `vlan`, ...; `None` for a device with a driver of its own.
     pub kind: Option<String>,
+    /// The bond, bridge, team or VRF that it is a member of.
+    pub master: Option<u32>,
+    /// The interface that it stands on (or, of a veth, its other end), if that is in this namespace.
+    pub parent: Option<u32>,
     pub mtu: u32,
     /// Own addresses on it. Empty in a [`Change::Link`], which does not carry them.
     pub addresses: Vec<IpAddr>,
+}
+
+impl Interface {
+    pub fn headers(&self) -> Headers {
+        match self.hardware {
+            _ if self.ethernet => Headers::Ethernet,
+            bare if ARPHRD_BARE.contains(&bare) => Headers::None,
+            _ => Headers::Unknown,
+        }
+    }
 }
 
 /// What happened to the interfaces.
@@ -212,10 +240,16 @@ fn link(message: Message<'_>) -> Option<(Interface, XdpPrograms)> {
         ..Interface::default()
     };
     let mut programs = XdpPrograms::default();
+    let mut parent_elsewhere = false;
     for (kind, value) in message.attributes(IFINFOMSG) {
         match kind {
             IFLA_IFNAME => interface.name = wire::text(value),
             IFLA_MTU => interface.mtu = wire::u32_at(value, 0)?,
+            IFLA_LINK => {
+                interface.parent = wire::u32_at(value, 0).filter(|parent| ![0, index].contains(parent))
+            }
+            IFLA_LINK_NETNSID => parent_elsewhere = true,
+            IFLA_MASTER => interface.master = wire::u32_at(value, 0).filter(|master| *master != 0),
             IFLA_LINKINFO => {
                 interface.kind = wire::attributes(value)
                     .find(|(kind, _)| *kind == IFLA_INFO_KIND)
@@ -236,7 +270,10 @@ fn link(message: Message<'_>) -> Option<(Interface, XdpPrograms)> {
         }
     }
     programs.any = programs.any.or(programs.native).or(programs.generic);
-    interface.physical = interface.ethernet && !interface.loopback && interface.kind.is_none();
+    if parent_elsewhere {
+        interface.parent = None;
+    }
+    interface.physical = !interface.loopback && interface.kind.is_none();
     Some((interface, programs))
 }
 

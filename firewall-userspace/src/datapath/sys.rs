@@ -21,6 +21,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 pub const INNER_FLAGS: u32 = 0x400 | 0x1000;
 /// `BPF_XDP` and `BPF_TCX_EGRESS` of `enum bpf_attach_type`.
 pub const ATTACH_XDP: u32 = 37;
+pub const ATTACH_TCX_INGRESS: u32 = 46;
 pub const ATTACH_TCX_EGRESS: u32 = 47;
 /// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE`.
 pub const XDP_GENERIC: u32 = 1 << 1;

@@ -106,11 +106,26 @@ fn families(scrape: &Scrape) -> Vec<MetricFamily> {
             interface.dropped,
         );
         info.add(
-            &[name, ("xdp", &interface.xdp), ("egress", &interface.egress)],
+            &[
+                name,
+                ("hook", &interface.hook),
+                ("mode", &interface.mode),
+                ("egress", &interface.egress),
+            ],
             1.0,
         );
     }
     out.extend([packets, bytes, info]);
+
+    let mut repairs = Family::counter(
+        "ravelin_repairs_total",
+        "Programs put back on an interface after somebody took them off.",
+    );
+    for (interface, part, count) in &scrape.repairs {
+        let labels = [("interface", &**interface), ("part", part.word())];
+        repairs.add(&labels, *count as f64);
+    }
+    out.push(repairs);
 
     let mut suppressed = Family::counter(
         "ravelin_events_suppressed_total",
@@ -277,6 +292,7 @@ mod tests {
     use super::*;
     use crate::agent::counters::{EndingName, RuleKey, Totals, ingress};
     use crate::agent::handle::InterfaceScrape;
+    use crate::datapath::Part;
     use firewall_common::verdict::Reason;
     use prometheus::{Registry, TextEncoder};
     use std::io::Write as _;
@@ -303,7 +319,8 @@ mod tests {
                 totals: Totals::zero(&names, true),
                 interfaces: vec![InterfaceScrape {
                     name: "eth0".into(),
-                    xdp: "native".into(),
+                    hook: "xdp".into(),
+                    mode: "native".into(),
                     egress: "tcx".into(),
                     passed: Count {
                         packets: 7,
@@ -311,6 +328,7 @@ mod tests {
                     },
                     dropped: Count::default(),
                 }],
+                repairs: vec![("eth0".into(), Part::Egress, 2)],
                 generation: 3,
                 digest: "abc".into(),
                 suppressed: Reason::ALL.iter().map(|reason| (*reason, 0)).collect(),
@@ -338,6 +356,8 @@ mod tests {
             "ravelin_packets_total{direction=\"ingress\",service=\"api\",verdict=\"would-drop\",reason=\"not-allowed\"} 0",
             "ravelin_rule_bytes_total{direction=\"ingress\",service=\"api\",action=\"allow\",source=\"@web\"} 0",
             "ravelin_interface_packets_total{interface=\"eth0\",verdict=\"pass\"} 7",
+            "ravelin_interface_info{interface=\"eth0\",hook=\"xdp\",mode=\"native\",egress=\"tcx\"} 1",
+            "ravelin_repairs_total{interface=\"eth0\",part=\"egress\"} 2",
             "ravelin_policy_generation 3",
             "ravelin_policy_info{digest=\"abc\"} 1",
             "ravelin_policy_last_reload_successful 0",

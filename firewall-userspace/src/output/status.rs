@@ -3,7 +3,7 @@
 use super::Style;
 use super::human::{bytes, duration, number, utc};
 use super::table::{indent, left, right, table, words};
-use crate::api::types::{InterfaceStatus, Status};
+use crate::api::types::{InterfaceStatus, Status, Uncovered};
 use comfy_table::{Cell, Color};
 use std::fmt::Write;
 use std::time::Duration;
@@ -85,6 +85,19 @@ pub fn status(record: &Status, now: u64, style: &Style) -> String {
         out.push('\n');
         out.push_str(&interfaces(&record.interfaces, style));
     }
+    let repaired: Vec<&InterfaceStatus> = record.interfaces.iter().filter(|each| each.repairs > 0).collect();
+    if !repaired.is_empty() {
+        let _ = writeln!(out, "\n{}", style.warn("Taken off by somebody else and put back"));
+        for each in repaired {
+            let last = each.last_repair.as_deref().unwrap_or("unknown");
+            let times = plural(each.repairs as usize, "time");
+            out.push_str(&indent(&format!("{}: {times}, last: {last}", each.name), "  "));
+        }
+    }
+    if !record.uncovered.is_empty() {
+        out.push('\n');
+        out.push_str(&uncovered(&record.uncovered, style));
+    }
     if !record.unmatched.is_empty() {
         let text = format!("No interface matches {}.", record.unmatched.join(", "));
         let _ = writeln!(out, "\n{}", style.warn(&text));
@@ -140,7 +153,7 @@ fn why_not_ready(record: &Status) -> String {
     let bare: Vec<&str> = record
         .interfaces
         .iter()
-        .filter(|each| each.xdp == "none")
+        .filter(|each| each.hook == "none")
         .map(|each| each.name.as_str())
         .collect();
     match (bare.is_empty(), record.interfaces.is_empty()) {
@@ -156,7 +169,8 @@ fn why_not_ready(record: &Status) -> String {
 fn interfaces(records: &[InterfaceStatus], style: &Style) -> String {
     let columns = [
         left("INTERFACE"),
-        left("XDP"),
+        left("KIND"),
+        left("INGRESS"),
         left("EGRESS"),
         left("JUMBO"),
         right("PASSED"),
@@ -166,14 +180,19 @@ fn interfaces(records: &[InterfaceStatus], style: &Style) -> String {
         words("NOTE"),
     ];
     let rows = records.iter().map(|each| {
-        let colour = match each.xdp.as_str() {
-            "native" => Color::Green,
-            "generic" => Color::Yellow,
-            _ => Color::Red,
+        let colour = match (each.hook.as_str(), each.mode.as_str()) {
+            ("none", _) => Color::Red,
+            (_, "generic") => Color::Yellow,
+            _ => Color::Green,
+        };
+        let ingress = match each.hook.as_str() {
+            "none" => "none".to_owned(),
+            hook => format!("{hook} {}", each.mode),
         };
         vec![
             Cell::new(&each.name),
-            Cell::new(&each.xdp).fg(colour),
+            Cell::new(&each.kind),
+            Cell::new(ingress).fg(colour),
             Cell::new(&each.egress),
             Cell::new(if each.frags { "yes" } else { "no" }),
             Cell::new(number(each.passed.packets)),
@@ -181,6 +200,18 @@ fn interfaces(records: &[InterfaceStatus], style: &Style) -> String {
             Cell::new(number(each.dropped.packets)),
             Cell::new(bytes(each.dropped.bytes)),
             Cell::new(each.detail.as_deref().unwrap_or("")),
+        ]
+    });
+    table(style, &columns, rows)
+}
+
+fn uncovered(records: &[Uncovered], style: &Style) -> String {
+    let columns = [left("NOT FILTERED"), left("KIND"), words("WHY")];
+    let rows = records.iter().map(|each| {
+        vec![
+            Cell::new(&each.name),
+            Cell::new(&each.kind),
+            Cell::new(&each.reason),
         ]
     });
     table(style, &columns, rows)
@@ -236,10 +267,15 @@ mod tests {
                 InterfaceStatus {
                     name: "eth0".into(),
                     ifindex: 2,
+                    kind: "physical".into(),
+                    hook: "xdp".into(),
+                    mode: "native".into(),
                     xdp: "native".into(),
                     egress: "tcx".into(),
                     frags: true,
                     detail: None,
+                    repairs: 0,
+                    last_repair: None,
                     passed: Count {
                         packets: 1_234_567,
                         bytes: 987_654_321,
@@ -252,6 +288,11 @@ mod tests {
                 InterfaceStatus {
                     name: "eth1".into(),
                     ifindex: 3,
+                    kind: "physical in br0".into(),
+                    hook: "xdp".into(),
+                    mode: "generic".into(),
+                    repairs: 2,
+                    last_repair: Some("somebody detached its XDP link; put back after 251 ms at most".into()),
                     xdp: "generic".into(),
                     egress: "clsact".into(),
                     frags: false,
@@ -259,6 +300,12 @@ mod tests {
                     ..InterfaceStatus::default()
                 },
             ],
+            uncovered: vec![Uncovered {
+                name: "br0".into(),
+                ifindex: 4,
+                kind: "bridge".into(),
+                reason: "its frames are judged on its members: eth1".into(),
+            }],
             ..Status::default()
         }
     }
@@ -278,9 +325,15 @@ default: enforcing
   failsafe   tcp/22 from 203.0.113.9/32
              tcp/22 from 2001:db8::/48
 
-INTERFACE  XDP      EGRESS  JUMBO     PASSED    BYTES  DROPPED  BYTES  NOTE
-eth0       native   tcx     yes    1,234,567  942 MiB       12  720 B
-eth1       generic  clsact  no             0      0 B        0    0 B  the driver has no native XDP
+INTERFACE  KIND             INGRESS      EGRESS  JUMBO     PASSED    BYTES  DROPPED  BYTES  NOTE
+eth0       physical         xdp native   tcx     yes    1,234,567  942 MiB       12  720 B
+eth1       physical in br0  xdp generic  clsact  no             0      0 B        0    0 B  the driver has no native XDP
+
+Taken off by somebody else and put back
+  eth1: 2 times, last: somebody detached its XDP link; put back after 251 ms at most
+
+NOT FILTERED  KIND    WHY
+br0           bridge  its frames are judged on its members: eth1
 "
         );
     }
@@ -299,6 +352,7 @@ eth1       generic  clsact  no             0      0 B        0    0 B  the drive
         record.degraded = vec!["kernel 5.15 has no multi-buffer XDP (5.18): jumbo frames drop".into()];
         record.failsafe.clear();
         record.interfaces.clear();
+        record.uncovered.clear();
         let text = status(&record, 1_795_309_396, &Style::PLAIN);
         assert_eq!(
             text,
@@ -331,7 +385,7 @@ Degraded
     fn the_headline_says_why_a_node_is_not_ready() {
         let mut record = record();
         record.ready = false;
-        record.interfaces[1].xdp = "none".into();
+        record.interfaces[1].hook = "none".into();
         assert_eq!(
             headline(&record, &Style::PLAIN),
             "default: not ready: nothing is attached to eth1\n"
