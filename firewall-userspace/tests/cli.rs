@@ -229,7 +229,7 @@ PASS tcp 10.20.3.4:49152 -> 192.0.2.1:8443 flags syn (allowed)
 
     #[test]
     fn mistakes_of_the_command_line_exit_2_and_teach() {
-        let cases: [(&[&str], &str); 9] = [
+        let cases: [(&[&str], &str); 12] = [
             (&[], "Usage: ravelin"),
             (&["stauts"], "similar subcommand exists: 'status'"),
             (
@@ -244,6 +244,12 @@ PASS tcp 10.20.3.4:49152 -> 192.0.2.1:8443 flags syn (allowed)
             ),
             (&["deny", "0.0.0.0/0"], "any"),
             (&["service", "set", "web"], "Usage: ravelin service set"),
+            (&["egress", "set", "lan"], "Usage: ravelin egress set"),
+            (&["egress", "add", "lan", "tcp/1"], "give --to or --deny"),
+            (
+                &["egress", "add", "Lan", "--to", "any"],
+                "cannot name an egress rule",
+            ),
             (&["status", "-o", "yaml"], "[possible values: table, json]"),
         ];
         for (arguments, text) in cases {
@@ -446,7 +452,7 @@ mod online {
             "nothing changes for any packet: generation 0 stays in force\nnow for good\n"
         );
 
-        let cases: [(&[&str], Value); 7] = [
+        let cases: [(&[&str], Value); 11] = [
             (
                 &["revoke", "web", "@office"],
                 json!({"op": "revoke", "service": "web", "source": "@office"}),
@@ -474,6 +480,29 @@ mod online {
             (
                 &["service", "remove", "web"],
                 json!({"op": "service_remove", "name": "web"}),
+            ),
+            (
+                &["egress", "add", "dns", "udp/53", "tcp/53", "--to", "@resolvers"],
+                json!({"op": "egress_add", "name": "dns", "ports": ["udp/53", "tcp/53"], "to": ["@resolvers"], "deny": []}),
+            ),
+            (
+                &[
+                    "egress",
+                    "set",
+                    "lan",
+                    "--every-port",
+                    "--to",
+                    "10.0.0.0/8,192.0.2.1",
+                ],
+                json!({"op": "egress_set", "name": "lan", "ports": [], "to": ["10.0.0.0/8", "192.0.2.1"], "deny": null}),
+            ),
+            (
+                &["egress", "set", "lan", "--port", "tcp/80", "--no-to", "--no-deny"],
+                json!({"op": "egress_set", "name": "lan", "ports": ["tcp/80"], "to": [], "deny": []}),
+            ),
+            (
+                &["egress", "remove", "lan"],
+                json!({"op": "egress_remove", "name": "lan"}),
             ),
         ];
         for (arguments, edit) in cases {

@@ -205,6 +205,7 @@ pub struct ApplyRequest {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Edit {
+    /// Lets a source in to a service, or lets packets of an egress rule, whose name then is `service`, out to it.
     Allow {
         service: String,
         source: String,
@@ -221,7 +222,7 @@ pub enum Edit {
     Undeny {
         source: String,
     },
-    /// Takes a source off the deny list of a service: how a temporary entry there ends.
+    /// Takes an entry off the deny list of a service or an egress rule: how a temporary entry there ends.
     ServiceUndeny {
         service: String,
         source: String,
@@ -240,6 +241,23 @@ pub enum Edit {
         deny: Option<Vec<String>>,
     },
     ServiceRemove {
+        name: String,
+    },
+    /// Without ports: every port.
+    EgressAdd {
+        name: String,
+        ports: Vec<String>,
+        to: Vec<String>,
+        deny: Vec<String>,
+    },
+    /// `None` leaves a list as it is; `ports` without any stands for every port.
+    EgressSet {
+        name: String,
+        ports: Option<Vec<String>>,
+        to: Option<Vec<String>>,
+        deny: Option<Vec<String>>,
+    },
+    EgressRemove {
         name: String,
     },
 }

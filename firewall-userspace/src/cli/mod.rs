@@ -12,6 +12,7 @@ mod counters;
 mod deny;
 mod detach;
 mod duration;
+mod egress;
 mod explain;
 mod man;
 mod mode;
@@ -38,13 +39,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-/// A host firewall: XDP filters what comes in, a policy file says who may reach which service.
+/// A host firewall: a policy file says who may reach which service, and what may leave.
 ///
 /// One agent per host (`ravelin agent`) keeps the policy in force; every other command talks to it over a local
 /// socket, except check, schema and `explain --file`, which need no agent.
 ///
-/// The policy is one TOML file, /etc/ravelin/policy.toml. Edit it by hand, or with allow, revoke, deny, undeny and
-/// service, which keep its comments. A mistake in it changes nothing: what was in force stays in force.
+/// The policy is one TOML file, /etc/ravelin/policy.toml. Edit it by hand, or with allow, revoke, deny, undeny,
+/// service and egress, which keep its comments. A mistake in it changes nothing: what was in force stays in force.
 #[derive(Debug, Parser)]
 #[command(
     name = "ravelin",
@@ -99,6 +100,7 @@ enum Command {
     Deny(deny::Args),
     Undeny(undeny::Args),
     Service(service::Args),
+    Egress(egress::Args),
     Observe(mode::ObserveArgs),
     Enforce(mode::EnforceArgs),
     Detach(detach::Args),
@@ -162,6 +164,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Answer> {
         Command::Deny(args) => deny::run(args, &context),
         Command::Undeny(args) => undeny::run(args, &context),
         Command::Service(args) => service::run(args, &context),
+        Command::Egress(args) => egress::run(args, &context),
         Command::Observe(args) => mode::observe(&args, &context),
         Command::Enforce(args) => mode::enforce(&args, &context),
         Command::Detach(args) => detach::run(&args, &context),

@@ -3,16 +3,17 @@
 use super::{Answer, Context, source};
 use crate::api::types::Edit;
 
-/// Take back an allow: the source is removed from the service's allow list
+/// Take back an allow: the source is removed from the service's allow list, or the destination from the egress rule
 ///
-/// Connections that it has are cut at once. The source is named as the policy has it (`ravelin services`).
+/// Connections that it has are cut at once. It is named as the policy has it (`ravelin services`).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   ravelin revoke payments-api 198.51.100.7
-  ravelin revoke ssh @office")]
+  ravelin revoke ssh @office
+  ravelin revoke backups 198.51.100.9     where backups is an egress rule")]
 pub struct Args {
-    /// Service as the policy names it
-    #[arg(value_parser = source::service)]
+    /// Service or egress rule as the policy names it
+    #[arg(value_name = "NAME", value_parser = source::service)]
     service: String,
     /// Address, prefix, @group, or any
     #[arg(value_name = "PREFIX", value_parser = source::parse)]

@@ -1,5 +1,5 @@
 //! What the command line shares with the policy file: a source (`any`, `@group`, an address or a prefix), a port, the
-//! name of a service.
+//! name of a service or an egress rule.
 
 use crate::policy::{ports, source};
 
@@ -44,9 +44,21 @@ pub fn port(text: &str) -> Result<String, String> {
 /// # Errors
 /// What names look like.
 pub fn service(text: &str) -> Result<String, String> {
+    name(text, "a service")
+}
+
+/// Checks the form of an egress rule's name.
+///
+/// # Errors
+/// What names look like.
+pub fn egress(text: &str) -> Result<String, String> {
+    name(text, "an egress rule")
+}
+
+fn name(text: &str, what: &str) -> Result<String, String> {
     match source::is_name(text) {
         true => Ok(text.to_owned()),
-        false => Err(format!("\"{text}\" cannot name a service; {}", source::NAME_HINT)),
+        false => Err(format!("\"{text}\" cannot name {what}; {}", source::NAME_HINT)),
     }
 }
 

@@ -3,18 +3,18 @@
 //! `toml_edit` says where things stand; the change itself is a splice ([`splice`]), so that comments, order and
 //! layout survive. The result is not checked here: whoever edits parses it again and refuses it as a whole.
 
+mod blocks;
 mod document;
 mod holds;
-mod services;
 mod splice;
 
 use super::diagnostic::PolicyError;
 use super::source::{self, SourceError};
 use super::until;
 use crate::api::types::Edit;
-use document::{Entry, List, Service, entry, line, list, parse, wanted, write_entry};
+use blocks::inline_block;
+use document::{Block, Entry, Kind, List, entry, kind_of, line, list, parse, wanted, write_entry};
 use holds::{file_group, holds};
-use services::inline_service;
 use toml_edit::{Datetime, Item};
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,30 +56,49 @@ pub fn edit(text: &str, change: &Edit, now: u64) -> Result<String, EditError> {
             service,
             source,
             for_seconds,
-        } => add(
-            text,
-            List::Service(service, "allow"),
-            source,
-            end(now, *for_seconds)?,
-        ),
+        } => add(text, opens(text, service)?, source, end(now, *for_seconds)?),
         Edit::Deny { source, for_seconds } => add(text, List::Policy, source, end(now, *for_seconds)?),
-        Edit::Revoke { service, source } => remove(text, List::Service(service, "allow"), source),
+        Edit::Revoke { service, source } => remove(text, opens(text, service)?, source),
         Edit::Undeny { source } => remove(text, List::Policy, source),
-        Edit::ServiceUndeny { service, source } => remove(text, List::Service(service, "deny"), source),
+        Edit::ServiceUndeny { service, source } => {
+            remove(text, List::Of(kind_of(text, service)?, service, "deny"), source)
+        }
         Edit::ServiceAdd {
             name,
             ports,
             allow,
             deny,
-        } => services::add(text, name, ports, allow, deny),
+        } => blocks::add(text, Kind::Service, name, ports, allow, deny),
         Edit::ServiceSet {
             name,
             ports,
             allow,
             deny,
-        } => services::set(text, name, ports.as_deref(), allow.as_deref(), deny.as_deref()),
-        Edit::ServiceRemove { name } => services::remove(text, name),
+        } => {
+            let lists = [ports, allow, deny].map(Option::as_deref);
+            blocks::set(text, Kind::Service, name, lists)
+        }
+        Edit::ServiceRemove { name } => blocks::remove(text, Kind::Service, name),
+        Edit::EgressAdd {
+            name,
+            ports,
+            to,
+            deny,
+        } => blocks::add(text, Kind::Egress, name, ports, to, deny),
+        Edit::EgressSet {
+            name,
+            ports,
+            to,
+            deny,
+        } => blocks::set(text, Kind::Egress, name, [ports, to, deny].map(Option::as_deref)),
+        Edit::EgressRemove { name } => blocks::remove(text, Kind::Egress, name),
     }
+}
+
+/// The list of those whom a service lets in, or an egress rule lets out to.
+fn opens<'a>(text: &str, name: &'a str) -> Result<List<'a>, EditError> {
+    let kind = kind_of(text, name)?;
+    Ok(List::Of(kind, name, kind.opens()))
 }
 
 fn end(now: u64, for_seconds: Option<u64>) -> Result<Option<Datetime>, EditError> {
@@ -101,19 +120,15 @@ fn end(now: u64, for_seconds: Option<u64>) -> Result<Option<Datetime>, EditError
 fn add(text: &str, which: List<'_>, source: &str, until: Option<Datetime>) -> Result<String, EditError> {
     let document = parse(text)?;
     let source = wanted(&document, which, source)?;
-    let (service, array) = list(&document, which)?;
+    let (block, array) = list(&document, which)?;
     let written = write_entry(&source, until);
     let Some(array) = array else {
-        let key = if let List::Service(_, key) = which {
-            key
-        } else {
-            "deny"
-        };
+        let key = which.key();
         let list = format!("[{written}]");
-        return match service {
+        return match block {
             None => Ok(splice::add_root_key(text, &document, key, &list)),
-            Some(Service { header: None, .. }) => inline_service(which, key),
-            Some(Service {
+            Some(Block { header: None, .. }) => inline_block(which, key),
+            Some(Block {
                 table,
                 header: Some(header),
             }) => Ok(splice::add_key(text, table, header, key, &list)),
@@ -170,10 +185,10 @@ fn remove(text: &str, which: List<'_>, source: &str) -> Result<String, EditError
         };
         let at = line(text, entry.span.start);
         let hint = match which {
-            List::Service(name, "allow") => format!(
+            List::Of(kind, name, key) if key == kind.opens() => format!(
                 "revoke {holder} as a whole, change what it holds, or add {source} to the deny list of \"{name}\""
             ),
-            List::Policy | List::Service(..) => {
+            List::Policy | List::Of(..) => {
                 format!("take {holder} out as a whole, or change what it holds")
             }
         };

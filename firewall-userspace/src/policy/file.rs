@@ -292,12 +292,16 @@ fn keep_used_lists(policy: &mut Policy) {
     policy.lists = kept;
 }
 
-/// `did you mean "payments-api"?` for a service that the policy does not have, or the names that it has.
-pub fn suggest_service<'a>(name: &str, services: impl Iterator<Item = &'a str> + Clone) -> Option<String> {
-    did_you_mean(name, "", services.clone()).or_else(|| {
-        let names: Vec<&str> = services.take(13).collect();
+/// `did you mean "payments-api"?` for a `what` that the policy does not have, or the names that it has.
+pub fn suggest_name<'a>(
+    what: &str,
+    name: &str,
+    known: impl Iterator<Item = &'a str> + Clone,
+) -> Option<String> {
+    did_you_mean(name, "", known.clone()).or_else(|| {
+        let names: Vec<&str> = known.take(13).collect();
         match names.len() {
-            0 => Some("the policy has no services".into()),
+            0 => Some(format!("the policy has no {what}s")),
             1..=12 => Some(format!("the policy has {}", names.join(", "))),
             _ => Some(format!("the policy has {}, and more", names[..12].join(", "))),
         }

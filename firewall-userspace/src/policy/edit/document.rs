@@ -1,7 +1,7 @@
-//! Where the services, lists and entries of a policy stand in its text.
+//! Where the services, egress rules, lists and entries of a policy stand in its text.
 
 use super::super::diagnostic::{Findings, PolicyError, Text, did_you_mean};
-use super::super::file::suggest_service;
+use super::super::file::suggest_name;
 use super::super::source::{self, Source};
 use super::{EditError, refused};
 use std::ops::Range;
@@ -19,20 +19,62 @@ pub(super) fn parse(text: &str) -> Result<Document<&str>, EditError> {
     })
 }
 
-/// A list of sources in a policy.
+/// What has a name of its own in a policy: the tables of `[[service]]` and of `[[egress]]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Service,
+    Egress,
+}
+
+impl Kind {
+    /// The key of the tables, which is also the command that edits them.
+    pub(super) fn key(self) -> &'static str {
+        match self {
+            Kind::Service => "service",
+            Kind::Egress => "egress",
+        }
+    }
+
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Kind::Service => "service",
+            Kind::Egress => "egress rule",
+        }
+    }
+
+    /// The key of the list of those that are let through.
+    pub(super) fn opens(self) -> &'static str {
+        match self {
+            Kind::Service => "allow",
+            Kind::Egress => "to",
+        }
+    }
+}
+
+/// A list of sources or destinations in a policy.
 #[derive(Clone, Copy)]
 pub(super) enum List<'a> {
     /// The policy's deny list.
     Policy,
-    /// `allow` or `deny` of a service.
-    Service(&'a str, &'static str),
+    /// A list of a service or an egress rule, by its key.
+    Of(Kind, &'a str, &'static str),
+}
+
+impl List<'_> {
+    pub(super) fn key(self) -> &'static str {
+        match self {
+            List::Policy => "deny",
+            List::Of(_, _, key) => key,
+        }
+    }
 }
 
 impl std::fmt::Display for List<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             List::Policy => f.write_str("the deny list of the policy"),
-            List::Service(name, key) => write!(f, "the {key} list of service \"{name}\""),
+            List::Of(kind, name, "to") => write!(f, "the \"to\" list of {} \"{name}\"", kind.word()),
+            List::Of(kind, name, key) => write!(f, "the {key} list of {} \"{name}\"", kind.word()),
         }
     }
 }
@@ -63,59 +105,90 @@ pub(super) fn entry(value: &Value) -> Entry {
     }
 }
 
-/// A service's table, and where its `[[service]]` stands.
-pub(super) struct Service<'d> {
+/// The table of a service or an egress rule, and where its `[[...]]` stands.
+pub(super) struct Block<'d> {
     pub(super) table: &'d dyn TableLike,
     pub(super) header: Option<Range<usize>>,
 }
 
-pub(super) fn services<'d>(document: &'d Document<&str>) -> Vec<Service<'d>> {
-    let tables: Vec<Service<'d>> = match document.get("service") {
+pub(super) fn blocks<'d>(document: &'d Document<&str>, kind: Kind) -> Vec<Block<'d>> {
+    let tables: Vec<Block<'d>> = match document.get(kind.key()) {
         Some(Item::ArrayOfTables(tables)) => tables
             .iter()
-            .map(|table| Service {
+            .map(|table| Block {
                 table,
                 header: table.span(),
             })
             .collect(),
         Some(Item::Value(Value::Array(tables))) => {
             let tables = tables.iter().filter_map(Value::as_inline_table);
-            tables.map(|table| Service { table, header: None }).collect()
+            tables.map(|table| Block { table, header: None }).collect()
         }
         _ => Vec::new(),
     };
     tables
 }
 
-pub(super) fn name<'d>(service: &Service<'d>) -> Option<&'d str> {
-    service.table.get("name").and_then(Item::as_str)
+pub(super) fn name<'d>(block: &Block<'d>) -> Option<&'d str> {
+    block.table.get("name").and_then(Item::as_str)
 }
 
-pub(super) fn service<'d>(document: &'d Document<&str>, wanted: &str) -> Result<Service<'d>, EditError> {
-    let services = services(document);
-    let hint = suggest_service(wanted, services.iter().filter_map(name));
-    match services.into_iter().find(|service| name(service) == Some(wanted)) {
-        Some(service) => Ok(service),
-        None => refused(format!("no service \"{wanted}\""), hint),
+pub(super) fn block<'d>(
+    document: &'d Document<&str>,
+    kind: Kind,
+    wanted: &str,
+) -> Result<Block<'d>, EditError> {
+    let blocks = blocks(document, kind);
+    let hint = suggest_name(kind.word(), wanted, blocks.iter().filter_map(name));
+    match blocks.into_iter().find(|block| name(block) == Some(wanted)) {
+        Some(block) => Ok(block),
+        None => refused(format!("no {} \"{wanted}\"", kind.word()), hint),
     }
+}
+
+/// Which of both has the name, and where.
+pub(super) fn find<'d>(document: &'d Document<&str>, wanted: &str) -> Option<(Kind, Block<'d>)> {
+    [Kind::Service, Kind::Egress].into_iter().find_map(|kind| {
+        let found = blocks(document, kind)
+            .into_iter()
+            .find(|block| name(block) == Some(wanted))?;
+        Some((kind, found))
+    })
+}
+
+/// Which of both has a name that is given without saying which.
+pub(super) fn kind_of(text: &str, wanted: &str) -> Result<Kind, EditError> {
+    let document = parse(text)?;
+    if let Some((kind, _)) = find(&document, wanted) {
+        return Ok(kind);
+    }
+    let (services, egress) = (blocks(&document, Kind::Service), blocks(&document, Kind::Egress));
+    if egress.is_empty() {
+        return block(&document, Kind::Service, wanted).map(|_| Kind::Service);
+    }
+    let names: Vec<&str> = services.iter().chain(&egress).filter_map(name).collect();
+    refused(
+        format!("no service and no egress rule \"{wanted}\""),
+        suggest_name("service", wanted, names.iter().copied()),
+    )
 }
 
 /// The table that holds a list, and the list if it is there.
 pub(super) fn list<'d>(
     document: &'d Document<&str>,
     which: List<'_>,
-) -> Result<(Option<Service<'d>>, Option<&'d Array>), EditError> {
-    let (service, item) = match which {
+) -> Result<(Option<Block<'d>>, Option<&'d Array>), EditError> {
+    let (found, item) = match which {
         List::Policy => (None, document.get("deny")),
-        List::Service(name, key) => {
-            let service = service(document, name)?;
-            let item = service.table.get(key);
-            (Some(service), item)
+        List::Of(kind, name, key) => {
+            let found = block(document, kind, name)?;
+            let item = found.table.get(key);
+            (Some(found), item)
         }
     };
     match item.map(|item| item.as_array()) {
-        None => Ok((service, None)),
-        Some(Some(array)) => Ok((service, Some(array))),
+        None => Ok((found, None)),
+        Some(Some(array)) => Ok((found, Some(array))),
         Some(None) => refused(format!("{which} is not a list"), None),
     }
 }

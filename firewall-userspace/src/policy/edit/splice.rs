@@ -139,13 +139,19 @@ fn comma_after(text: &str, at: usize) -> Option<usize> {
     None
 }
 
-/// Adds a key to a `[[service]]` table, below its ports and laid out like them.
+/// Takes out a key with its value and the comment behind it. Both stand in a table of their own.
+pub fn remove_key(text: &str, key: usize, value_end: usize) -> String {
+    replace(text, line_start(text, key)..line_end(text, value_end), "")
+}
+
+/// Adds a key to a `[[service]]` or `[[egress]]` table, below the one that it follows and laid out like it.
 pub fn add_key(text: &str, table: &dyn TableLike, header: Range<usize>, key: &str, value: &str) -> String {
-    let below = if key == "deny" && table.contains_key("allow") {
-        "allow"
-    } else {
-        "ports"
-    };
+    const ORDER: [&str; 5] = ["name", "ports", "allow", "to", "deny"];
+    let follows = ORDER.iter().take_while(|other| **other != key);
+    let below = follows
+        .filter(|other| table.contains_key(other))
+        .last()
+        .unwrap_or(&"ports");
     let model = table
         .key(below)
         .and_then(|key| key.span())

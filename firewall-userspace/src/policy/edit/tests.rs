@@ -327,6 +327,157 @@ fn every_layout_survives_an_allow_and_a_revoke() {
     }
 }
 
+/// The policy with egress rules behind it.
+fn with_egress() -> String {
+    let rules = "\n# resolvers of the site\n[[egress]]\nname  = \"resolve\"\nports = [\"udp/53\"]   # and tcp?\n\
+                 to    = [\"192.0.2.53\"]\n\n[[egress]]\nname = \"lan\"\nto = [\"10.0.0.0/8\"]\n";
+    format!("{POLICY}{rules}")
+}
+
+fn egress_set(name: &str, ports: Option<&[&str]>, to: Option<&[&str]>, deny: Option<&[&str]>) -> Edit {
+    let owned = |items: &[&str]| items.iter().map(|item| item.to_string()).collect();
+    Edit::EgressSet {
+        name: name.into(),
+        ports: ports.map(owned),
+        to: to.map(owned),
+        deny: deny.map(owned),
+    }
+}
+
+#[test]
+fn allow_and_revoke_find_egress_rules_by_their_names() {
+    let text = with_egress();
+    let new = done(&text, &allow("resolve", "198.51.100.53", Some(3600)));
+    assert_eq!(
+        changed(&text, &new),
+        "-to    = [\"192.0.2.53\"]\n\
+         +to    = [\"192.0.2.53\", { source = \"198.51.100.53\", until = 2026-11-22T04:00:00Z }]"
+    );
+    assert_eq!(done(&new, &revoke("resolve", "198.51.100.53")), text);
+    assert_eq!(
+        fails(&text, &allow("resolve", "192.0.2.53", None)),
+        "192.0.2.53 is in the \"to\" list of egress rule \"resolve\" already (line 30)"
+    );
+    assert_eq!(
+        fails(&text, &revoke("lan", "10.1.0.0/16")),
+        "10.1.0.0/16 is not in the \"to\" list of egress rule \"lan\" itself: it is held by 10.0.0.0/8 (line 34)\n  \
+         hint: revoke 10.0.0.0/8 as a whole, change what it holds, or add 10.1.0.0/16 to the deny list of \"lan\""
+    );
+    assert_eq!(
+        fails(&text, &allow("resolvr", "any", None)),
+        "no service and no egress rule \"resolvr\"\n  hint: did you mean \"resolve\"?"
+    );
+    // A deny of its own goes below what it opens, and a temporary one ends like that of a service.
+    let until = "deny = [{ source = \"10.9.0.0/16\", until = 2026-11-22T04:00:00Z }]\n";
+    let undeny = Edit::ServiceUndeny {
+        service: "lan".into(),
+        source: "10.9.0.0/16".into(),
+    };
+    assert_eq!(
+        done(&format!("{text}{until}"), &undeny),
+        format!("{text}deny = []\n")
+    );
+}
+
+#[test]
+fn egress_rules_come_and_go() {
+    let add = |name: &str, ports: &[&str], to: &[&str], deny: &[&str]| {
+        let owned = |items: &[&str]| items.iter().map(|item| item.to_string()).collect();
+        Edit::EgressAdd {
+            name: name.into(),
+            ports: owned(ports),
+            to: owned(to),
+            deny: owned(deny),
+        }
+    };
+    let remove = |name: &str| Edit::EgressRemove { name: name.into() };
+    let new = done(
+        POLICY,
+        &add("updates", &["tcp/443"], &["@web", "192.0.2.1/32"], &[]),
+    );
+    let block =
+        "\n[[egress]]\nname  = \"updates\"\nports = [\"tcp/443\"]\nto    = [\"@web\", \"192.0.2.1\"]\n";
+    assert_eq!(new, format!("{POLICY}{block}"));
+    assert_eq!(done(&new, &remove("updates")), POLICY);
+    let new = done(POLICY, &add("no-mail", &[], &[], &["any"]));
+    assert_eq!(
+        new,
+        format!("{POLICY}\n[[egress]]\nname  = \"no-mail\"\ndeny  = [\"any\"]\n")
+    );
+
+    let text = with_egress();
+    assert!(
+        fails(&text, &add("lan", &[], &["any"], &[]))
+            .starts_with("egress rule \"lan\" is there already (line 32)")
+    );
+    assert_eq!(
+        fails(&text, &add("dns", &[], &["any"], &[])),
+        "service \"dns\" is there already (line 22)\n  \
+         hint: services and egress rules are told apart by their names: take another"
+    );
+    let service = Edit::ServiceAdd {
+        name: "lan".into(),
+        ports: vec!["tcp/1".into()],
+        allow: vec![],
+        deny: vec![],
+    };
+    assert!(fails(&text, &service).starts_with("egress rule \"lan\" is there already (line 32)"));
+    assert!(fails(&text, &add("x", &[], &[], &[])).starts_with("an egress rule needs destinations"));
+    assert!(fails(&text, &add("X", &[], &["any"], &[])).starts_with("\"X\" cannot name an egress rule"));
+    assert!(fails(&text, &remove("dns")).starts_with("no egress rule \"dns\""));
+    // The comment that touches it goes with it.
+    let without = done(&text, &remove("resolve"));
+    assert!(
+        !without.contains("resolvers of the site") && without.contains("name = \"lan\""),
+        "{without}"
+    );
+}
+
+#[test]
+fn setting_the_lists_of_an_egress_rule() {
+    let text = with_egress();
+    let new = done(
+        &text,
+        &egress_set("resolve", Some(&["udp/53", "tcp/53"]), None, Some(&["any"])),
+    );
+    assert_eq!(
+        changed(&text, &new),
+        "-ports = [\"udp/53\"]   # and tcp?\n-to    = [\"192.0.2.53\"]\n\
+         +ports = [\"udp/53\", \"tcp/53\"]   # and tcp?\n+to    = [\"192.0.2.53\"]\n+deny  = [\"any\"]"
+    );
+    // Every port, and back.
+    let every = done(&text, &egress_set("resolve", Some(&[]), None, None));
+    assert_eq!(changed(&text, &every), "-ports = [\"udp/53\"]   # and tcp?");
+    let again = done(&every, &egress_set("resolve", Some(&["udp/53"]), None, None));
+    assert_eq!(changed(&every, &again), "+ports = [\"udp/53\"]");
+    assert!(
+        again.contains("name  = \"resolve\"\nports = [\"udp/53\"]\nto    ="),
+        "{again}"
+    );
+    assert_eq!(
+        fails(&text, &egress_set("lan", Some(&[]), None, None)),
+        "egress rule \"lan\" is so already"
+    );
+    let new = done(
+        &text,
+        &egress_set("lan", None, Some(&[]), Some(&["10.66.0.0/16"])),
+    );
+    assert!(
+        new.ends_with("name = \"lan\"\nto = []\ndeny = [\"10.66.0.0/16\"]\n"),
+        "{new}"
+    );
+    assert_eq!(
+        fails(&text, &egress_set("lna", None, Some(&[]), None)),
+        "no egress rule \"lna\"\n  hint: did you mean \"lan\"?"
+    );
+    let inline = "version = 1\negress = [{ name = \"a\", ports = [\"tcp/1\"], to = [\"any\"] }]\n";
+    assert!(
+        fails(inline, &egress_set("a", Some(&[]), None, None))
+            .starts_with("egress rule \"a\" is an inline table")
+    );
+    assert!(fails(inline, &egress_set("a", None, None, Some(&["10.0.0.1"]))).contains("is an inline table"));
+}
+
 /// A list of up to six distinct hosts in some layout.
 fn layouts() -> impl Strategy<Value = (usize, String)> {
     let piece = ("(\n|\n  |\n\t| |)", "( |)", "( # c, d\n  |\n| |)");

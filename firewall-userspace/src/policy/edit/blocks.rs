@@ -1,89 +1,109 @@
-//! Services that come, go, or get other lists.
+//! Services and egress rules that come, go, or get other lists.
 
 use super::super::ports;
 use super::super::source::{NAME_HINT, is_name};
-use super::document::{Entry, List, Service, entry, line, list, parse, service, wanted, write_entry};
+use super::document::{Block, Entry, Kind, List, block, entry, find, line, list, parse, wanted, write_entry};
 use super::{EditError, refused, splice};
 use toml_edit::{Document, Item, Value};
 
+/// `opens` are the sources of a service, the destinations of an egress rule.
 pub(super) fn add(
     text: &str,
+    kind: Kind,
     name: &str,
     ports: &[String],
-    allow: &[String],
+    opens: &[String],
     deny: &[String],
 ) -> Result<String, EditError> {
     let document = parse(text)?;
+    let word = kind.word();
     if !is_name(name) {
+        let article = if kind == Kind::Egress { "an" } else { "a" };
         return refused(
-            format!("\"{name}\" cannot name a service"),
+            format!("\"{name}\" cannot name {article} {word}"),
             Some(NAME_HINT.into()),
         );
     }
-    if let Ok(there) = service(&document, name) {
+    if let Some((taken_by, there)) = find(&document, name) {
         let at = there.header.map_or(String::new(), |span| {
             format!(" (line {})", line(text, span.start))
         });
-        let hint = format!("change it with: ravelin service set {name}");
-        return refused(format!("service \"{name}\" is there already{at}"), hint);
-    }
-    if matches!(document.get("service"), Some(Item::Value(_))) {
+        let hint = if taken_by == kind {
+            format!("change it with: ravelin {} set {name}", kind.key())
+        } else {
+            "services and egress rules are told apart by their names: take another".to_owned()
+        };
         return refused(
-            "the services stand in one list",
-            Some("write each as [[service]]".into()),
+            format!("{} \"{name}\" is there already{at}", taken_by.word()),
+            hint,
         );
     }
-    if ports.is_empty() {
+    if matches!(document.get(kind.key()), Some(Item::Value(_))) {
+        return refused(
+            format!("the {word}s stand in one list"),
+            Some(format!("write each as [[{}]]", kind.key())),
+        );
+    }
+    if kind == Kind::Service && ports.is_empty() {
         return refused(
             "a service needs ports",
             Some("name at least one, such as tcp/8443".into()),
         );
     }
+    if kind == Kind::Egress && opens.is_empty() && deny.is_empty() {
+        return refused(
+            "an egress rule needs destinations",
+            Some("name those that it opens with --to, or those that it denies with --deny".into()),
+        );
+    }
     let ports = port_items(ports)?;
-    let allow = source_items(&document, List::Service(name, "allow"), allow)?;
-    let deny = source_items(&document, List::Service(name, "deny"), deny)?;
+    let opens = source_items(&document, List::Of(kind, name, kind.opens()), opens)?;
+    let deny = source_items(&document, List::Of(kind, name, "deny"), deny)?;
     let list = |items: &[String]| format!("[{}]", items.join(", "));
-    let mut lines = vec![
-        "[[service]]".to_string(),
-        format!("name  = \"{name}\""),
-        format!("ports = {}", list(&ports)),
-        format!("allow = {}", list(&allow)),
-    ];
+    let mut lines = vec![format!("[[{}]]", kind.key()), format!("name  = \"{name}\"")];
+    if !ports.is_empty() {
+        lines.push(format!("ports = {}", list(&ports)));
+    }
+    if kind == Kind::Service || !opens.is_empty() {
+        lines.push(format!("{:5} = {}", kind.opens(), list(&opens)));
+    }
     if !deny.is_empty() {
         lines.push(format!("deny  = {}", list(&deny)));
     }
     Ok(splice::append_block(text, &lines))
 }
 
-/// `None` leaves a list as it is.
+/// `lists` are the ports, those that are let through and those that are denied; `None` leaves a list as it is.
 pub(super) fn set(
     text: &str,
+    kind: Kind,
     name: &str,
-    ports: Option<&[String]>,
-    allow: Option<&[String]>,
-    deny: Option<&[String]>,
+    lists: [Option<&[String]>; 3],
 ) -> Result<String, EditError> {
-    service(&parse(text)?, name)?;
+    block(&parse(text)?, kind, name)?;
     let mut changed = text.to_string();
-    for (key, items) in [("ports", ports), ("allow", allow), ("deny", deny)] {
+    for (key, items) in ["ports", kind.opens(), "deny"].into_iter().zip(lists) {
         if let Some(items) = items {
-            changed = set_list(&changed, name, key, items)?;
+            changed = set_list(&changed, kind, name, key, items)?;
         }
     }
     match changed == text {
-        true => Err(EditError::Unchanged(format!("service \"{name}\" is so already"))),
+        true => Err(EditError::Unchanged(format!(
+            "{} \"{name}\" is so already",
+            kind.word()
+        ))),
         false => Ok(changed),
     }
 }
 
-pub(super) fn remove(text: &str, name: &str) -> Result<String, EditError> {
+pub(super) fn remove(text: &str, kind: Kind, name: &str) -> Result<String, EditError> {
     let document = parse(text)?;
-    let service = service(&document, name)?;
-    let Some(header) = service.header else {
-        let hint = "write each as [[service]]".to_string();
-        return refused("the services stand in one list", Some(hint));
+    let block = block(&document, kind, name)?;
+    let Some(header) = block.header else {
+        let hint = format!("write each as [[{}]]", kind.key());
+        return refused(format!("the {}s stand in one list", kind.word()), hint);
     };
-    let last = splice::end_of_values(service.table).unwrap_or(header.end);
+    let last = splice::end_of_values(block.table).unwrap_or(header.end);
     Ok(splice::remove_block(text, header, last))
 }
 
@@ -118,21 +138,45 @@ fn source_items(
     Ok(items)
 }
 
-/// Makes a list of a service hold just these items; what stays keeps its place and comments.
-fn set_list(text: &str, name: &str, key: &'static str, items: &[String]) -> Result<String, EditError> {
+/// Makes a list hold just these items; what stays keeps its place and comments.
+fn set_list(
+    text: &str,
+    kind: Kind,
+    name: &str,
+    key: &'static str,
+    items: &[String],
+) -> Result<String, EditError> {
     let items = match key {
+        "ports" if items.is_empty() && kind == Kind::Egress => return every_port(text, name),
         "ports" if items.is_empty() => {
             let hint = format!("remove it with: ravelin service remove {name}");
             return refused(format!("service \"{name}\" needs ports"), hint);
         }
         "ports" => port_items(items)?,
-        _ => source_items(&parse(text)?, List::Service(name, key), items)?,
+        _ => source_items(&parse(text)?, List::Of(kind, name, key), items)?,
     };
     let mut text = text.to_string();
-    while let Some(next) = set_step(&text, List::Service(name, key), key, &items)? {
+    while let Some(next) = set_step(&text, List::Of(kind, name, key), key, &items)? {
         text = next;
     }
     Ok(text)
+}
+
+/// Takes the ports of an egress rule out, so that it holds every port.
+fn every_port(text: &str, name: &str) -> Result<String, EditError> {
+    let document = parse(text)?;
+    let Block { table, header } = block(&document, Kind::Egress, name)?;
+    let key = table.key("ports").and_then(|key| key.span());
+    let Some((key, value)) = key.zip(table.get("ports").and_then(Item::span)) else {
+        return Ok(text.to_owned());
+    };
+    match header {
+        Some(_) => Ok(splice::remove_key(text, key.start, value.end)),
+        None => refused(
+            format!("egress rule \"{name}\" is an inline table"),
+            Some("take \"ports\" out of it".into()),
+        ),
+    }
 }
 
 /// One step to that end, or `None` at the end. Adds before it removes, so that a list never loses its layout.
@@ -143,16 +187,16 @@ fn set_step(
     items: &[String],
 ) -> Result<Option<String>, EditError> {
     let document = parse(text)?;
-    let (service, array) = list(&document, which)?;
+    let (block, array) = list(&document, which)?;
     let Some(array) = array else {
         let list = format!("[{}]", items.join(", "));
-        return match service {
+        return match block {
             _ if items.is_empty() => Ok(None),
-            Some(Service {
+            Some(Block {
                 table,
                 header: Some(header),
             }) => Ok(Some(splice::add_key(text, table, header, key, &list))),
-            _ => inline_service(which, key),
+            _ => inline_block(which, key),
         };
     };
     // An element as it would be written anew: temporary entries are never what is wanted.
@@ -193,9 +237,9 @@ fn set_step(
         .map(|index| splice::remove(text, &spans, index)))
 }
 
-pub(super) fn inline_service<T>(which: List<'_>, key: &str) -> Result<T, EditError> {
+pub(super) fn inline_block<T>(which: List<'_>, key: &str) -> Result<T, EditError> {
     refused(
-        format!("{which} is missing, and the service is an inline table"),
+        format!("{which} is missing, and it is an inline table"),
         format!("add {key} = [] to it"),
     )
 }
