@@ -13,8 +13,8 @@ use std::process::{Command, Stdio};
 /// Install what is missing: BPF compiler and linker, tools of checks and tests.
 ///
 /// On Debian 12 as root this needs nothing else; it takes three to five minutes the first time (two Rust tools are
-/// compiled) and no time when all is there. Packages are installed by apt-get; bpf-linker, cargo-deny and promtool go
-/// to ~/.cache/ravelin (or $XDG_CACHE_HOME/ravelin).
+/// compiled) and no time when all is there. Packages are installed by apt-get, none of which starts a service;
+/// bpf-linker, cargo-deny, promtool, nginx and chronyd go to ~/.cache/ravelin (or $XDG_CACHE_HOME/ravelin).
 ///
 /// Elsewhere: `rustup toolchain install nightly --component rust-src` and bpf-linker on PATH are used instead.
 /// RAVELIN_BPF_TOOLCHAIN=debian|nightly and RAVELIN_BPF_LINKER=/path override the choice.
@@ -69,7 +69,9 @@ pub fn ensure(purposes: &[Purpose]) -> Result<Toolchain> {
         ensure_cargo_deny()?;
     }
     if wanted(Purpose::Test) {
-        ensure_promtool()?;
+        for daemon in [&PROMTOOL, &NGINX, &CHRONYD] {
+            daemon.ensure()?;
+        }
     }
     let linker = toolchain::find_linker(kind).map_err(|error| anyhow!(error))?;
     Ok(Toolchain {
@@ -83,14 +85,6 @@ pub fn ensure(purposes: &[Purpose]) -> Result<Toolchain> {
 /// cargo-deny, as [`ensure`] leaves it.
 pub fn cargo_deny() -> Result<PathBuf> {
     Ok(cache()?.join("cargo-deny/bin/cargo-deny"))
-}
-
-/// promtool, as [`ensure`] leaves it.
-pub fn promtool() -> Result<PathBuf> {
-    match toolchain::on_path("promtool") {
-        Some(path) => Ok(path),
-        None => Ok(cache()?.join("prometheus/usr/bin/promtool")),
-    }
 }
 
 /// A Debian package and why it is wanted.
@@ -159,15 +153,48 @@ fn missing_packages(purposes: &[Purpose]) -> Vec<Package> {
         );
         need("rustfmt-web", "checks the formatting", is_there("cargo-fmt"));
     }
-    if wanted(Purpose::Bench) {
-        need("nftables", "what the benches compare with", is_there("nft"));
+    if wanted(Purpose::Test) || wanted(Purpose::Bench) {
+        need(
+            "nftables",
+            "NAT in the tests; what the benches compare with",
+            is_there("nft"),
+        );
+        need("iperf3", "throughput, with GSO and GRO", is_there("iperf3"));
         need(
             "ethtool",
-            "turns on what redirected frames need of a veth",
+            "turns on what redirected frames need of a veth, and GRO",
             is_there("ethtool"),
         );
     }
+    if wanted(Purpose::Test) {
+        need("curl", "a client in the tests", is_there("curl"));
+        need("iputils-ping", "a client in the tests", is_there("ping"));
+        need("traceroute", "a client in the tests", is_there("traceroute"));
+        need("dnsmasq-base", "a name server in the tests", is_there("dnsmasq"));
+        need("ldnsutils", "`drill` asks that name server", is_there("drill"));
+        // Libraries of nginx and chronyd, which are not installed as packages.
+        for (name, file) in [
+            ("libpcre2-8-0", "libpcre2-8.so.0"),
+            ("libssl3", "libssl.so.3"),
+            ("libgnutls30", "libgnutls.so.30"),
+            ("libseccomp2", "libseccomp.so.2"),
+        ] {
+            need(
+                name,
+                "a library of nginx or chronyd in the tests",
+                is_library(file),
+            );
+        }
+    }
     missing
+}
+
+/// Whether this shared library is among the system's.
+fn is_library(file: &str) -> bool {
+    let debian = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+    [debian.as_str(), "/usr/lib64", "/usr/lib"]
+        .iter()
+        .any(|dir| Path::new(dir).join(file).exists())
 }
 
 /// Whether Debian's package manager has this package installed.
@@ -334,45 +361,86 @@ fn ensure_cargo_deny() -> Result<()> {
     output::run(&mut command)
 }
 
-/// promtool alone, out of Debian's package: installing the package would start a Prometheus on this machine.
-fn ensure_promtool() -> Result<()> {
-    let program = promtool()?;
-    if program.is_file() {
-        return Ok(());
+/// One program out of a Debian package that must not be installed: that would start its daemon on this machine, or put
+/// another one out of service.
+pub struct Extracted {
+    package: &'static str,
+    /// Where it is in the package.
+    file: &'static str,
+    why: &'static str,
+}
+
+pub const PROMTOOL: Extracted = Extracted {
+    package: "prometheus",
+    file: "usr/bin/promtool",
+    why: "tests check /metrics by it",
+};
+pub const NGINX: Extracted = Extracted {
+    package: "nginx",
+    file: "usr/sbin/nginx",
+    why: "tests run it as a service behind the filter",
+};
+pub const CHRONYD: Extracted = Extracted {
+    package: "chrony",
+    file: "usr/sbin/chronyd",
+    why: "tests run it as NTP client and server",
+};
+
+impl Extracted {
+    /// The program, as [`ensure`] leaves it.
+    pub fn path(&self) -> Result<PathBuf> {
+        let name = Path::new(self.file).file_name().unwrap_or_default();
+        let installed = Path::new("/").join(self.file);
+        match toolchain::on_path(&name.to_string_lossy()) {
+            Some(path) => Ok(path),
+            None if installed.is_file() => Ok(installed),
+            None => Ok(cache()?.join(self.package).join(self.file)),
+        }
     }
-    let root = cache()?.join("prometheus");
-    output::heading("fetching promtool out of Debian's prometheus package");
-    output::note(format!("tests check /metrics by it; goes to {}", root.display()));
-    if toolchain::on_path("apt-get").is_none() {
-        bail!("this is not Debian: put Prometheus's promtool on PATH");
+
+    fn ensure(&self) -> Result<()> {
+        let program = self.path()?;
+        if program.is_file() {
+            return Ok(());
+        }
+        let name = program.file_name().unwrap_or_default().to_string_lossy();
+        let root = cache()?.join(self.package);
+        output::heading(&format!(
+            "fetching {name} out of Debian's package {}",
+            self.package
+        ));
+        output::note(format!("{}; goes to {}", self.why, root.display()));
+        if toolchain::on_path("apt-get").is_none() {
+            bail!("this is not Debian: put {name} on PATH");
+        }
+        std::fs::create_dir_all(&root).with_context(|| format!("making {}", root.display()))?;
+        let download = || {
+            output::run(
+                apt_get()
+                    .args(["download", "-q", self.package])
+                    .current_dir(&root),
+            )
+        };
+        if download().is_err() {
+            output::run(apt_get().args(["update", "-q"])).context("refreshing the package lists")?;
+            download()?;
+        }
+        let package = std::fs::read_dir(&root)
+            .with_context(|| format!("reading {}", root.display()))?
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+            .context("apt-get download left no package")?;
+        output::run(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(&root))?;
+        std::fs::remove_file(&package).with_context(|| format!("removing {}", package.display()))?;
+        if !program.is_file() {
+            bail!(
+                "{} is not in Debian's package: put {name} on PATH",
+                program.display()
+            );
+        }
+        Ok(())
     }
-    std::fs::create_dir_all(&root).with_context(|| format!("making {}", root.display()))?;
-    let download = || {
-        output::run(
-            apt_get()
-                .args(["download", "-q", "prometheus"])
-                .current_dir(&root),
-        )
-    };
-    if download().is_err() {
-        output::run(apt_get().args(["update", "-q"])).context("refreshing the package lists")?;
-        download()?;
-    }
-    let package = std::fs::read_dir(&root)
-        .with_context(|| format!("reading {}", root.display()))?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .context("apt-get download left no package")?;
-    output::run(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(&root))?;
-    std::fs::remove_file(&package).with_context(|| format!("removing {}", package.display()))?;
-    if !program.is_file() {
-        bail!(
-            "{} is not in Debian's package: put promtool on PATH",
-            program.display()
-        );
-    }
-    Ok(())
 }
 
 /// `cargo install` of one program into its own directory, with the cargo that runs this.

@@ -74,7 +74,9 @@ pub fn run(args: &Args) -> Result<()> {
         let mut kernel = crate::cargo();
         kernel
             .env("RAVELIN_BIN", &binary)
-            .env("RAVELIN_PROMTOOL", setup::promtool()?)
+            .env("RAVELIN_PROMTOOL", setup::PROMTOOL.path()?)
+            .env("RAVELIN_NGINX", setup::NGINX.path()?)
+            .env("RAVELIN_CHRONYD", setup::CHRONYD.path()?)
             .args(["test", "--package", "ravelin-tests", "--no-fail-fast", "--"])
             .args(&args.filter)
             .arg("--test-threads=1");
