@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ravelin::api::types::{CounterRow, Status};
 use serde::de::DeserializeOwned;
+use std::cmp::Ordering as CountOrder;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -77,7 +78,13 @@ pub fn sweep() {
         let Ok(pid) = name.parse::<i32>() else { continue };
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line);
-        if line.contains("\0agent\0") && line.split('\0').any(is_of_the_dead) {
+        let agent = line.contains("\0agent\0") && line.split('\0').any(is_of_the_dead);
+        // A daemon (see `program.rs`) works in a directory of that name.
+        let place = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+        let daemon = place
+            .file_name()
+            .is_some_and(|name| is_of_the_dead(&name.to_string_lossy().replace(" (deleted)", "")));
+        if agent || daemon {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
@@ -330,6 +337,61 @@ impl Agent {
                 .map(|row| ((row.service, row.verdict, row.reason), row.count.packets))
                 .collect(),
         ))
+    }
+
+    /// Does something, and waits until exactly this many packets more have ended so: (service, verdict, reason).
+    ///
+    /// # Errors
+    /// The work fails, or the agent does not answer.
+    ///
+    /// # Panics
+    /// They do not come, or too many come.
+    #[track_caller]
+    pub fn expect(
+        &self,
+        (service, verdict, reason): (&str, &str, &str),
+        packets: u64,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let before = self.counts()?;
+        work()?;
+        let what = format!("{packets} packets of \"{service}\" to {verdict} as {reason}");
+        self.wait_counts(&what, &before, |counts| {
+            counts.of(service, verdict, reason).cmp(&packets)
+        });
+        Ok(())
+    }
+
+    /// Does something, and waits until exactly this many packets more were dropped, whatever for; gives all that was
+    /// counted meanwhile.
+    ///
+    /// # Errors
+    /// As [`Agent::expect`].
+    ///
+    /// # Panics
+    /// As there.
+    #[track_caller]
+    pub fn expect_drops(&self, packets: u64, work: impl FnOnce() -> Result<()>) -> Result<Counts> {
+        let before = self.counts()?;
+        work()?;
+        let what = format!("{packets} dropped packets");
+        Ok(self.wait_counts(&what, &before, |counts| counts.verdict("drop").cmp(&packets)))
+    }
+
+    #[track_caller]
+    fn wait_counts(&self, what: &str, before: &Counts, compare: impl Fn(&Counts) -> CountOrder) -> Counts {
+        let (counts, _) = wait::until(what, || {
+            let counts = match self.counts() {
+                Ok(counts) => counts.since(before),
+                Err(error) => return Err(format!("{error:#}")),
+            };
+            match compare(&counts) {
+                CountOrder::Less => Err(format!("{counts:?}")),
+                CountOrder::Equal => Ok(counts),
+                CountOrder::Greater => panic!("more than {what}: {counts:?}"),
+            }
+        });
+        counts
     }
 
     /// Puts a policy in the place of the file, in one step.

@@ -18,6 +18,32 @@ pub const STRANGER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2);
 /// The node's interface to the friend, and the one to the stranger.
 pub const INTERFACES: [&str; 2] = ["eth0", "eth1"];
 
+/// The addresses of one family.
+#[derive(Clone, Copy, Debug)]
+pub struct Family {
+    pub node: IpAddr,
+    pub friend: IpAddr,
+    /// The node's address on the stranger's side.
+    pub node_b: IpAddr,
+    pub stranger: IpAddr,
+}
+
+/// IPv4 and IPv6.
+pub const FAMILIES: [Family; 2] = [
+    Family {
+        node: IpAddr::V4(NODE),
+        friend: IpAddr::V4(FRIEND),
+        node_b: IpAddr::V4(NODE_B),
+        stranger: IpAddr::V4(STRANGER),
+    },
+    Family {
+        node: IpAddr::V6(NODE6),
+        friend: IpAddr::V6(FRIEND6),
+        node_b: IpAddr::V6(NODE6_B),
+        stranger: IpAddr::V6(STRANGER6),
+    },
+];
+
 /// Three namespaces, linked. The peers' own interface is `eth0`.
 #[derive(Debug)]
 pub struct Lab {
@@ -36,12 +62,7 @@ impl Lab {
     /// # Errors
     /// Needs root.
     pub fn with_mtu(mtu: u32) -> Result<Lab> {
-        ensure!(
-            nix::unistd::geteuid().is_root(),
-            "these tests make network namespaces: run them as root"
-        );
-        agent::sweep();
-        Namespace::sweep(PREFIX);
+        prepare()?;
         let lab = Lab {
             node: Namespace::unique(PREFIX, "node")?,
             friend: Namespace::unique(PREFIX, "friend")?,
@@ -107,24 +128,32 @@ impl Lab {
     }
 }
 
+/// Makes room for a stage: what killed tests left goes.
+///
+/// # Errors
+/// This is not root.
+pub fn prepare() -> Result<()> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "these tests make network namespaces: run them as root"
+    );
+    agent::sweep();
+    Namespace::sweep(PREFIX);
+    Ok(())
+}
+
 /// Nothing of it.
 pub const NOTHING: [bool; 4] = [false; 4];
 /// TCP and UDP, over IPv4 and IPv6.
 pub const EVERYTHING: [bool; 4] = [true; 4];
 
-fn reaches(from: &Namespace, v4: IpAddr, v6: IpAddr, port: u16) -> [bool; 4] {
+/// What of a port the namespace reaches at these addresses: (TCP 4, UDP 4, TCP 6, UDP 6).
+pub fn reaches(from: &Namespace, v4: IpAddr, v6: IpAddr, port: u16) -> [bool; 4] {
     let (v4, v6) = (SocketAddr::new(v4, port), SocketAddr::new(v6, port));
-    std::thread::scope(|scope| {
-        let probes = [
-            scope.spawn(move || traffic::tcp_reaches(from, v4)),
-            scope.spawn(move || traffic::udp_reaches(from, v4)),
-            scope.spawn(move || traffic::tcp_reaches(from, v6)),
-            scope.spawn(move || traffic::udp_reaches(from, v6)),
-        ];
-        probes.map(|probe| {
-            probe
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    })
+    traffic::at_once([
+        &|| traffic::tcp_reaches(from, v4),
+        &|| traffic::udp_reaches(from, v4),
+        &|| traffic::tcp_reaches(from, v6),
+        &|| traffic::udp_reaches(from, v6),
+    ])
 }

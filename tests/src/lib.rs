@@ -9,8 +9,12 @@ pub mod frame;
 pub mod kernel;
 pub mod lab;
 pub mod netns;
+pub mod packet;
+pub mod program;
 pub mod rotate;
 pub mod session;
+pub mod stack;
+pub mod topology;
 pub mod traffic;
 pub mod wait;
 

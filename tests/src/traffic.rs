@@ -121,6 +121,69 @@ pub fn tcp_echoes(stream: &mut TcpStream) -> bool {
     stream.write_all(b"ravelin").is_ok() && stream.read_exact(&mut answer).is_ok() && answer == *b"ravelin"
 }
 
+/// Both ends of a TCP connection that the client opened; reads give up after [`PROBE`].
+///
+/// # Errors
+/// It does not open.
+pub fn tcp_pair(client: &Namespace, server: &Namespace, at: SocketAddr) -> Result<(TcpStream, TcpStream)> {
+    let listener = server
+        .run(|| TcpListener::bind(at))
+        .with_context(|| format!("listening on {at} in {}", server.name()))?;
+    let near = client
+        .run(|| tcp_open(at))
+        .with_context(|| format!("opening a connection to {at} from {}", client.name()))?;
+    let (far, _) = listener.accept().context("accepting")?;
+    far.set_read_timeout(Some(PROBE))?;
+    far.set_nodelay(true)?;
+    Ok((near, far))
+}
+
+/// Whether what one end of a connection says is heard at the other within [`PROBE`].
+pub fn tcp_hears(from: &mut TcpStream, to: &mut TcpStream) -> bool {
+    let mut heard = [0; 7];
+    from.write_all(b"ravelin").is_ok() && to.read_exact(&mut heard).is_ok() && heard == *b"ravelin"
+}
+
+/// Two UDP sockets of which the client sent the first datagram. The client's is connected if that is asked for; the
+/// server's is connected to where that datagram came from, which may be an address translated on the way.
+///
+/// # Errors
+/// The datagram does not arrive.
+pub fn udp_pair(
+    client: &Namespace,
+    server: &Namespace,
+    at: SocketAddr,
+    connected: bool,
+) -> Result<(UdpSocket, UdpSocket)> {
+    let far = server
+        .run(|| UdpSocket::bind(at))
+        .with_context(|| format!("listening on {at} in {}", server.name()))?;
+    far.set_read_timeout(Some(PROBE))?;
+    let near = client.run(|| UdpSocket::bind(unspecified(at)))?;
+    near.set_read_timeout(Some(PROBE))?;
+    near.send_to(b"hello", at)?;
+    if connected {
+        near.connect(at)?;
+    }
+    let (_, from) = far
+        .recv_from(&mut [0; 16])
+        .with_context(|| format!("a datagram from {} to {at}", client.name()))?;
+    far.connect(from)?;
+    Ok((near, far))
+}
+
+/// Whether a datagram sent from a connected socket is heard at the other within [`PROBE`].
+pub fn udp_hears(from: &UdpSocket, to: &UdpSocket) -> bool {
+    let mut heard = [0; 16];
+    // What came late, for an earlier question, is none of it.
+    while to.set_nonblocking(true).is_ok() && to.recv(&mut heard).is_ok() {}
+    let _ = to.set_nonblocking(false);
+    from.send(b"ravelin").is_ok()
+        && to
+            .recv(&mut heard)
+            .is_ok_and(|length| heard[..length] == *b"ravelin")
+}
+
 /// Whether a UDP datagram from the namespace is echoed within [`PROBE`].
 pub fn udp_reaches(namespace: &Namespace, to: SocketAddr) -> bool {
     udp_reaches_with(namespace, to, 7)
@@ -143,14 +206,30 @@ pub fn udp_reaches_with(namespace: &Namespace, to: SocketAddr, length: usize) ->
     })
 }
 
+/// Runs probes side by side: one that fails takes [`PROBE`] to say so.
+pub fn at_once<const N: usize>(probes: [&(dyn Fn() -> bool + Sync); N]) -> [bool; N] {
+    std::thread::scope(|scope| {
+        probes.map(|probe| scope.spawn(probe)).map(|probe| {
+            probe
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })
+}
+
 /// Whether a ping from the namespace is answered within [`PROBE`].
 pub fn ping_reaches(namespace: &Namespace, to: IpAddr) -> bool {
     namespace.run(|| ping(to).unwrap_or(false))
 }
 
+/// The identifier in the echo requests of [`ping_reaches`].
+pub fn ping_id() -> u16 {
+    std::process::id() as u16
+}
+
 fn ping(to: IpAddr) -> Result<bool> {
     const WORD: &[u8; 8] = b"ravelin!";
-    let identifier = std::process::id() as u16;
+    let identifier = ping_id();
     let (request, reply, header) = if to.is_ipv4() { (8, 0, 20) } else { (128, 129, 0) };
     let mut message = vec![request, 0, 0, 0];
     message.extend(identifier.to_be_bytes());
