@@ -68,6 +68,7 @@ pub struct BareFrame {
     data: usize,
     data_end: usize,
     len: u32,
+    wire_len: u32,
     ethertype: u16,
 }
 
@@ -81,14 +82,13 @@ impl BareFrame {
         let (data, data_end) = linear(ctx);
         // SAFETY: a field of the context that the program was called with.
         let protocol = unsafe { (&raw const (*ctx.skb.skb).protocol).read_volatile() };
+        let (whole, far) = (ctx.len(), before as u32 == FAR);
+        let len = whole.saturating_sub(before as u32);
         BareFrame {
             data: data + before as usize,
             data_end,
-            len: if before as u32 == FAR {
-                0
-            } else {
-                ctx.len().saturating_sub(before as u32)
-            },
+            len: if far { 0 } else { len },
+            wire_len: if far { whole } else { len },
             ethertype: u16::from_be(protocol as u16),
         }
     }
@@ -220,7 +220,7 @@ macro_rules! frame {
 
 frame!(XdpFrame, self, link Link::Ethernet, wire self.len, readable true);
 frame!(SkbFrame, self, link self.link, wire self.wire_len, readable true);
-frame!(BareFrame, self, link Link::Bare(self.ethertype), wire self.len, readable self.len != 0);
+frame!(BareFrame, self, link Link::Bare(self.ethertype), wire self.wire_len, readable self.len != 0);
 
 /// A load of a whole word from a packet, wherever it stands. The kernel allows it on machines that do, the verifier
 /// sees to the rest; from `read_unaligned` the compiler makes single bytes.

@@ -6,7 +6,7 @@ use firewall_common::LAYOUT_VERSION;
 use firewall_common::counter::Counter;
 use firewall_common::gate::{Bank, Cell};
 use firewall_common::verdict::Verdict;
-use ravelin::datapath::{Datapath, NodeConfig, detach_all};
+use ravelin::datapath::{Datapath, EndingCounters, NodeConfig, Way, detach_all};
 use ravelin::policy::compile::{Compiled, compile};
 use ravelin::policy::model::Policy;
 use std::mem::{size_of, zeroed};
@@ -62,6 +62,34 @@ impl Kernel {
     pub fn judge(&self, frame: &[u8]) -> Result<(Verdict, Counted)> {
         let before = self.datapath.counters()?;
         let (action, _) = test_run(self.datapath.ingress_program(), frame, 1)?;
+        let verdict = match action {
+            1 => Verdict::Drop,
+            2 => Verdict::Pass,
+            other => anyhow::bail!("the program returned XDP action {other}"),
+        };
+        Ok((verdict, self.counted_since(&before)?))
+    }
+
+    /// Runs the ingress program of TC, or that for devices without Ethernet headers, on a frame of 14 bytes or more;
+    /// the latter judges what stands behind the Ethernet header.
+    ///
+    /// # Errors
+    /// As [`Kernel::judge`].
+    pub fn judge_at_tc(&mut self, way: Way, frame: &[u8]) -> Result<(Verdict, Counted)> {
+        const TC_ACT_UNSPEC: u32 = u32::MAX;
+        const TC_ACT_SHOT: u32 = 2;
+        let before = self.datapath.counters()?;
+        let [program, _] = self.datapath.programs(way)?;
+        let (action, _) = test_run(program, frame, 1)?;
+        let verdict = match action {
+            TC_ACT_SHOT => Verdict::Drop,
+            TC_ACT_UNSPEC => Verdict::Pass,
+            other => anyhow::bail!("the program returned TC action {other}"),
+        };
+        Ok((verdict, self.counted_since(&before)?))
+    }
+
+    fn counted_since(&self, before: &EndingCounters) -> Result<Counted> {
         let after = self.datapath.counters()?;
         ensure!(
             before.generation == after.generation,
@@ -84,11 +112,7 @@ impl Kernel {
                 }
             }
         }
-        match action {
-            1 => Ok((Verdict::Drop, counted)),
-            2 => Ok((Verdict::Pass, counted)),
-            other => anyhow::bail!("the program returned XDP action {other}"),
-        }
+        Ok(counted)
     }
 
     /// Writes a cell of the gate as egress would.

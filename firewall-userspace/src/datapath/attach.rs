@@ -43,7 +43,7 @@ impl fmt::Display for Hook {
 
 /// Which programs serve an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub enum Way {
     /// `ingress` and `egress`.
     Xdp,
     /// `ingress_tc` and `egress`.
@@ -53,7 +53,7 @@ pub(super) enum Way {
 }
 
 impl Way {
-    pub fn of(interface: &Interface, hook: Hook) -> Result<Way, AttachError> {
+    pub(super) fn of(interface: &Interface, hook: Hook) -> Result<Way, AttachError> {
         let name = || interface.name.clone();
         if interface.loopback {
             return Err(AttachError::Loopback { interface: name() });

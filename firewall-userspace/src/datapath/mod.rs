@@ -22,7 +22,7 @@ mod tc;
 mod wire;
 mod xdp;
 
-pub use attach::{AttachError, Attachment, Features, Hook, Ingress, Part, TcMode};
+pub use attach::{AttachError, Attachment, Features, Hook, Ingress, Part, TcMode, Way};
 pub use counters::{EndingCounter, EndingCounters};
 pub use events::EventReader;
 pub use image::InForce;
@@ -32,7 +32,7 @@ pub use object::OBJECT;
 pub use wire::NetlinkError;
 
 use crate::policy::compile::Compiled;
-use attach::{Attacher, Way};
+use attach::Attacher;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use firewall_common::{
     control::{AddressKey, Config, Control, Failsafe, MAX_FAILSAFE, SLOTS, Selector},
@@ -438,9 +438,15 @@ impl Datapath {
         Ok(())
     }
 
-    /// The program that judges frames, for `BPF_PROG_TEST_RUN`.
+    /// The program that judges frames at XDP, for `BPF_PROG_TEST_RUN`.
     pub fn ingress_program(&self) -> BorrowedFd<'_> {
         self.programs.ingress.fd.as_fd()
+    }
+
+    /// The programs of a way, for ingress and egress; loaded if they are not yet.
+    pub fn programs(&mut self, way: Way) -> Result<[BorrowedFd<'_>; 2], DatapathError> {
+        let pair = self.programs.need(&self.directory, way)?;
+        Ok([pair.ingress.fd.as_fd(), pair.egress.fd.as_fd()])
     }
 
     /// Interfaces that have programs of this instance, attached by this or an earlier process.
