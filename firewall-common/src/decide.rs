@@ -8,7 +8,7 @@
 use crate::control::{AddressKey, Config, LINK_STP, bloom_bit};
 use crate::gate::{self, Bank};
 use crate::image::{Image, NO_SERVICE, Pages, PortKey};
-use crate::packet::{Address, Frame, Kind, Packet, Parsed, parse, protocol};
+use crate::packet::{Address, Frame, Kind, Link, Packet, Parsed, parse, protocol};
 use crate::verdict::Reason;
 
 /// What a decision asks of its surroundings. One value serves one packet.
@@ -122,7 +122,8 @@ pub fn ingress<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &mut Packet) 
         Kind::LinkControl(link) if links(kernel) & link != 0 => essential(kernel, Reason::LinkControl),
         Kind::Llc => {
             // Spanning tree: an 802.3 frame to a link-local group. Any other LLC frame is opaque, so it drops.
-            let bpdu = frame.window::<16>(0).is_some_and(|header| is_bpdu(&header));
+            let untagged = !matches!(frame.link(), Link::Untagged(_));
+            let bpdu = untagged && frame.window::<16>(0).is_some_and(|header| is_bpdu(&header));
             if bpdu && links(kernel) & LINK_STP != 0 {
                 return essential(kernel, Reason::LinkControl);
             }
