@@ -8,7 +8,7 @@ use firewall_common::control::{Failsafe, LINK_EAPOL, LINK_LACP, LINK_LLDP, LINK_
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -183,6 +183,14 @@ impl Config {
             Err(source) => return Err(ConfigError::Read { path, source }),
         };
         Config::merge(&text, &path, args)
+    }
+
+    /// [`Config::resolve`] as if the file were empty.
+    ///
+    /// # Errors
+    /// What is wrong with the flags.
+    pub fn without_file(args: Args) -> Result<Config, ConfigError> {
+        Config::merge("", Path::new(DEFAULT_CONFIG), args)
     }
 
     /// [`Config::resolve`] with the file's text at hand.
@@ -605,6 +613,17 @@ impl FailsafeRule {
             ));
         }
         warnings
+    }
+
+    /// A source of each family that it admits.
+    pub fn sources(&self) -> Vec<IpAddr> {
+        match self.from {
+            None => vec![
+                Ipv4Addr::new(203, 0, 113, 250).into(),
+                Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 250).into(),
+            ],
+            Some(network) => vec![network.ip()],
+        }
     }
 
     /// As the kernel takes it: one entry a family.

@@ -1,99 +1,47 @@
 //! The connected sockets of this host, for `explain`: what the kernel programs ask the socket table one packet at a
 //! time, read from `/proc` for all at once.
 
+use crate::host;
+use crate::host::sockets::TCP;
 use crate::simulate::address_key;
 use firewall_common::control::AddressKey;
 use firewall_common::decide::Socket;
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Protocol, peer address and port, local port.
 pub type Sockets = HashMap<(u8, AddressKey, u16, u16), Socket>;
 
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-/// States of `include/net/tcp_states.h`.
-const TCP_LISTEN: u8 = 10;
-const TCP_SYN_RECV: u8 = 3;
-
 /// What cannot be read is left out: then fewer packets are explained as replies.
 pub fn connected() -> Sockets {
-    let mut rows = Vec::new();
-    for (file, protocol) in [("tcp", TCP), ("tcp6", TCP), ("udp", UDP), ("udp6", UDP)] {
-        if let Ok(text) = std::fs::read_to_string(format!("/proc/thread-self/net/{file}")) {
-            rows.extend(text.lines().skip(1).filter_map(|line| row(protocol, line)));
-        }
-    }
-    sockets(&rows)
+    of(&host::sockets::table())
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Row {
-    protocol: u8,
-    local_port: u16,
-    peer: IpAddr,
-    peer_port: u16,
-    state: u8,
-}
-
-/// `sl local_address rem_address st ...`, in hexadecimal.
-fn row(protocol: u8, line: &str) -> Option<Row> {
-    let mut fields = line.split_whitespace().skip(1);
-    let (_, local_port) = endpoint(fields.next()?)?;
-    let (peer, peer_port) = endpoint(fields.next()?)?;
-    let state = u8::from_str_radix(fields.next()?, 16).ok()?;
-    Some(Row {
-        protocol,
-        local_port,
-        peer,
-        peer_port,
-        state,
-    })
-}
-
-/// Addresses are words of the machine's order that hold bytes of the wire's.
-fn endpoint(text: &str) -> Option<(IpAddr, u16)> {
-    let (address, port) = text.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    let word = |at: usize| {
-        u32::from_str_radix(address.get(at * 8..at * 8 + 8)?, 16)
-            .ok()
-            .map(u32::to_ne_bytes)
-    };
-    let address = match address.len() {
-        8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
-        _ => {
-            let mut bytes = [0; 16];
-            for (at, chunk) in bytes.chunks_exact_mut(4).enumerate() {
-                chunk.copy_from_slice(&word(at)?);
-            }
-            // A socket of both families talks to IPv4 peers, too.
-            IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()
-        }
-    };
-    Some((address, port))
-}
-
-fn sockets(rows: &[Row]) -> Sockets {
-    let listening: HashSet<u16> = rows
+/// What the kernel programs would find of these.
+pub fn of(table: &[host::sockets::Socket]) -> Sockets {
+    let listening: HashSet<u16> = table
         .iter()
-        .filter(|row| row.protocol == TCP && row.state == TCP_LISTEN)
-        .map(|row| row.local_port)
+        .filter(|socket| socket.protocol == TCP && socket.is_listening())
+        .map(|socket| socket.local.port())
         .collect();
-    let connected = rows.iter().filter(|row| row.peer_port != 0);
+    let connected = table.iter().filter(|socket| socket.is_connected());
     connected
-        .map(|row| {
+        .map(|socket| {
+            let port = socket.local.port();
             // A listener on the port of a connection makes it an accepted one.
-            let accepted =
-                row.protocol == TCP && (row.state == TCP_SYN_RECV || listening.contains(&row.local_port));
-            let socket = if accepted {
+            let accepted = socket.protocol == TCP && (socket.is_half_accepted() || listening.contains(&port));
+            let kind = if accepted {
                 Socket::Accepted
             } else {
                 Socket::Opened
             };
             (
-                (row.protocol, address_key(row.peer), row.peer_port, row.local_port),
-                socket,
+                (
+                    socket.protocol,
+                    address_key(socket.peer.ip()),
+                    socket.peer.port(),
+                    port,
+                ),
+                kind,
             )
         })
         .collect()
@@ -102,7 +50,8 @@ fn sockets(rows: &[Row]) -> Sockets {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use crate::host::sockets::UDP;
+    use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 
     #[test]
     fn tells_what_was_opened_from_what_was_accepted() {
@@ -126,15 +75,5 @@ mod tests {
         );
         let loopback = address_key(Ipv6Addr::LOCALHOST.into());
         assert_eq!(sockets.get(&(UDP, loopback, 9, local)), Some(&Socket::Opened));
-    }
-
-    #[test]
-    fn mapped_addresses_are_those_of_the_wire() {
-        let line = "0: 0000000000000000FFFF00000100007F:01BB 0000000000000000FFFF0000020200C0:C000 01 0";
-        let row = row(TCP, line).expect("a row");
-        assert_eq!(
-            (row.peer.to_string().as_str(), row.peer_port, row.local_port),
-            ("192.0.2.2", 49152, 443)
-        );
     }
 }

@@ -96,6 +96,15 @@ impl Client {
         self.ask(Method::GET, path, Bytes::new()).await
     }
 
+    /// An answer that is not JSON but a text.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn text(&self, path: &str) -> Result<String, ClientError> {
+        let body = self.body(Method::GET, path, Bytes::new()).await?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
     /// # Errors
     /// As [`Client::get`].
     pub async fn post<B: Serialize, T: DeserializeOwned>(
@@ -125,17 +134,18 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<T, ClientError> {
+        let body = self.body(method, path, body).await?;
+        serde_json::from_slice(&body).map_err(|source| ClientError::Answer {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    async fn body(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
         let answer = async {
             let response = self.send(method, path, body).await?;
-            let body = response
-                .into_body()
-                .collect()
-                .await
-                .map_err(|source| ClientError::Lost { source })?;
-            serde_json::from_slice(&body.to_bytes()).map_err(|source| ClientError::Answer {
-                path: path.to_owned(),
-                source,
-            })
+            let body = response.into_body().collect().await;
+            Ok(body.map_err(|source| ClientError::Lost { source })?.to_bytes())
         };
         match tokio::time::timeout(self.patience, answer).await {
             Ok(answer) => answer,

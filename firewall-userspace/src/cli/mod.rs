@@ -11,6 +11,7 @@ mod completions;
 mod counters;
 mod deny;
 mod detach;
+mod doctor;
 mod duration;
 mod egress;
 mod explain;
@@ -42,7 +43,7 @@ use std::time::SystemTime;
 /// A host firewall: a policy file says who may reach which service, and what may leave.
 ///
 /// One agent per host (`ravelin agent`) keeps the policy in force; every other command talks to it over a local
-/// socket, except check, schema and `explain --file`, which need no agent.
+/// socket, except check, doctor, schema and `explain --file`, which need no agent.
 ///
 /// The policy is one TOML file, /etc/ravelin/policy.toml. Edit it by hand, or with allow, revoke, deny, undeny,
 /// service and egress, which keep its comments. A mistake in it changes nothing: what was in force stays in force.
@@ -57,6 +58,7 @@ use std::time::SystemTime;
   ravelin allow payments-api 198.51.100.7 --for 2h  let one in, until it ends by itself
   ravelin apply -f policy.toml --dry-run            who would gain and lose which port
   ravelin monitor                                   drops as they happen
+  ravelin doctor                                    what would stop this host from working
 
 Environment: RAVELIN_SOCKET and RAVELIN_INSTANCE stand for the options, NO_COLOR turns colours off.
 Exit status: 0 yes or done, 1 no or failed, 2 the command line is wrong."
@@ -93,6 +95,7 @@ enum Command {
     Monitor(monitor::Args),
     Explain(explain::Args),
     Check(check::Args),
+    Doctor(doctor::Args),
     Apply(apply::Args),
     Reload(reload::Args),
     Allow(allow::Args),
@@ -156,6 +159,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Answer> {
         Command::Counters(args) => counters::run(&args, &context),
         Command::Monitor(args) => monitor::run(&args, &context),
         Command::Explain(args) => explain::run(&args, &context),
+        Command::Doctor(args) => doctor::run(&args, &context),
         Command::Check(args) => check::run(&args, &context),
         Command::Apply(args) => apply::run(&args, &context),
         Command::Reload(args) => reload::run(&args, &context),

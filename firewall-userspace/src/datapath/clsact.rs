@@ -35,6 +35,9 @@ const EGRESS: u32 = 0xffff_fff3;
 const PRIORITY: u32 = 0x7261;
 const HANDLE: u32 = 0x7261_7665;
 
+/// How the names of all our filters begin.
+const OURS: &str = "ravelin_";
+
 /// Which of the two lists of filters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -175,9 +178,37 @@ fn place(connection: &Connection, ifindex: u32, direction: Direction) -> Result<
 struct Filter {
     priority: u32,
     handle: u32,
+    /// `bpf`, `flower`, `u32`, ...
+    kind: String,
     /// Of a BPF filter.
     name: String,
     program: u32,
+}
+
+/// A filter of an interface, for people.
+pub struct Listed {
+    pub direction: Direction,
+    pub kind: String,
+    /// 0: no BPF program.
+    pub program: u32,
+    pub ours: bool,
+}
+
+/// All filters of the clsact qdisc of an interface, ingress first.
+pub fn all(ifindex: u32) -> Result<Vec<Listed>, NetlinkError> {
+    let connection = Connection::open(NETLINK_ROUTE)?;
+    let mut listed = Vec::new();
+    for direction in [Direction::Ingress, Direction::Egress] {
+        for filter in filters(&connection, ifindex, direction.parent())? {
+            listed.push(Listed {
+                direction,
+                ours: filter.priority == PRIORITY && filter.handle == HANDLE && filter.name.starts_with(OURS),
+                kind: filter.kind,
+                program: filter.program,
+            });
+        }
+    }
+    Ok(listed)
 }
 
 fn filters(connection: &Connection, ifindex: u32, parent: u32) -> Result<Vec<Filter>, NetlinkError> {
@@ -195,6 +226,10 @@ fn filter(message: Message<'_>) -> Option<Filter> {
     let mut found = Filter {
         priority,
         handle,
+        kind: message
+            .attributes(TCMSG)
+            .find(|(kind, _)| *kind == TCA_KIND)
+            .map_or(String::new(), |(_, kind)| wire::text(kind)),
         name: String::new(),
         program: 0,
     };

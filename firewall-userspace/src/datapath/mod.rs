@@ -10,12 +10,14 @@
 mod attach;
 mod clsact;
 mod counters;
+pub mod device;
 mod events;
 mod gate;
 mod image;
 mod load;
 pub mod netlink;
 pub mod object;
+pub mod others;
 mod pins;
 mod sys;
 mod tc;

@@ -19,7 +19,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 /// `BPF_F_MMAPABLE | BPF_F_INNER_MAP`: mapped into memory, and of any length inside of an array of maps.
 pub const INNER_FLAGS: u32 = 0x400 | 0x1000;
-/// `BPF_XDP` and `BPF_TCX_EGRESS` of `enum bpf_attach_type`.
+/// `BPF_XDP`, `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` of `enum bpf_attach_type`.
 pub const ATTACH_XDP: u32 = 37;
 pub const ATTACH_TCX_INGRESS: u32 = 46;
 pub const ATTACH_TCX_EGRESS: u32 = 47;
@@ -43,6 +43,7 @@ enum Command {
     ObjGet = 7,
     ProgGetFdById = 13,
     ObjGetInfo = 15,
+    ProgQuery = 16,
     BtfLoad = 18,
     MapFreeze = 22,
     LinkCreate = 28,
@@ -465,6 +466,59 @@ pub fn program_by_id(id: u32) -> io::Result<ProgramInfo> {
         },
     )?;
     program_info(program.as_fd())
+}
+
+/// Of `BPF_PROG_QUERY`, as long as the kernel writes into it.
+#[repr(C)]
+struct ProgQuery {
+    ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    pad: u32,
+    id_flags: u64,
+    link_ids: u64,
+    link_flags: u64,
+    revision: u64,
+}
+
+/// The programs attached by TCX to an interface, in the order they run.
+///
+/// # Errors
+/// `EINVAL` before kernel 6.6, `EPERM` without CAP_NET_ADMIN, `ENOSPC` if there are more than sixty-four.
+pub fn programs_at(ifindex: u32, attach_type: u32) -> io::Result<Vec<u32>> {
+    let mut ids = [0_u32; 64];
+    let mut attr = ProgQuery {
+        ifindex,
+        attach_type,
+        query_flags: 0,
+        attach_flags: 0,
+        ids: ids.as_mut_ptr() as u64,
+        count: ids.len() as u32,
+        pad: 0,
+        id_flags: 0,
+        link_ids: 0,
+        link_flags: 0,
+        revision: 0,
+    };
+    // SAFETY: the pointer and the length describe `attr`, initialised in full and borrowed mutably, for the kernel
+    // writes the count and the revision into it. `ids` and `count` describe the array above, which outlives the call;
+    // the other addresses are zero, which asks for nothing.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            Command::ProgQuery as u32,
+            std::ptr::from_mut(&mut attr),
+            size_of::<ProgQuery>() as u32,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let count = (attr.count as usize).min(ids.len());
+    Ok(ids[..count].to_vec())
 }
 
 #[repr(C)]

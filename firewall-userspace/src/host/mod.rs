@@ -1,3 +1,4 @@
 //! What there is to know of the host that ravelin runs on, read from `/proc` and `/sys`. Judges nothing.
 
+pub mod sockets;
 pub mod sysctl;

@@ -6,6 +6,7 @@
 mod check;
 mod counters;
 mod diff;
+mod doctor;
 mod events;
 mod explain;
 mod human;
@@ -17,6 +18,7 @@ mod table;
 pub use check::{CheckEgress, CheckReport, CheckService, check};
 pub use counters::{Rates, counters};
 pub use diff::{applied, diff, ends};
+pub use doctor::doctor;
 pub use events::{event, event_header, route};
 pub use explain::explanation;
 pub use human::{bytes, duration, number, utc};

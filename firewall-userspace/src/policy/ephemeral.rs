@@ -56,6 +56,11 @@ impl LocalPorts {
         })
     }
 
+    /// Whether the kernel may take this port.
+    pub fn contains(&self, port: u16) -> bool {
+        self.shared(&(port..=port)) > 0
+    }
+
     /// How many of `ports` the kernel may take.
     fn shared(&self, ports: &RangeInclusive<u16>) -> usize {
         let free = |port: &u16| !self.reserved.iter().any(|reserved| reserved.contains(port));

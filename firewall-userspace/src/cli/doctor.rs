@@ -1,0 +1,322 @@
+//! `ravelin doctor`
+
+use super::{Answer, Context};
+use crate::agent::config::{self, Config, FailsafeRule, Pattern};
+use crate::agent::links::Links;
+use crate::api::client::{Client, ClientError};
+use crate::api::types::Status;
+use crate::datapath::{self, Interface, device, netlink, others};
+use crate::doctor::judge::Judge;
+use crate::doctor::{self, Area, Finding, Report, Severity, interfaces, kernel, sockets};
+use crate::host::sysctl;
+use crate::output;
+use crate::policy::ephemeral;
+use crate::policy::file::{self, Loaded};
+use anyhow::Context as _;
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// What would stop this host from working under the policy, and how to mend it
+///
+/// Looks at the kernel, its settings, the interfaces and their drivers, other programs on them, and at every listening
+/// socket and open connection: which of them the policy would cut off. Changes nothing. With an agent it judges by the
+/// policy in force, without one by the policy file, without that by an empty policy, which admits nobody. Run it as root:
+/// others do not see whose sockets they are. Exits 1 if something would break.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  ravelin doctor                              before the first start, and whenever something does not work
+  ravelin doctor --policy new.toml            what a new policy would cut off
+  ravelin doctor -o json | jq '.findings[] | select(.severity == \"fail\")'")]
+pub struct Args {
+    /// Judge by this policy, not by the one in force
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Configuration of the agent that would start [default: /etc/ravelin/agent.toml, if it is there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Interface that would be filtered, or a pattern; repeatable [default: as the agent has it]
+    #[arg(long = "interface", value_name = "NAME")]
+    interfaces: Vec<Pattern>,
+    /// Failsafe that the agent would have, such as 'tcp/22 from 203.0.113.9'; repeatable [default: as the agent has it]
+    #[arg(long, value_name = "RULE")]
+    failsafe: Vec<FailsafeRule>,
+}
+
+pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
+    let report = examine(args, context)?;
+    context.show(&report, |report| output::doctor(report, &context.style))?;
+    Ok(if report.healthy { Answer::Yes } else { Answer::No })
+}
+
+/// What the agent that runs, or would start, is told.
+struct Setup {
+    status: Option<Status>,
+    /// Why there is no status.
+    why: String,
+    instance: String,
+    pins: PathBuf,
+    interfaces: Links,
+    failsafe: Vec<FailsafeRule>,
+    link_control: u32,
+    policy: PathBuf,
+}
+
+fn examine(args: &Args, context: &Context) -> anyhow::Result<Report> {
+    let mut found = Vec::new();
+    let mut setup = setup(args, context, &mut found)?;
+    let all = netlink::interfaces().context("listing the interfaces")?;
+    let _ = setup.interfaces.replace(all.clone());
+    let facts: Vec<interfaces::Facts> = all
+        .iter()
+        .filter(|interface| setup.filters(interface))
+        .map(|interface| setup.facts(interface))
+        .collect();
+    let judged = interfaces::judged(&all, |interface| setup.filters(interface));
+    let others: Vec<&Interface> = all
+        .iter()
+        .filter(|interface| !judged.contains(&interface.index) && !interface.loopback)
+        .filter(|interface| interface.up && interface.addresses.iter().any(is_routed))
+        .collect();
+    let reasons: Vec<(String, String)> = others
+        .iter()
+        .map(|one| (one.name.clone(), setup.why_not(one)))
+        .collect();
+    found.extend(doctor::agent::findings(
+        setup.status.as_ref(),
+        &setup.why,
+        facts.iter().filter(|one| setup.holds(one)).count(),
+        &setup.failsafe,
+    ));
+    found.extend(interfaces::findings(&facts, &reasons));
+    let sizes = facts
+        .iter()
+        .map(|one| (one.interface.name.as_str(), one.interface.mtu));
+    found.extend(kernel::findings(&kernel::Facts::gather(
+        sizes,
+        setup.status.is_some(),
+    )));
+    let (policy, loaded) = policy(args, context, &setup, &mut found)?;
+    if let Some(loaded) = loaded {
+        let unfiltered: Vec<IpAddr> = match facts.is_empty() {
+            true => Vec::new(),
+            false => others.iter().flat_map(|one| one.addresses.clone()).collect(),
+        };
+        found.extend(socket_findings(&setup, loaded, &all, &unfiltered)?);
+    }
+    if datapath::check_privileges().is_err() {
+        let text = "without root it cannot be seen whose sockets and programs there are";
+        found.push(Finding::new(Severity::Info, Area::Agent, "privileges", text).fix("run it as root"));
+    }
+    Ok(Report::new(policy, found))
+}
+
+impl Setup {
+    fn filters(&self, interface: &Interface) -> bool {
+        match &self.status {
+            Some(status) => status.interfaces.iter().any(|one| one.ifindex == interface.index),
+            None => self.interfaces.wanted(interface),
+        }
+    }
+
+    fn why_not(&self, interface: &Interface) -> String {
+        let told = self.status.iter().flat_map(|status| &status.uncovered);
+        let by_agent = told
+            .filter(|one| one.ifindex == interface.index)
+            .map(|one| one.reason.clone());
+        let by_rule = self
+            .interfaces
+            .uncovered()
+            .filter(|(one, _)| one.index == interface.index)
+            .map(|(_, reason)| reason);
+        by_agent
+            .chain(by_rule)
+            .next()
+            .unwrap_or_else(|| "it is not among those asked for".into())
+    }
+
+    fn facts(&self, interface: &Interface) -> interfaces::Facts {
+        let status = self.status.iter().flat_map(|status| &status.interfaces);
+        interfaces::Facts {
+            interface: interface.clone(),
+            driver: interfaces::driver(interface),
+            device: device::device(interface.index),
+            // What may not be seen is left out; that is said once.
+            occupants: others::occupants(&self.pins, interface.index).unwrap_or_default(),
+            status: status
+                .filter(|one| one.ifindex == interface.index)
+                .next()
+                .cloned(),
+            instance: self.instance.clone(),
+        }
+    }
+
+    fn holds(&self, facts: &interfaces::Facts) -> bool {
+        facts
+            .occupants
+            .iter()
+            .any(|one| one.instance.as_ref() == Some(&self.instance))
+    }
+}
+
+/// The agent's, if it answers; otherwise what its configuration file and the flags say.
+fn setup(args: &Args, context: &Context, found: &mut Vec<Finding>) -> anyhow::Result<Setup> {
+    let status = context.wait(async { Ok(context.client().get::<Status>("/v1/status").await) })?;
+    let (status, why) = match status {
+        Ok(status) => (Some(status), String::new()),
+        Err(ClientError::NoAgent { socket, .. }) => (None, format!("nobody listens at {}", socket.display())),
+        Err(error) => (None, format!("{:#}", anyhow::Error::from(error))),
+    };
+    let flags = config::Args {
+        config: args.config.clone(),
+        interfaces: args.interfaces.clone(),
+        failsafe: args.failsafe.clone(),
+        instance: Some(config::Instance(context.instance.clone())),
+        ..config::Args::default()
+    };
+    let config = match Config::resolve(flags.clone()) {
+        Ok(config) => config,
+        Err(error) if args.config.is_some() => return Err(error.into()),
+        Err(error) => {
+            let text = format!("the agent would not start: {:#}", anyhow::Error::from(error));
+            found.push(Finding::new(Severity::Fail, Area::Agent, "agent.toml", text).fix("mend it there"));
+            Config::without_file(flags)?
+        }
+    };
+    let own = |status: &Status| {
+        let rules = status.failsafe.iter().filter_map(|rule| rule.parse().ok());
+        rules.collect::<Vec<FailsafeRule>>()
+    };
+    let failsafe = match &status {
+        Some(status) if args.failsafe.is_empty() => own(status),
+        _ => config.failsafe,
+    };
+    Ok(Setup {
+        instance: status
+            .as_ref()
+            .map_or(config.instance, |status| status.instance.clone()),
+        policy: status
+            .as_ref()
+            .map_or(config.policy, |status| PathBuf::from(&status.policy.path)),
+        pins: config
+            .pins
+            .parent()
+            .map_or_else(|| config.pins.clone(), Path::to_owned),
+        status,
+        why,
+        interfaces: Links::new(config.interfaces),
+        failsafe,
+        link_control: config.link_control,
+    })
+}
+
+/// What to judge by, and what it is called.
+fn policy(
+    args: &Args,
+    context: &Context,
+    setup: &Setup,
+    found: &mut Vec<Finding>,
+) -> anyhow::Result<(String, Option<Loaded>)> {
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    let in_force = match (&args.policy, &setup.status) {
+        (None, Some(_)) => context
+            .wait(async { Ok(in_force(&context.client()).await) })?
+            .ok(),
+        _ => None,
+    };
+    let path = args.policy.as_ref().unwrap_or(&setup.policy);
+    let (called, loaded) = match in_force {
+        Some(text) => ("the policy in force".to_owned(), file::parse(&text, path, now)),
+        None if args.policy.is_none() && !path.exists() => {
+            let text = format!(
+                "there is no policy at {}: an empty one admits nobody",
+                path.display()
+            );
+            found.push(
+                Finding::new(Severity::Warn, Area::Policy, path.display().to_string(), text)
+                    .fix("write one; docs/policy.md and `ravelin schema` say how"),
+            );
+            (
+                "an empty policy".to_owned(),
+                file::parse("version = 1\n", path, now),
+            )
+        }
+        None => (path.display().to_string(), file::load(path, now)),
+    };
+    let finding =
+        |severity, text: String| Finding::new(severity, Area::Policy, path.display().to_string(), text);
+    match loaded {
+        Ok(loaded) => {
+            let local = ephemeral::warnings(&loaded, path, &sysctl::local_ports());
+            for warning in loaded.warnings.iter().chain(&local) {
+                let text = format!("{}: {}", warning.place, warning.message);
+                let told = finding(Severity::Warn, text);
+                found.push(match &warning.hint {
+                    Some(hint) => told.fix(hint),
+                    None => told,
+                });
+            }
+            Ok((called, Some(loaded)))
+        }
+        Err(error) => {
+            let first = error
+                .errors
+                .first()
+                .map(|error| format!("{}: {}", error.place, error.message));
+            found.push(
+                finding(
+                    Severity::Fail,
+                    format!("the policy would be refused: {}", first.unwrap_or_default()),
+                )
+                .fix(format!("ravelin check {}", path.display())),
+            );
+            Ok((called, None))
+        }
+    }
+}
+
+async fn in_force(client: &Client) -> Result<String, ClientError> {
+    client.text("/v1/policy").await
+}
+
+fn socket_findings(
+    setup: &Setup,
+    loaded: Loaded,
+    all: &[Interface],
+    unfiltered: &[IpAddr],
+) -> anyhow::Result<Vec<Finding>> {
+    let table = crate::host::sockets::table();
+    let inodes: HashSet<u64> = table.iter().map(|socket| socket.inode).collect();
+    let holders = crate::host::sockets::holders(&inodes);
+    let own = all.iter().flat_map(|interface| interface.addresses.clone());
+    let judge = Judge::new(loaded, &setup.failsafe, setup.link_control, own, &table)
+        .context("compiling the policy")?;
+    let facts = sockets::Facts {
+        table: &table,
+        holders: &holders,
+        local_ports: sysctl::local_ports(),
+        unfiltered,
+        session: session(),
+    };
+    Ok(sockets::findings(&judge, &facts))
+}
+
+/// The peer of the ssh session that this is typed in.
+fn session() -> Option<SocketAddr> {
+    let text = std::env::var("SSH_CONNECTION").ok()?;
+    let mut words = text.split(' ');
+    let (address, port) = (words.next()?, words.next()?);
+    Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?))
+}
+
+/// Reached from elsewhere than its own link.
+fn is_routed(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+    }
+}

@@ -1,0 +1,269 @@
+//! The sockets of this host under the policy: listeners that nobody would reach, connections that would be cut, and
+//! those that go on.
+
+use super::judge::{Incoming, Judge, Ruling};
+use super::{Area, Finding, Severity};
+use crate::host::sockets::{Process, Socket, TCP};
+use crate::policy::ephemeral::LocalPorts;
+use firewall_common::verdict::Reason;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+
+/// What is looked at.
+pub struct Facts<'a> {
+    pub table: &'a [Socket],
+    pub holders: &'a HashMap<u64, Process>,
+    pub local_ports: LocalPorts,
+    /// Addresses on interfaces that are not to be filtered.
+    pub unfiltered: &'a [IpAddr],
+    /// The peer of the session that this is typed in.
+    pub session: Option<SocketAddr>,
+}
+
+pub fn findings(judge: &Judge, facts: &Facts<'_>) -> Vec<Finding> {
+    let mut found = listeners(judge, facts);
+    found.extend(connections(judge, facts));
+    found
+}
+
+fn word(protocol: u8) -> &'static str {
+    if protocol == TCP { "tcp" } else { "udp" }
+}
+
+impl Facts<'_> {
+    fn holder(&self, socket: &Socket) -> Option<&Process> {
+        self.holders.get(&socket.inode)
+    }
+
+    /// Whether what comes from other hosts to this socket is filtered at all.
+    fn is_reached(&self, socket: &Socket) -> bool {
+        let local = socket.local.ip();
+        !local.is_loopback() && !local.is_multicast() && !self.unfiltered.contains(&local)
+    }
+}
+
+fn called(process: Option<&Process>) -> String {
+    match process {
+        Some(Process { name, pid }) => format!("{name} (pid {pid})"),
+        None => "something".to_owned(),
+    }
+}
+
+fn list(addresses: &BTreeSet<SocketAddr>) -> String {
+    let shown: Vec<String> = addresses.iter().take(3).map(ToString::to_string).collect();
+    match addresses.len() - shown.len() {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+fn listeners(judge: &Judge, facts: &Facts<'_>) -> Vec<Finding> {
+    let mut groups: BTreeMap<(u8, u16, Option<&Process>), BTreeSet<SocketAddr>> = BTreeMap::new();
+    for socket in facts.table {
+        if socket.is_listening() && facts.is_reached(socket) {
+            let key = (socket.protocol, socket.local.port(), facts.holder(socket));
+            groups.entry(key).or_default().insert(socket.local);
+        }
+    }
+    groups
+        .into_iter()
+        .filter_map(|((protocol, port, process), addresses)| {
+            let to = *addresses.first()?;
+            let first = first_packet(judge, protocol, to);
+            let ruling = judge.ruling(&first);
+            // A client that waits for the answers to what it asked.
+            let asks = protocol != TCP && facts.local_ports.contains(port);
+            if asks && ruling.service.is_none() {
+                return None;
+            }
+            Some(listener(judge, &first, &ruling, process, &addresses))
+        })
+        .collect()
+}
+
+/// What a stranger would send; at the ports of DHCP clients, what their servers do.
+fn first_packet(judge: &Judge, protocol: u8, to: SocketAddr) -> Incoming {
+    let mut from = judge.stranger(to.ip());
+    let server = match (protocol, to.port()) {
+        (TCP, _) => None,
+        (_, 68) => Some(SocketAddr::new(from.ip(), 67)),
+        (_, 546) => Some(SocketAddr::new([0xfe80, 0, 0, 0, 0, 0, 0, 1].into(), 547)),
+        _ => None,
+    };
+    if let Some(server) = server.filter(|server| server.is_ipv4() == to.is_ipv4()) {
+        from = server;
+    }
+    Incoming {
+        protocol,
+        from,
+        to: SocketAddr::new(some_address(to.ip(), from.ip()), to.port()),
+        established: false,
+    }
+}
+
+/// The address, or for that of every interface one that stands for them.
+fn some_address(bound: IpAddr, from: IpAddr) -> IpAddr {
+    match bound {
+        bound if !bound.is_unspecified() => bound,
+        IpAddr::V4(_) => [192, 0, 2, 1].into(),
+        IpAddr::V6(_) if matches!(from, IpAddr::V6(from) if from.is_unicast_link_local()) => {
+            [0xfe80, 0, 0, 0, 0, 0, 0, 2].into()
+        }
+        IpAddr::V6(_) => [0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into(),
+    }
+}
+
+fn listener(
+    judge: &Judge,
+    first: &Incoming,
+    ruling: &Ruling<'_>,
+    process: Option<&Process>,
+    addresses: &BTreeSet<SocketAddr>,
+) -> Finding {
+    let port = format!("{}/{}", word(first.protocol), first.to.port());
+    let who = called(process);
+    let at = list(addresses);
+    let finding = |severity, text: String| Finding::new(severity, Area::Listener, &port, text);
+    if let Some(service) = ruling.service {
+        let text = format!("{who} listens on {at}; the service {service} says who reaches it");
+        return finding(Severity::Ok, text);
+    }
+    let name = process.map_or("NAME".to_owned(), |process| service_name(&process.name));
+    let add = format!("ravelin service add {name} {port} --allow PREFIX");
+    match ruling.reason {
+        Reason::DefaultAllow => {
+            let text = format!(
+                "{who} listens on {at}; no service names {port}, so by the default everybody reaches it"
+            );
+            finding(Severity::Info, text).fix(add)
+        }
+        _ if ruling.passes() => {
+            let text = format!(
+                "{who} listens on {at}; what it waits for passes ({})",
+                ruling.reason.word()
+            );
+            finding(Severity::Ok, text)
+        }
+        _ => {
+            let failsafes: Vec<String> = judge.failsafes(first).iter().map(ToString::to_string).collect();
+            if !failsafes.is_empty() {
+                let text = format!(
+                    "{who} listens on {at}; no service names {port}, but the failsafe does: {}",
+                    failsafes.join(", ")
+                );
+                return finding(Severity::Ok, text);
+            }
+            let text = format!("{who} listens on {at}, and no service names {port}: nobody would reach it");
+            let fix = format!("{add}; without --allow if nobody is meant to");
+            if first.protocol == TCP {
+                finding(Severity::Fail, text).fix(fix)
+            } else {
+                let text = format!("{text} (answers to what it asks itself would pass)");
+                finding(Severity::Warn, text).fix(fix)
+            }
+        }
+    }
+}
+
+/// A process name as a service may be called.
+fn service_name(process: &str) -> String {
+    let name: String = process
+        .to_lowercase()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .collect();
+    let name = name.trim_matches('-');
+    match name.starts_with(|c: char| c.is_ascii_lowercase()) {
+        true => name.to_owned(),
+        false => "NAME".to_owned(),
+    }
+}
+
+/// Connections that end the same way: whether they were accepted, the protocol, the port of the service, whose, why.
+type Group<'a> = (bool, u8, u16, Option<&'a Process>, &'static str);
+
+fn connections(judge: &Judge, facts: &Facts<'_>) -> Vec<Finding> {
+    let mut cut: BTreeMap<Group<'_>, (Incoming, BTreeSet<SocketAddr>)> = BTreeMap::new();
+    let (mut accepted, mut opened) = (0_usize, 0_usize);
+    for socket in facts.table {
+        let (peer, local) = (socket.peer, socket.local);
+        let foreign =
+            !peer.ip().is_loopback() && !judge.is_own(peer.ip()) && peer.is_ipv4() == local.is_ipv4();
+        if !socket.is_open() || !foreign || !facts.is_reached(socket) {
+            continue;
+        }
+        let incoming = Incoming {
+            protocol: socket.protocol,
+            from: peer,
+            to: local,
+            established: true,
+        };
+        let ruling = judge.ruling(&incoming);
+        let inbound = judge.is_accepted(socket);
+        if ruling.passes() {
+            *(if inbound { &mut accepted } else { &mut opened }) += 1;
+            continue;
+        }
+        let port = if inbound { local.port() } else { peer.port() };
+        let key = (
+            inbound,
+            socket.protocol,
+            port,
+            facts.holder(socket),
+            ruling.reason.word(),
+        );
+        cut.entry(key)
+            .or_insert_with(|| (incoming, BTreeSet::new()))
+            .1
+            .insert(peer);
+    }
+    let mut found: Vec<Finding> = cut
+        .iter()
+        .map(|(group, (incoming, peers))| lost(judge, facts.session, group, incoming, peers))
+        .collect();
+    for (count, what, text) in [
+        (
+            accepted,
+            "accepted connection",
+            "from peers that the policy admits would go on",
+        ),
+        (opened, "connection", "that this host opened would go on"),
+    ] {
+        if count > 0 {
+            let ending = if count == 1 { "" } else { "s" };
+            let text = format!("{count} {what}{ending} {text}");
+            found.push(Finding::new(Severity::Ok, Area::Connection, "established", text));
+        }
+    }
+    found
+}
+
+fn lost(
+    judge: &Judge,
+    session: Option<SocketAddr>,
+    (inbound, protocol, port, process, why): &Group<'_>,
+    incoming: &Incoming,
+    peers: &BTreeSet<SocketAddr>,
+) -> Finding {
+    let port = format!("{}/{port}", word(*protocol));
+    let count = match peers.len() {
+        1 => "a connection".to_owned(),
+        count => format!("{count} connections"),
+    };
+    let mine = match session {
+        Some(session) if peers.contains(&session) => ", this session among them",
+        _ => "",
+    };
+    let (who, at) = (called(*process), list(peers));
+    let text = match inbound {
+        true => format!("{count} to {who} on {port}, from {at}{mine}, would be cut ({why})"),
+        false => format!("{count} of {who} to {at}, opened by this host, would be cut ({why})"),
+    };
+    let fix = judge
+        .advice(incoming)
+        .unwrap_or_else(|| "ravelin explain tells each step of the decision".to_owned());
+    Finding::new(Severity::Fail, Area::Connection, port, text).fix(fix)
+}
+
+#[cfg(test)]
+mod tests;

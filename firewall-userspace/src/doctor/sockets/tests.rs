@@ -1,0 +1,167 @@
+use super::*;
+use crate::policy::file;
+use std::path::Path;
+
+const POLICY: &str = r#"version = 1
+deny = ["198.51.100.66"]
+[[service]]
+name = "ssh"
+ports = ["tcp/22", "udp/22"]
+allow = ["192.0.2.0/24"]
+"#;
+
+/// A row as `/proc/net` has it; addresses of IPv4.
+fn socket(protocol: u8, local: &str, peer: &str, state: u8) -> Socket {
+    let side = |text: &str| {
+        let address: SocketAddr = text.parse().expect("an address");
+        let IpAddr::V4(v4) = address.ip() else {
+            panic!("IPv4")
+        };
+        format!("{:08X}:{:04X}", u32::from_ne_bytes(v4.octets()), address.port())
+    };
+    let line = format!(
+        "0: {} {} {state:02X} 00000000:00000000 00:00000000 00000000 0 0 1 1",
+        side(local),
+        side(peer)
+    );
+    Socket::parse(protocol, &line).expect("a row")
+}
+
+fn listens(protocol: u8, local: &str) -> Socket {
+    socket(protocol, local, "0.0.0.0:0", if protocol == TCP { 10 } else { 7 })
+}
+
+fn open(local: &str, peer: &str) -> Socket {
+    socket(TCP, local, peer, 1)
+}
+
+fn judged(policy: &str, failsafe: &[&str], table: &[Socket], session: Option<&str>) -> Vec<Finding> {
+    let loaded = file::parse(policy, Path::new("policy.toml"), 0).expect("a policy");
+    let failsafe: Vec<_> = failsafe
+        .iter()
+        .map(|rule| rule.parse().expect("a rule"))
+        .collect();
+    let own = ["198.51.100.1".parse().expect("an address")];
+    let judge = Judge::new(loaded, &failsafe, 0, own.into_iter(), table).expect("it fits");
+    let facts = Facts {
+        table,
+        holders: &HashMap::from([(
+            1,
+            Process {
+                name: "sshd".into(),
+                pid: 7,
+            },
+        )]),
+        local_ports: LocalPorts::default(),
+        unfiltered: &["172.17.0.1".parse().expect("an address")],
+        session: session.map(|text| text.parse().expect("an address")),
+    };
+    findings(&judge, &facts)
+}
+
+fn short(found: &[Finding]) -> Vec<(Severity, &str)> {
+    found
+        .iter()
+        .map(|finding| (finding.severity, finding.subject.as_str()))
+        .collect()
+}
+
+const UDP: u8 = 17;
+
+#[test]
+fn a_listener_that_no_service_names_is_told_unless_only_this_host_reaches_it() {
+    let table = [
+        listens(TCP, "0.0.0.0:22"),
+        listens(TCP, "0.0.0.0:8080"),
+        listens(TCP, "127.0.0.1:631"),
+        listens(TCP, "172.17.0.1:53"),
+        listens(UDP, "0.0.0.0:161"),
+    ];
+    let found = judged(POLICY, &[], &table, None);
+    assert_eq!(
+        short(&found),
+        [
+            (Severity::Ok, "tcp/22"),
+            (Severity::Fail, "tcp/8080"),
+            (Severity::Warn, "udp/161")
+        ],
+        "{found:?}"
+    );
+    assert!(found[0].text.contains("the service ssh"), "{}", found[0].text);
+    assert_eq!(
+        found[1].text,
+        "sshd (pid 7) listens on 0.0.0.0:8080, and no service names tcp/8080: nobody would reach it"
+    );
+    assert!(
+        found[1]
+            .fix
+            .as_deref()
+            .is_some_and(|fix| fix.starts_with("ravelin service add sshd tcp/8080 --allow PREFIX"))
+    );
+}
+
+#[test]
+fn clients_that_wait_for_answers_are_no_listeners() {
+    let table = [listens(UDP, "0.0.0.0:40000"), listens(UDP, "0.0.0.0:68")];
+    let found = judged(POLICY, &[], &table, None);
+    assert_eq!(short(&found), [(Severity::Ok, "udp/68")], "{found:?}");
+    assert!(found[0].text.contains("dhcp-client"));
+}
+
+#[test]
+fn a_failsafe_covers_a_listener_and_a_default_of_allow_opens_it() {
+    let table = [listens(TCP, "0.0.0.0:2222")];
+    let found = judged(POLICY, &["tcp/2222 from 203.0.113.9"], &table, None);
+    assert_eq!(short(&found), [(Severity::Ok, "tcp/2222")]);
+    assert!(
+        found[0].text.ends_with("tcp/2222 from 203.0.113.9"),
+        "{}",
+        found[0].text
+    );
+    let found = judged(POLICY, &["tcp/2223 from 203.0.113.9"], &table, None);
+    assert_eq!(short(&found), [(Severity::Fail, "tcp/2222")]);
+    let open = POLICY.replace("deny =", "defaults = { ingress = \"allow\" }\ndeny =");
+    assert_eq!(
+        short(&judged(&open, &[], &table, None)),
+        [(Severity::Info, "tcp/2222")]
+    );
+}
+
+#[test]
+fn connections_that_the_policy_would_cut_are_told_apart_from_those_that_go_on() {
+    let table = [
+        listens(TCP, "0.0.0.0:22"),
+        open("198.51.100.1:22", "192.0.2.7:50001"),
+        open("198.51.100.1:22", "203.0.113.9:50002"),
+        open("198.51.100.1:22", "203.0.113.10:50003"),
+        open("198.51.100.1:43210", "203.0.113.80:443"),
+        open("198.51.100.1:43211", "198.51.100.66:443"),
+        open("198.51.100.1:22", "198.51.100.1:50004"),
+        open("127.0.0.1:22", "127.0.0.1:50005"),
+    ];
+    let found = judged(POLICY, &[], &table, Some("203.0.113.9:50002"));
+    let connections: Vec<&Finding> = found
+        .iter()
+        .filter(|finding| finding.area == Area::Connection)
+        .collect();
+    let texts: Vec<&str> = connections.iter().map(|finding| finding.text.as_str()).collect();
+    assert_eq!(
+        texts,
+        [
+            "a connection of sshd (pid 7) to 198.51.100.66:443, opened by this host, would be cut (denied)",
+            "2 connections to sshd (pid 7) on tcp/22, from 203.0.113.9:50002, 203.0.113.10:50003, this session among \
+             them, would be cut (not-allowed)",
+            "1 accepted connection from peers that the policy admits would go on",
+            "1 connection that this host opened would go on",
+        ]
+    );
+    assert_eq!(
+        connections[1].fix.as_deref(),
+        Some("to let it in: ravelin allow ssh 203.0.113.9")
+    );
+    assert!(
+        connections[..2]
+            .iter()
+            .all(|finding| finding.severity == Severity::Fail)
+    );
+}
