@@ -12,7 +12,9 @@
 //! * **verdicts**: row per service (row 0: no service), then a row per set of egress rules that meet at a port; column
 //!   per class, word [`Cell`].
 //!
-//! A *single* is one prefix that ends within the next 8 bits, in the entry itself. A *skip* stands for a path without
+//! A *single* is one prefix that ends within the next 8 bits, in the entry itself. In nodes and tables leaves are
+//! written as singles too, wherever their class is small enough: they are read without a branch, and among many prefixes no
+//! processor foresees which of the two comes next; so the reads of several packets overlap. A *skip* stands for a path without
 //! branches: if the next `bits` of the address equal `expected`, go on with `next`, else the class is `miss`. A *node* is
 //! a run-length encoded table of 256 entries: a bitmap of 256 bits (four `u64`; bit set where a run starts), four `u8`
 //! counts of runs before each word, then one entry (`u32`) per run. A *table* has the 256 entries as they are: a touch
@@ -164,7 +166,7 @@ impl Entry {
     pub const fn leaf(class: u32) -> Entry {
         Entry(class & Self::PAYLOAD)
     }
-    /// `free` is below 8. `None` if a class is beyond what a single can name.
+    /// `free` is below 8; a leaf is a single whose classes are the same. `None` if a class is beyond what a single can name.
     pub const fn single(byte: u8, free: u8, hit: u32, miss: u32) -> Option<Entry> {
         if hit >= Self::HITS || miss >= Self::MISSES {
             return None;
@@ -212,25 +214,6 @@ impl Entry {
     #[inline(always)]
     const fn leads_on(self) -> bool {
         self.0 & Self::POINTER != 0
-    }
-
-    /// The class, if nothing leads on; `next` is the byte of the address that stands there.
-    #[inline(always)]
-    const fn class(self, next: u8) -> Option<u32> {
-        match self.kind() {
-            EntryKind::Leaf(class) => Some(class),
-            EntryKind::Single {
-                byte,
-                free,
-                hit,
-                miss,
-            } => Some(if ((next ^ byte) as u32) >> free == 0 {
-                hit
-            } else {
-                miss
-            }),
-            EntryKind::Skip(_) | EntryKind::Node(_) | EntryKind::Table(_) => None,
-        }
     }
 }
 
@@ -360,7 +343,7 @@ impl<'a, P: Pages> Image<'a, P> {
         for _ in 0..MAX_STEPS {
             let next = (high >> 56) as u32;
             let taken = match entry.kind() {
-                EntryKind::Leaf(_) | EntryKind::Single { .. } => return entry.class(next as u8),
+                EntryKind::Leaf(_) | EntryKind::Single { .. } => break,
                 EntryKind::Skip(skip) => {
                     let (page, at) = (self.page_of(skip)?, skip as u32);
                     let word = page.u64(at + 8);
@@ -386,7 +369,21 @@ impl<'a, P: Pages> Image<'a, P> {
             (high, low) = (self.pages.opaque(high), self.pages.opaque(low));
             entry = Entry(self.pages.opaque(entry.0 as u64) as u32);
         }
-        entry.class((high >> 56) as u8)
+        match entry.kind() {
+            EntryKind::Leaf(class) => Some(class),
+            EntryKind::Single {
+                byte,
+                free,
+                hit,
+                miss,
+            } => {
+                let differs = ((high >> 56) as u8 ^ byte) >> free;
+                // All bits or none, without a branch: which it is nobody foresees.
+                let mask = (self.pages.opaque(differs as u64).wrapping_neg() as i64 >> 63) as u32;
+                Some(hit ^ (hit ^ miss) & mask)
+            }
+            EntryKind::Skip(_) | EntryKind::Node(_) | EntryKind::Table(_) => None,
+        }
     }
 
     /// Entry `index` (0..=255) of the node at `offset`.
@@ -518,7 +515,6 @@ mod tests {
                 miss: 511
             }
         );
-        assert_eq!((single.class(0xff), single.class(0x7f)), (Some(1023), Some(511)));
         assert_eq!(
             (Entry::single(0, 0, 1024, 0), Entry::single(0, 0, 0, 512)),
             (None, None)

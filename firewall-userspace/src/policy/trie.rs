@@ -3,7 +3,7 @@
 //! Input is sorted and nested prefixes with a class each; output is a root table and what it leads to (see
 //! `firewall_common::image`). The root is chosen by content: 8 bits for a few prefixes, 16 for many.
 
-use firewall_common::image::{Entry, NODE_HEADER, PAGE_SIZE, SKIP_SIZE, TABLE_SIZE};
+use firewall_common::image::{Entry, EntryKind, NODE_HEADER, PAGE_SIZE, SKIP_SIZE, TABLE_SIZE};
 
 /// A prefix of either family, its address aligned to the top of 128 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -126,7 +126,7 @@ impl Builder<'_> {
     fn table(&mut self, table: &[u32; 256]) -> Entry {
         let offset = self.place(TABLE_SIZE, TABLE_SIZE);
         self.image
-            .extend(table.iter().flat_map(|entry| entry.to_le_bytes()));
+            .extend(table.iter().flat_map(|entry| even(*entry).to_le_bytes()));
         Entry::table(offset)
     }
 
@@ -150,7 +150,7 @@ impl Builder<'_> {
             .extend(bitmap.iter().flat_map(|word| word.to_le_bytes()));
         self.image.extend_from_slice(&before);
         self.image
-            .extend(runs.iter().flat_map(|entry| entry.to_le_bytes()));
+            .extend(runs.iter().flat_map(|entry| even(*entry).to_le_bytes()));
         Entry::node(offset)
     }
 
@@ -192,6 +192,14 @@ impl Builder<'_> {
     }
 }
 
+/// An entry as nodes and tables hold it: a leaf as a single, if it can be one.
+fn even(entry: u32) -> u32 {
+    match Entry(entry).kind() {
+        EntryKind::Leaf(class) => Entry::single(0, 0, class, class).map_or(entry, |single| single.0),
+        _ => entry,
+    }
+}
+
 /// Bits after `depth`, in whole bytes up to 64, in which all prefixes agree and that none is shorter than.
 fn shared_bytes(prefixes: &[(Prefix, u32)], depth: u32) -> u32 {
     let (Some((first, _)), Some((last, _))) = (prefixes.first(), prefixes.last()) else {
@@ -210,7 +218,7 @@ fn mask(len: u8) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use firewall_common::image::{EntryKind, Image, MAGIC, SlicePages, field};
+    use firewall_common::image::{Image, MAGIC, SlicePages, field};
 
     /// SplitMix64: the same prefixes in every run.
     struct Random(u64);
