@@ -4,6 +4,8 @@
 //! [`Control::selector`] once and stays with that image, counters and configuration to its end. [`Config`] is
 //! kept twice: the agent writes the idle copy, then switches the selector.
 
+use crate::flow::State;
+
 /// Slots for images (with their counters) and for configurations: one in force, one to prepare.
 pub const SLOTS: u32 = 2;
 
@@ -17,7 +19,7 @@ pub struct Control {
     pub generation: [u64; SLOTS as usize],
     /// [`crate::counter::stride`] of the image in each slot, so that counting never waits for the image.
     pub stride: [u32; SLOTS as usize],
-    /// Keys the hash of peers in [`crate::gate`]; random, never changed while flows may be remembered.
+    /// Keys the hashes of [`crate::flow`] and [`crate::fragment`]; random, never changed while flows are remembered.
     pub seed: u64,
     /// Events are written while this is not zero. Drop reasons only, unless [`EVENTS_PASS`] is set.
     pub events: u32,
@@ -25,12 +27,15 @@ pub struct Control {
     pub events_per_second: u32,
     /// Always zero; the BPF verifier does not know, see [`crate::image::Pages::opaque`].
     pub zero: u64,
+    /// Number of sets of the map `FLOWS`, minus one: a power of two, minus one.
+    pub flow_mask: u32,
+    pub pad: u32,
 }
 
 pub const EVENTS_DROP: u32 = 1;
 pub const EVENTS_PASS: u32 = 2;
 
-const _: () = assert!(size_of::<Control>() == 56);
+const _: () = assert!(size_of::<Control>() == 64);
 
 /// Which image slot and which configuration slot are in force. A plain word, for the BPF verifier refuses the
 /// undefined half of an `Option`; slots that were never filled are empty, and an empty slot drops.
@@ -69,6 +74,8 @@ pub struct Config {
     /// Entries of `failsafe` in use.
     pub failsafe_count: u32,
     pub pad: u32,
+    /// Seconds by [`crate::flow::State`].
+    pub flow_timeouts: [u32; State::COUNT],
     pub failsafe: [Failsafe; MAX_FAILSAFE],
 }
 
@@ -97,7 +104,7 @@ pub struct Failsafe {
 }
 
 const _: () = assert!(size_of::<Failsafe>() == 40);
-const _: () = assert!(size_of::<Config>() == 8 + BLOOM_WORDS * 8 + 16 + MAX_FAILSAFE * 40);
+const _: () = assert!(size_of::<Config>() == 8 + BLOOM_WORDS * 8 + 16 + State::COUNT * 4 + MAX_FAILSAFE * 40);
 
 impl Config {
     /// Enforcing, no own addresses, no failsafe, LACP, LLDP and EAPOL admitted.
@@ -108,6 +115,7 @@ impl Config {
         failsafe_bloom: 0,
         failsafe_count: 0,
         pad: 0,
+        flow_timeouts: crate::flow::TIMEOUTS,
         failsafe: [Failsafe {
             prefix_high: 0,
             prefix_low: 0,

@@ -26,9 +26,11 @@ pub struct Counter {
 pub struct InterfaceCounter {
     pub passed: Counter,
     pub dropped: Counter,
+    pub egress_passed: Counter,
+    pub egress_dropped: Counter,
 }
 
-const _: () = assert!(size_of::<Counter>() == 16 && size_of::<InterfaceCounter>() == 32);
+const _: () = assert!(size_of::<Counter>() == 16 && size_of::<InterfaceCounter>() == 64);
 
 /// Cells of the map `IFACES`.
 pub const INTERFACE_CELLS: u32 = 4096;
@@ -51,4 +53,19 @@ pub const fn index(stride: u32, cpu: u32, would_drop: bool, ending: u32) -> u32 
 /// Endings rounded up to whole 64-byte lines.
 pub const fn stride(endings: u32) -> u32 {
     endings.next_multiple_of(4)
+}
+
+/// What happened to the tables, counted per CPU: index into the per-CPU map `TALLIES` of `u64`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Tally {
+    FlowCreated = 0,
+    /// A live flow gave its place to a new one.
+    FlowDisplaced = 1,
+    /// A flow could not be noted: another CPU wrote the same place, or the table cannot be read.
+    FlowLost = 2,
+}
+
+impl Tally {
+    pub const COUNT: u32 = 4;
 }

@@ -1,17 +1,27 @@
 //! A packet's whole way, a call per step. The one matcher: the kernel programs, `explain` and the tests run it.
 //!
-//! First match ends it: malformed (by [`crate::packet`]) and martian, essential, failsafe, then the policy: the port gives
-//! the service, the source its class, both the verdict; then replies, then the default. A port that no service
-//! names ends before its source is looked at, so a flood at closed ports costs the same whatever the policy holds.
+//! Ingress, first match ends it: malformed (by [`crate::packet`]) and martian, later fragments after their first, essential,
+//! failsafe, then the policy: the port gives the service, the source its class, both the verdict; then replies
+//! and errors about what this host sent, then the default. A port that no service names ends before its source is looked at,
+//! so a flood at closed ports costs the same whatever the policy holds.
+//!
+//! Egress: essential, answers of services to those that they serve, answers to failsafe, the egress rules, the default. What
+//! passes is noted in the flow table, which lets its replies in.
+//!
 //! Fail closed: what cannot be read drops.
 
 use crate::control::{AddressKey, Config, LINK_STP, bloom_bit};
+use crate::counter::{self, Tally};
+use crate::flow::{self, Key, Left, Sends, State};
+use crate::fragment::{self, Remembered};
 use crate::gate::{self, Bank};
 use crate::image::{Image, NO_SERVICE, Pages, PortKey};
-use crate::packet::{Address, Frame, Kind, Link, Packet, Parsed, parse, protocol};
-use crate::verdict::Reason;
+use crate::packet::{Address, Fragment, Frame, Kind, Link, Packet, Parsed, parse, protocol};
+use crate::quote::quoted;
+use crate::verdict::{Reason, Verdict};
 
-/// What a decision asks of its surroundings. One value serves one packet.
+/// What a decision asks of its surroundings. One value serves one packet. Methods with a body are parts of the decision
+/// that the kernel may run as functions of their own, which the BPF verifier then walks once.
 pub trait Kernel {
     type Pages: Pages;
 
@@ -19,16 +29,51 @@ pub trait Kernel {
     fn config(&self) -> Option<&Config>;
     /// The policy image in force.
     fn pages(&self) -> Option<&Self::Pages>;
+    /// Its generation.
+    fn generation(&self) -> u64;
+    /// [`flow::Flows::came_in`] on the flow table.
+    fn came_in(&self, key: &Key, tcp_flags: u8) -> Option<State>;
+    /// [`flow::Flows::went_out`] on the flow table.
+    fn went_out(&self, key: &Key, sends: Sends) -> Left;
+    /// [`fragment::Fragments::first`] on the fragment table.
+    fn first_fragment(&self, key: &Key, fragment: Fragment, first: Remembered) -> Result<(), Reason>;
+    /// [`fragment::Fragments::later`] on the fragment table.
+    fn later_fragment(&self, key: &Key, fragment: Fragment) -> Result<Remembered, Reason>;
     /// Whether the host has this address (asked after a hit of [`Config::own_bloom`]).
     fn is_own(&self, address: AddressKey) -> bool;
     /// A cell of the gate.
     fn gate(&self, bank: Bank, port: u16) -> gate::Cell;
-    /// Keys [`gate::peer`].
-    fn seed(&self) -> u64;
+    /// Writes a cell of the gate.
+    fn open_gate(&self, bank: Bank, port: u16, cell: gate::Cell);
     /// Monotonic clock, seconds.
     fn now_s(&self) -> u32;
-    /// What the socket table knows of a TCP segment or UDP datagram that came in.
-    fn socket(&self, packet: &Packet) -> Socket;
+    /// What the socket table knows of a TCP or UDP flow.
+    fn socket(&self, key: &Key) -> Socket;
+    /// Counts what happened to the tables.
+    fn tally(&self, tally: Tally);
+    /// The class of an address.
+    #[inline(always)]
+    fn class(&self, image: &Image<Self::Pages>, version: u8, address: Address) -> Option<u32> {
+        image.class(version, address.high, address.low)
+    }
+    /// [`quoted`].
+    #[inline(always)]
+    fn quoted<F: Frame>(&self, frame: &F, packet: &Packet) -> Option<Key> {
+        quoted(frame, packet)
+    }
+    /// [`sends`].
+    #[inline(always)]
+    fn sends(&self, key: &Key) -> Option<bool>
+    where
+        Self: Sized,
+    {
+        sends(self, key)
+    }
+    /// The failsafe entry that names a flow, if one does.
+    #[inline(always)]
+    fn failsafe(&self, key: &Key) -> Option<u32> {
+        failsafe(self.config()?, key)
+    }
     /// Leaves the value as it is. In the kernel it takes it through memory, where the BPF verifier forgets small
     /// constants, so that ways which differ only in them are walked once.
     #[inline(always)]
@@ -60,11 +105,22 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// In ingress, without a rule.
     #[inline(always)]
     const fn bare(reason: Reason) -> Outcome {
         Outcome {
             reason,
             ending: reason.number() as u32,
+            service: NO_SERVICE,
+        }
+    }
+
+    /// In egress, without a rule.
+    #[inline(always)]
+    const fn out(reason: Reason) -> Outcome {
+        Outcome {
+            reason,
+            ending: counter::EGRESS + reason.number() as u32,
             service: NO_SERVICE,
         }
     }
@@ -96,8 +152,18 @@ pub enum Step {
     Gate {
         open: bool,
     },
+    /// The flow table was asked.
+    Flow(Option<State>),
     /// The socket table was asked.
     Socket(Socket),
+    /// A fragment after the first: how its first one ended.
+    Later(Option<Reason>),
+    /// An ICMP error, and whether it is about something that this host sends.
+    Quote { known: bool },
+    /// A service answers: its port was asked for what leaves.
+    Answer { key: PortKey, service: u16 },
+    /// The egress rules were asked.
+    Egress { key: PortKey, row: u16 },
     Default {
         allow: bool,
     },
@@ -117,7 +183,7 @@ pub fn ingress<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &mut Packet) 
         }
     };
     match kind {
-        Kind::Ip => ip(kernel, packet),
+        Kind::Ip => ip(frame, kernel, packet),
         Kind::Arp => essential(kernel, Reason::Arp),
         Kind::LinkControl(link) if links(kernel) & link != 0 => essential(kernel, Reason::LinkControl),
         Kind::Llc => {
@@ -165,24 +231,30 @@ fn essential<K: Kernel>(kernel: &K, reason: Reason) -> Outcome {
 }
 
 #[inline(always)]
-fn ip<K: Kernel>(kernel: &K, packet: &Packet) -> Outcome {
+fn ip<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &Packet) -> Outcome {
     if is_martian(packet) || is_own_source(kernel, packet.src) {
         kernel.step(Step::Martian);
         return Outcome::bare(Reason::Martian);
     }
+    if packet.fragment.is_later() {
+        return follow(kernel, packet, false);
+    }
     if let Some(reason) = is_essential(packet) {
         return essential(kernel, reason);
     }
-    if let Some(entry) = failsafe(kernel, packet) {
-        kernel.step(Step::Failsafe(entry));
-        return Outcome::bare(Reason::Failsafe);
-    }
-    policy(kernel, packet).unwrap_or(Outcome::bare(Reason::NoPolicy))
+    let outcome = match named_failsafe(kernel, packet) {
+        Some(entry) => {
+            kernel.step(Step::Failsafe(entry));
+            Outcome::bare(Reason::Failsafe)
+        }
+        None => policy(frame, kernel, packet).unwrap_or(Outcome::bare(Reason::NoPolicy)),
+    };
+    lead(kernel, packet, outcome, false)
 }
 
 /// The policy, replies and the default. `None`: the image cannot be read.
 #[inline(always)]
-fn policy<K: Kernel>(kernel: &K, packet: &Packet) -> Option<Outcome> {
+fn policy<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &Packet) -> Option<Outcome> {
     let key = port_key(packet);
     let image = Image::open(kernel.pages()?)?;
     let service = image.service(key)?;
@@ -190,45 +262,108 @@ fn policy<K: Kernel>(kernel: &K, packet: &Packet) -> Option<Outcome> {
     kernel.step(Step::Port { key, service });
     if service == NO_SERVICE && !default_allows && !may_reply(kernel, packet) {
         kernel.step(Step::Default { allow: false });
-        return Some(closed(packet));
+        return Some(Outcome::bare(Reason::Closed));
     }
 
-    let class = image.class(packet.version, packet.src.high, packet.src.low)?;
+    let class = kernel.class(&image, packet.version, packet.src)?;
     let cell = image.verdict(service, class)?;
     kernel.step(Step::Class(class));
     kernel.step(Step::Verdict {
         reason: cell.reason(),
         ending: cell.ending(),
     });
-    if let Some(reason) = Reason::from_number(cell.reason()) {
-        return Some(Outcome {
+    let verdict = Reason::from_number(cell.reason());
+    match verdict {
+        // Only the row of no service has cells without a verdict.
+        None if service != NO_SERVICE => return None,
+        None if default_allows => {
+            kernel.step(Step::Default { allow: true });
+            return Some(Outcome::bare(Reason::DefaultAllow));
+        }
+        None | Some(Reason::NotAllowed) => {}
+        Some(reason) => {
+            return Some(Outcome {
+                reason,
+                ending: cell.ending(),
+                service,
+            });
+        }
+    }
+    if is_reply(kernel, packet, service) {
+        return Some(Outcome::bare(Reason::Reply));
+    }
+    if packet.may_quote() && related(frame, kernel, packet)? {
+        return Some(Outcome::bare(Reason::Related));
+    }
+    Some(match verdict {
+        Some(reason) => Outcome {
             reason,
             ending: cell.ending(),
             service,
-        });
+        },
+        None => {
+            kernel.step(Step::Default { allow: false });
+            Outcome::bare(if packet.is_icmp_error() {
+                Reason::IcmpError
+            } else {
+                Reason::Closed
+            })
+        }
+    })
+}
+
+/// A first fragment that passes leads the later ones.
+#[inline(always)]
+fn lead<K: Kernel>(kernel: &K, packet: &Packet, outcome: Outcome, egress: bool) -> Outcome {
+    if !packet.fragment.is_any() || outcome.reason.verdict() == Verdict::Drop {
+        return outcome;
     }
-    // Only the row of no service has cells without a verdict.
-    if service != NO_SERVICE {
-        return None;
+    let first = Remembered {
+        generation: kernel.generation(),
+        ending: outcome.ending,
+        service: outcome.service,
+        reason: outcome.reason.number(),
+        pad: 0,
+    };
+    match kernel.first_fragment(&fragment::key(packet, egress), packet.fragment, first) {
+        Ok(()) => outcome,
+        Err(reason) => bare(reason, egress),
     }
-    if default_allows {
-        kernel.step(Step::Default { allow: true });
-        return Some(Outcome::bare(Reason::DefaultAllow));
+}
+
+/// A later fragment ends as the first of its datagram did.
+#[inline(always)]
+fn follow<K: Kernel>(kernel: &K, packet: &Packet, egress: bool) -> Outcome {
+    let first = match kernel.later_fragment(&fragment::key(packet, egress), packet.fragment) {
+        Ok(first) => first,
+        Err(reason) => {
+            kernel.step(Step::Later(None));
+            return bare(reason, egress);
+        }
+    };
+    // Only reasons that pass are remembered.
+    let Some(reason) = Reason::from_number(first.reason) else {
+        return bare(Reason::Fragment, egress);
+    };
+    kernel.step(Step::Later(Some(reason)));
+    if first.generation != kernel.generation() {
+        // The datagram was judged whole, but the numbers of its ending were another policy's.
+        return bare(reason, egress);
     }
-    if is_reply(kernel, packet) {
-        return Some(Outcome::bare(Reason::Reply));
+    Outcome {
+        reason,
+        ending: first.ending,
+        service: first.service,
     }
-    kernel.step(Step::Default { allow: false });
-    Some(closed(packet))
 }
 
 #[inline(always)]
-fn closed(packet: &Packet) -> Outcome {
-    Outcome::bare(if packet.is_icmp_error() {
-        Reason::IcmpError
+const fn bare(reason: Reason, egress: bool) -> Outcome {
+    if egress {
+        Outcome::out(reason)
     } else {
-        Reason::Closed
-    })
+        Outcome::bare(reason)
+    }
 }
 
 /// The slot of the port table that a packet knocks at.
@@ -290,7 +425,7 @@ fn is_own_source<K: Kernel>(kernel: &K, src: Address) -> bool {
 #[inline(always)]
 fn is_essential(packet: &Packet) -> Option<Reason> {
     const LINK_LOCAL: u64 = 0xfe80_0000_0000_0000 >> 54;
-    if packet.fragmented {
+    if packet.fragment.is_any() {
         // RFC 6980: never neighbour discovery; and no DHCP client needs it.
         return None;
     }
@@ -323,23 +458,28 @@ fn is_essential(packet: &Packet) -> Option<Reason> {
     }
 }
 
-/// The failsafe entry that admits the packet, if one does.
+/// Most packets are told by their port alone.
 #[inline(always)]
-fn failsafe<K: Kernel>(kernel: &K, packet: &Packet) -> Option<u32> {
-    let config = kernel.config()?;
-    if config.failsafe_bloom >> (packet.dst_port & 63) & 1 == 0 {
+fn named_failsafe<K: Kernel>(kernel: &K, packet: &Packet) -> Option<u32> {
+    if kernel.config()?.failsafe_bloom >> (packet.dst_port & 63) & 1 == 0 {
         return None;
     }
+    kernel.failsafe(&Key::ingress(packet))
+}
+
+/// The failsafe entry that names a flow, if one does.
+#[inline(always)]
+pub fn failsafe(config: &Config, key: &Key) -> Option<u32> {
     let mut index = 0;
     while let Some(entry) = config.failsafe.get(index) {
         if index as u32 >= config.failsafe_count {
             break;
         }
-        if entry.dst_port == packet.dst_port
-            && entry.protocol == packet.protocol
-            && entry.version == packet.version
-            && packet.src.high & entry.mask_high == entry.prefix_high
-            && packet.src.low & entry.mask_low == entry.prefix_low
+        if entry.dst_port == key.local_port()
+            && entry.protocol == key.protocol()
+            && entry.version == key.version()
+            && key.remote.high & entry.mask_high == entry.prefix_high
+            && key.remote.low & entry.mask_low == entry.prefix_low
         {
             return Some(index as u32);
         }
@@ -348,80 +488,320 @@ fn failsafe<K: Kernel>(kernel: &K, packet: &Packet) -> Option<u32> {
     None
 }
 
-/// Cheap and necessary for [`is_reply`]: the host opened something from this port.
+/// Cheap and necessary for [`is_reply`] and [`related`].
 #[inline(always)]
 fn may_reply<K: Kernel>(kernel: &K, packet: &Packet) -> bool {
-    let open = match reply_cell(packet) {
-        Some((bank, port)) => kernel.gate(bank, port).is_open(),
-        None => false,
-    };
+    match packet.protocol {
+        protocol::TCP => !packet.opens_tcp() && is_open(kernel, Bank::Tcp, packet.dst_port),
+        protocol::UDP => is_open(kernel, Bank::Udp, packet.dst_port),
+        _ if packet.is_icmp() => is_echo_reply(packet) || packet.is_icmp_error(),
+        _ => true,
+    }
+}
+
+#[inline(always)]
+fn is_open<K: Kernel>(kernel: &K, bank: Bank, port: u16) -> bool {
+    let open = kernel.gate(bank, port).is_open();
     kernel.step(Step::Gate { open });
     open
 }
 
-/// The gate's cell for what the packet might answer. A SYN answers nothing.
 #[inline(always)]
-fn reply_cell(packet: &Packet) -> Option<(Bank, u16)> {
-    match packet.protocol {
-        protocol::TCP if !packet.opens_tcp() => Some((Bank::Tcp, packet.dst_port)),
-        protocol::UDP => Some((Bank::Udp, packet.dst_port)),
-        protocol::ICMP if packet.version == 4 && packet.icmp_type == 0 => Some((Bank::Echo, packet.echo_id)),
-        protocol::ICMPV6 if packet.version == 6 && packet.icmp_type == 129 => {
-            Some((Bank::Echo, packet.echo_id))
-        }
-        _ => None,
+const fn is_echo_reply(packet: &Packet) -> bool {
+    match packet.version {
+        4 => packet.icmp_type == 0,
+        _ => packet.icmp_type == 129,
     }
 }
 
 /// Whether the packet answers what the host opened, to this very peer.
 #[inline(always)]
-fn is_reply<K: Kernel>(kernel: &K, packet: &Packet) -> bool {
-    let Some((bank, port)) = reply_cell(packet) else {
-        return false;
+fn is_reply<K: Kernel>(kernel: &K, packet: &Packet, service: u16) -> bool {
+    // A SYN answers nothing. What comes to a service is the policy's business alone, unless the host opened
+    // the connection, which only TCP tells from an answer.
+    let possible = match packet.protocol {
+        protocol::TCP => {
+            !packet.opens_tcp()
+                && (service == NO_SERVICE || is_open(kernel, Bank::Tcp, packet.dst_port))
+        }
+        _ if packet.is_icmp() => is_echo_reply(packet),
+        _ => service == NO_SERVICE,
     };
-    if bank != Bank::Tcp {
-        let peer = gate::peer(kernel.seed(), packet.src.high, packet.src.low, packet.src_port);
-        if kernel.gate(bank, port).answers(peer, kernel.now_s()) {
-            return true;
-        }
-        if bank == Bank::Echo {
-            return false;
-        }
+    if !possible {
+        return false;
     }
-    let socket = kernel.socket(packet);
+    let key = Key::ingress(packet);
+    let flow = kernel.came_in(&key, packet.tcp_flags);
+    kernel.step(Step::Flow(flow));
+    flow.is_some() || (service == NO_SERVICE && has_socket(kernel, &key))
+}
+
+/// Whether the socket table has a connection of the host's own. A port that a service names has accepted ones, too.
+#[inline(always)]
+fn has_socket<K: Kernel>(kernel: &K, key: &Key) -> bool {
+    if key.protocol() != protocol::TCP && key.protocol() != protocol::UDP {
+        return false;
+    }
+    let socket = kernel.socket(key);
     kernel.step(Step::Socket(socket));
     socket == Socket::Opened
 }
 
-/// What a frame that goes out leaves in the gate: bank, port, and the peer to write. Nothing from a port that a
-/// service names: what leaves there answers, and what comes in there is the policy's business alone.
+/// Whether an ICMP error is about something that this host sends. `None`: the image cannot be read.
 #[inline(always)]
-pub fn egress<F: Frame, P: Pages>(
-    frame: &F,
-    pages: Option<&P>,
-    seed: u64,
-    packet: &mut Packet,
-) -> Option<(Bank, u16, u32)> {
-    let Ok(Kind::Ip) = parse(frame, packet) else {
-        return None;
+fn related<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &Packet) -> Option<bool> {
+    let Some(key) = kernel.quoted(frame, packet) else {
+        kernel.step(Step::Quote { known: false });
+        return Some(false);
     };
-    let (bank, port) = match packet.protocol {
-        protocol::TCP if packet.opens_tcp() => (Bank::Tcp, packet.src_port),
-        protocol::UDP => (Bank::Udp, packet.src_port),
-        protocol::ICMP if packet.version == 4 && packet.icmp_type == 8 => (Bank::Echo, packet.echo_id),
-        protocol::ICMPV6 if packet.version == 6 && packet.icmp_type == 128 => (Bank::Echo, packet.echo_id),
-        _ => return None,
+    let bank = match key.protocol() {
+        protocol::TCP => Some(Bank::Tcp),
+        protocol::UDP => Some(Bank::Udp),
+        _ => None,
     };
-    let key = match bank {
-        Bank::Tcp => Some(PortKey::tcp(port)),
-        Bank::Udp => Some(PortKey::udp(port)),
-        Bank::Echo => None,
+    let known = kernel.sends(&key)?
+        || match bank {
+            Some(bank) => kernel.gate(bank, key.local_port()).is_open() && has_socket(kernel, &key),
+            None => false,
+        };
+    kernel.step(Step::Quote { known });
+    Some(known)
+}
+
+/// Whether this host sends by such a flow, as far as policy, failsafe and flow table know: a service to a peer that
+/// it allows, or what the host opened itself.
+#[inline(always)]
+pub fn sends<K: Kernel>(kernel: &K, key: &Key) -> Option<bool> {
+    let image = Image::open(kernel.pages()?)?;
+    let port = match key.protocol() {
+        protocol::TCP => Some(PortKey::tcp(key.local_port())),
+        protocol::UDP => Some(PortKey::udp(key.local_port())),
+        protocol::SCTP => Some(PortKey::sctp(key.local_port())),
+        _ => None,
     };
-    if let (Some(key), Some(image)) = (key, pages.and_then(Image::open))
-        && image.service(key)? != NO_SERVICE
-    {
-        return None;
+    if let Some(port) = port {
+        let service = image.service(port)?;
+        if service != NO_SERVICE {
+            let class = kernel.class(&image, key.version(), key.remote)?;
+            if image.verdict(service, class)?.reason() == Reason::Allowed.number() {
+                return Some(true);
+            }
+        }
     }
-    let peer = gate::peer(seed, packet.dst.high, packet.dst.low, packet.dst_port);
-    Some((bank, port, peer))
+    Some(kernel.failsafe(key).is_some() || kernel.came_in(key, 0).is_some())
+}
+
+/// Judges a frame that goes out, and notes in the flow table what it opens. `packet` receives what was read of it.
+#[inline(always)]
+pub fn egress<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &mut Packet) -> Outcome {
+    let mut parsed = Parsed::new(parse(frame, packet));
+    kernel.settle(&mut parsed);
+    kernel.settle(packet);
+    let Some(image) = kernel.pages().and_then(Image::open) else {
+        return Outcome::out(Reason::NoPolicy);
+    };
+    let reason = match parsed.result() {
+        Ok(Kind::Ip) => {
+            return leave(kernel, packet, &image).unwrap_or(Outcome::out(Reason::NoPolicy));
+        }
+        Ok(Kind::Arp) => Reason::Arp,
+        Ok(Kind::LinkControl(_)) => Reason::LinkControl,
+        Ok(Kind::Llc) => {
+            if frame.window::<16>(0).is_some_and(|header| is_bpdu(&header)) {
+                Reason::LinkControl
+            } else {
+                Reason::Llc
+            }
+        }
+        Ok(Kind::Other) => Reason::EtherType,
+        Err(reason) => reason,
+    };
+    if reason.verdict() == Verdict::Pass {
+        kernel.step(Step::Essential(reason));
+        return Outcome::out(reason);
+    }
+    let allow = !image.egress_denies();
+    kernel.step(Step::Default { allow });
+    Outcome::out(if allow { Reason::DefaultAllow } else { reason })
+}
+
+#[inline(always)]
+fn leave<K: Kernel>(kernel: &K, packet: &Packet, image: &Image<K::Pages>) -> Option<Outcome> {
+    if packet.fragment.is_later() {
+        return Some(if image.judges_egress() {
+            follow(kernel, packet, true)
+        } else {
+            Outcome::out(Reason::DefaultAllow)
+        });
+    }
+    if let Some(reason) = is_essential_egress(packet) {
+        kernel.step(Step::Essential(reason));
+        return Some(Outcome::out(reason));
+    }
+    let answers = answer_key(packet);
+    let service = match answers {
+        Some(key) => image.service(key)?,
+        None => NO_SERVICE,
+    };
+    let rules = image.judges_egress();
+    let class = if service != NO_SERVICE || rules {
+        kernel.class(image, packet.version, packet.dst)?
+    } else {
+        0
+    };
+    if let Some(key) = answers
+        && service != NO_SERVICE
+    {
+        kernel.step(Step::Answer { key, service });
+        let cell = image.verdict(service, class)?;
+        if cell.reason() == Reason::Allowed.number() {
+            let answer = Outcome {
+                reason: Reason::Answer,
+                // The compiler numbers both directions of an allow in a row.
+                ending: cell.ending() + 1,
+                service,
+            };
+            return Some(if rules {
+                lead(kernel, packet, answer, true)
+            } else {
+                answer
+            });
+        }
+    }
+    let outcome = if rules {
+        rule(kernel, packet, image, class)?
+    } else {
+        kernel.step(Step::Default { allow: true });
+        Outcome::out(Reason::DefaultAllow)
+    };
+    if outcome.reason.verdict() == Verdict::Pass {
+        remember(kernel, packet, service);
+    }
+    Some(if rules {
+        lead(kernel, packet, outcome, true)
+    } else {
+        outcome
+    })
+}
+
+/// What a host cannot live without sending, and errors about what it received.
+#[inline(always)]
+fn is_essential_egress(packet: &Packet) -> Option<Reason> {
+    const IGMP: u8 = 2;
+    match packet.protocol {
+        protocol::UDP => {
+            let (client, server) = if packet.version == 4 { (68, 67) } else { (546, 547) };
+            (packet.src_port == client && packet.dst_port == server).then_some(Reason::DhcpClient)
+        }
+        IGMP if packet.version == 4 => Some(Reason::Mld),
+        protocol::ICMPV6 if packet.version == 6 && matches!(packet.icmp_type, 133..=137) => {
+            Some(Reason::NeighbourDiscovery)
+        }
+        protocol::ICMPV6 if packet.version == 6 && matches!(packet.icmp_type, 130..=132 | 143) => {
+            Some(Reason::Mld)
+        }
+        _ if packet.is_icmp_error() => Some(Reason::Related),
+        _ => None,
+    }
+}
+
+/// The slot of the port table that an answer leaves from; `None` for what cannot answer.
+#[inline(always)]
+pub fn answer_key(packet: &Packet) -> Option<PortKey> {
+    Some(match packet.protocol {
+        protocol::TCP if packet.opens_tcp() => return None,
+        protocol::TCP => PortKey::tcp(packet.src_port),
+        protocol::UDP => PortKey::udp(packet.src_port),
+        protocol::SCTP => PortKey::sctp(packet.src_port),
+        // A reply belongs to the request that was admitted: echo, timestamp, address mask; the others ask.
+        protocol::ICMP if packet.version == 4 => match packet.icmp_type {
+            0 => PortKey::icmp(8),
+            14 => PortKey::icmp(13),
+            18 => PortKey::icmp(17),
+            _ => return None,
+        },
+        protocol::ICMPV6 if packet.version == 6 => match packet.icmp_type {
+            129 => PortKey::icmpv6(128),
+            140 => PortKey::icmpv6(139),
+            _ => return None,
+        },
+        number => PortKey::protocol(number),
+    })
+}
+
+/// The egress rules and the default.
+#[inline(always)]
+fn rule<K: Kernel, P: Pages>(
+    kernel: &K,
+    packet: &Packet,
+    image: &Image<P>,
+    class: u32,
+) -> Option<Outcome> {
+    if !packet.opens_tcp()
+        && let Some(entry) = kernel.failsafe(&Key::egress(packet))
+    {
+        kernel.step(Step::Failsafe(entry));
+        return Some(Outcome::out(Reason::Failsafe));
+    }
+    let key = port_key(packet);
+    let row = image.egress_row(key)?;
+    let cell = image.verdict(row, class)?;
+    kernel.step(Step::Egress { key, row });
+    kernel.step(Step::Class(class));
+    kernel.step(Step::Verdict {
+        reason: cell.reason(),
+        ending: cell.ending(),
+    });
+    if let Some(reason) = Reason::from_number(cell.reason()) {
+        return Some(Outcome {
+            reason,
+            ending: cell.ending(),
+            service: NO_SERVICE,
+        });
+    }
+    let allow = !image.egress_denies();
+    kernel.step(Step::Default { allow });
+    Some(Outcome::out(if allow {
+        Reason::DefaultAllow
+    } else {
+        Reason::EgressClosed
+    }))
+}
+
+/// Notes what goes out in the flow table.
+#[inline(always)]
+fn remember<K: Kernel>(kernel: &K, packet: &Packet, service: u16) {
+    // Nobody replies from a group's address.
+    let to_many = if packet.version == 4 {
+        packet.dst.low >> 28 >= 0xe
+    } else {
+        packet.dst.high >> 56 == 0xff
+    };
+    // What leaves from a service's port answers; only TCP tells when it does not.
+    let answers = service != NO_SERVICE && packet.protocol != protocol::TCP && !packet.is_icmp();
+    if to_many || answers {
+        return;
+    }
+    match kernel.went_out(&Key::egress(packet), flow::sends(packet)) {
+        Left::Untouched => return,
+        Left::Refreshed => {}
+        Left::Created => kernel.tally(Tally::FlowCreated),
+        Left::Displaced => {
+            kernel.tally(Tally::FlowCreated);
+            kernel.tally(Tally::FlowDisplaced);
+        }
+        Left::Lost => {
+            kernel.tally(Tally::FlowLost);
+            return;
+        }
+    }
+    let bank = match packet.protocol {
+        protocol::TCP => Bank::Tcp,
+        protocol::UDP => Bank::Udp,
+        _ => return,
+    };
+    let cell = gate::Cell::new(kernel.now_s());
+    if kernel.gate(bank, packet.src_port) != cell {
+        kernel.open_gate(bank, packet.src_port, cell);
+    }
 }

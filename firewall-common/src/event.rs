@@ -38,7 +38,9 @@ pub struct Event {
     pub tcp_flags: u8,
     /// Not zero if observe mode passed a packet that would have dropped.
     pub observed: u8,
-    pub pad: [u8; 7],
+    /// 0: ingress, 1: egress.
+    pub direction: u8,
+    pub pad: [u8; 6],
 }
 
 const _: () = assert!(size_of::<Event>() == 88);

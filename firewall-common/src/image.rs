@@ -270,6 +270,18 @@ impl<'a, P: Pages> Image<'a, P> {
         Some(Image { pages, first })
     }
 
+    /// An image that was opened before: its pages and [`Self::first`].
+    #[inline(always)]
+    pub fn opened(pages: &'a P, first: P::Page) -> Self {
+        Image { pages, first }
+    }
+
+    /// Its first page.
+    #[inline(always)]
+    pub fn first(&self) -> P::Page {
+        self.first
+    }
+
     #[inline(always)]
     pub fn default_allows(&self) -> bool {
         self.first.u32(field::FLAGS) & FLAG_DEFAULT_ALLOW != 0

@@ -3,7 +3,8 @@
 //!
 //! Built twice, for the BPF target and for the host. Values and arithmetic only: no maps, no I/O, no
 //! allocation, no raw pointers; time is an argument. Modules in reading order:
-//! [`verdict`] -> [`packet`] -> [`image`] -> [`decide`], then [`control`], [`gate`], [`counter`] and [`event`].
+//! [`verdict`] -> [`packet`] -> [`image`] -> [`flow`] -> [`fragment`] -> [`quote`] -> [`decide`], then [`control`], [`gate`],
+//! [`counter`] and [`event`].
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -11,9 +12,12 @@ pub mod control;
 pub mod counter;
 pub mod decide;
 pub mod event;
+pub mod flow;
+pub mod fragment;
 pub mod gate;
 pub mod image;
 pub mod packet;
+pub mod quote;
 pub mod verdict;
 
 /// Version of everything that a pinned map holds. Maps live under a directory named by it, so an agent never

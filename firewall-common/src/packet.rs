@@ -24,6 +24,8 @@ pub enum Link {
 )]
 pub trait Frame {
     type Window<const N: usize>: Window;
+    /// Frames of this kind have no Ethernet header.
+    const BARE: bool = false;
 
     /// How the frame begins.
     #[inline(always)]
@@ -106,7 +108,7 @@ pub enum Kind {
     Arp,
     /// To a link-local group address (01:80:c2:00:00:0x): a `LINK_*` bit of [`crate::control`].
     LinkControl(u32),
-    /// IPv4 or IPv6: addresses, protocol and ports are set.
+    /// IPv4 or IPv6: addresses and protocol are set, and ports unless it is a fragment after the first.
     Ip,
     /// 802.3 with LLC or SNAP.
     Llc,
@@ -151,7 +153,18 @@ impl Parsed {
 
 /// What was read of a frame so far; fields not reached keep their start values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Packet {
+    /// Halves in host byte order; IPv4 stands in the low 32 bits of the low half.
+    pub src: Address,
+    pub dst: Address,
+    pub fragment: Fragment,
+    pub src_port: u16,
+    pub dst_port: u16,
+    /// Identifier of an ICMP echo.
+    pub echo_id: u16,
+    /// Where the transport header begins, bytes from the start of the frame.
+    pub transport_at: u16,
     pub ethertype: u16,
     /// Tag control information, outer first, [`NO_VLAN`] for none.
     pub vlan: [u16; 2],
@@ -162,21 +175,56 @@ pub struct Packet {
     /// TTL or hop limit.
     pub hop_limit: u8,
     pub tcp_flags: u8,
-    /// First fragment of several.
-    pub fragmented: bool,
-    /// Halves in host byte order; IPv4 stands in the low 32 bits of the low half.
-    pub src: Address,
-    pub dst: Address,
-    pub src_port: u16,
-    pub dst_port: u16,
     pub icmp_type: u8,
     pub icmp_code: u8,
-    /// Identifier of an ICMP echo.
-    pub echo_id: u16,
+    pub pad: [u8; 4],
+}
+
+const _: () = assert!(size_of::<Packet>() == 64);
+
+/// Which part of its datagram a fragment is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Fragment {
+    /// 16 bits in IPv4, 32 in IPv6.
+    pub id: u32,
+    /// Bytes of this part.
+    pub len: u16,
+    /// As in the IPv6 header: offset in bytes (a multiple of 8), bit 0: more follow. 0: a whole datagram.
+    pub place: u16,
+}
+
+impl Fragment {
+    pub const NONE: Fragment = Fragment {
+        id: 0,
+        len: 0,
+        place: 0,
+    };
+
+    /// Part of a datagram that others are part of too.
+    #[inline(always)]
+    pub const fn is_any(self) -> bool {
+        self.place != 0
+    }
+    /// Not the first, so without a transport header.
+    #[inline(always)]
+    pub const fn is_later(self) -> bool {
+        self.place & !7 != 0
+    }
+    #[inline(always)]
+    pub const fn more(self) -> bool {
+        self.place & 1 != 0
+    }
+    /// Offset in units of eight bytes.
+    #[inline(always)]
+    pub const fn offset(self) -> u16 {
+        self.place >> 3
+    }
 }
 
 /// An address as two halves, see [`Packet::src`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
 pub struct Address {
     pub high: u64,
     pub low: u64,
@@ -184,20 +232,22 @@ pub struct Address {
 
 impl Packet {
     pub const EMPTY: Packet = Packet {
+        src: Address { high: 0, low: 0 },
+        dst: Address { high: 0, low: 0 },
+        fragment: Fragment::NONE,
+        src_port: 0,
+        dst_port: 0,
+        echo_id: 0,
+        transport_at: 0,
         ethertype: 0,
         vlan: [NO_VLAN; 2],
         version: 0,
         protocol: 0,
         hop_limit: 0,
         tcp_flags: 0,
-        fragmented: false,
-        src: Address { high: 0, low: 0 },
-        dst: Address { high: 0, low: 0 },
-        src_port: 0,
-        dst_port: 0,
         icmp_type: 0,
         icmp_code: 0,
-        echo_id: 0,
+        pad: [0; 4],
     };
 
     /// TCP that opens a connection: SYN without ACK.
@@ -213,12 +263,22 @@ impl Packet {
             || (self.version == 6 && self.protocol == protocol::ICMPV6)
     }
 
-    /// An ICMP message about another packet (RFC 792, RFC 4443).
+    /// An ICMP message about another packet (RFC 792, RFC 4443), redirects included.
     #[inline(always)]
     pub const fn is_icmp_error(&self) -> bool {
         match self.version {
             4 => self.is_icmp() && matches!(self.icmp_type, 3 | 4 | 5 | 11 | 12),
             _ => self.is_icmp() && self.icmp_type < 128,
+        }
+    }
+
+    /// An error that may concern a connection: unreachable, too big, time exceeded, parameter problem. Not a source quench
+    /// (RFC 6633) and not a redirect, which changes the route of its receiver.
+    #[inline(always)]
+    pub const fn may_quote(&self) -> bool {
+        match self.version {
+            4 => self.is_icmp() && matches!(self.icmp_type, 3 | 11 | 12),
+            _ => self.is_icmp() && matches!(self.icmp_type, 1..=4),
         }
     }
 }
@@ -295,9 +355,13 @@ struct Rest {
     /// At most 65,535: enough to hold any header.
     payload: u16,
     next: u8,
-    /// Not zero: first fragment of several.
+    /// Not zero: a fragment, and [`LATER`] if it is not the first.
     fragmented: u8,
 }
+
+/// See [`Rest::fragmented`].
+const FIRST: u8 = 1;
+const LATER: u8 = 2;
 
 /// Everything but IP.
 #[inline(always)]
@@ -354,16 +418,32 @@ fn ipv4<F: Frame>(frame: &F, packet: &mut Packet, rest: &mut Rest) -> Result<(),
     if fragment & 0x8000 != 0 {
         return Err(Reason::Ipv4Header);
     }
-    if fragment & 0x1fff != 0 {
-        return Err(Reason::Fragment);
+    let payload = clamp(total - header_len);
+    // "Don't fragment" aside.
+    let place = (fragment & 0x1fff) << 3 | fragment >> 13 & 1;
+    if place != 0 {
+        packet.fragment = Fragment {
+            id: header.u16::<4>() as u32,
+            len: payload,
+            place,
+        };
     }
     *rest = Rest {
         at: (at + header_len) as u16,
-        payload: clamp(total - header_len),
+        payload,
         next: header.u8::<9>(),
-        fragmented: (fragment >> 13) as u8 & 1,
+        fragmented: stage(place),
     };
     Ok(())
+}
+
+#[inline(always)]
+const fn stage(place: u16) -> u8 {
+    if place & !7 != 0 {
+        LATER
+    } else {
+        place as u8 & FIRST
+    }
 }
 
 /// Reads the header at `rest.at` and steps over it and its extensions.
@@ -403,11 +483,11 @@ fn ipv6<F: Frame>(frame: &F, packet: &mut Packet, rest: &mut Rest) -> Result<(),
     // Written out, for a loop here ends in a jump that kernels below 6.7 take for an endless one.
     macro_rules! step {
         () => {
-            if !is_walked(rest.next) {
+            if !is_walked(rest.next) || rest.fragmented == LATER {
                 return Ok(());
             }
             frame.settle(rest);
-            extension(frame, rest)?;
+            extension(frame, packet, rest)?;
             // Hop-by-hop is legal in the first place only (RFC 8200 section 4.1), and Linux reads it there only.
             if rest.next == protocol::HOP_BY_HOP {
                 return Err(Reason::ExtensionHeader);
@@ -422,7 +502,7 @@ fn ipv6<F: Frame>(frame: &F, packet: &mut Packet, rest: &mut Rest) -> Result<(),
     step!();
     step!();
     step!();
-    if is_walked(rest.next) {
+    if is_walked(rest.next) && rest.fragmented != LATER {
         Err(Reason::ExtensionDepth)
     } else {
         Ok(())
@@ -440,7 +520,7 @@ const fn is_walked(next: u8) -> bool {
 
 /// Steps over one extension header.
 #[inline(always)]
-fn extension<F: Frame>(frame: &F, rest: &mut Rest) -> Result<(), Reason> {
+fn extension<F: Frame>(frame: &F, packet: &mut Packet, rest: &mut Rest) -> Result<(), Reason> {
     let short = if rest.fragmented != 0 {
         Reason::FragmentShort
     } else {
@@ -454,15 +534,17 @@ fn extension<F: Frame>(frame: &F, rest: &mut Rest) -> Result<(), Reason> {
         // RFC 4302 section 2.2: in words of four bytes, minus two.
         protocol::AH => (units + 2) * 4,
         protocol::FRAGMENT => {
-            let offset = header.u16::<2>();
-            if offset & 0xfff8 != 0 {
-                return Err(Reason::Fragment);
-            }
             if fragmented != 0 {
                 return Err(Reason::ExtensionHeader);
             }
-            // Without "more fragments" it is whole: an atomic fragment (RFC 6946).
-            fragmented = offset as u8 & 1;
+            // At offset 0 without "more fragments" it is whole: an atomic fragment (RFC 6946).
+            let place = header.u16::<2>() & !6;
+            packet.fragment = Fragment {
+                id: header.u32::<4>(),
+                len: rest.payload - 8,
+                place,
+            };
+            fragmented = stage(place);
             8
         }
         _ => (units + 1) * 8,
@@ -490,7 +572,10 @@ fn transport<F: Frame>(frame: &F, rest: &mut Rest, packet: &mut Packet) -> Resul
     frame.settle(rest);
     let (payload, fragmented) = (rest.payload as u32, rest.fragmented != 0);
     packet.protocol = rest.next;
-    packet.fragmented = fragmented;
+    packet.transport_at = rest.at;
+    if rest.fragmented == LATER {
+        return Ok(());
+    }
     let short = if fragmented {
         Reason::FragmentShort
     } else {

@@ -22,9 +22,12 @@ impl<'a> Frame for Linked<'a> {
     }
 }
 
+/// Where the headers stand is what differs.
 fn read<F: Frame>(frame: &F) -> (Result<Kind, Reason>, Packet) {
     let mut packet = Packet::EMPTY;
-    (parse(frame, &mut packet), packet)
+    let result = parse(frame, &mut packet);
+    packet.transport_at = 0;
+    (result, packet)
 }
 
 /// UDP from 198.51.100.7 to 192.0.2.1, port 8443.

@@ -10,6 +10,13 @@ use firewall_common::event::Event;
 use firewall_common::packet::{Frame, Packet};
 use firewall_common::verdict::Verdict;
 
+/// Which way a frame goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    Ingress = 0,
+    Egress = 1,
+}
+
 /// Counts the packet, reports it to whoever listens, and returns what happens to it.
 #[inline(always)]
 pub fn account<F: Frame, C: Context>(
@@ -17,6 +24,7 @@ pub fn account<F: Frame, C: Context>(
     node: &Node<C>,
     packet: &Packet,
     outcome: Outcome,
+    direction: Direction,
 ) -> Verdict {
     let length = frame.wire_len();
     let judged = outcome.reason.verdict();
@@ -28,10 +36,11 @@ pub fn account<F: Frame, C: Context>(
     if let Some(cell) = IFACES.get_ptr_mut(interface_cell(ifindex)) {
         // SAFETY: this CPU's own cell; XDP and TC programs run with bottom halves off and do not interrupt each other.
         let cell = unsafe { &mut *cell };
-        let side = if verdict == Verdict::Pass {
-            &mut cell.passed
-        } else {
-            &mut cell.dropped
+        let side = match (direction, verdict) {
+            (Direction::Ingress, Verdict::Pass) => &mut cell.passed,
+            (Direction::Ingress, Verdict::Drop) => &mut cell.dropped,
+            (Direction::Egress, Verdict::Pass) => &mut cell.egress_passed,
+            (Direction::Egress, Verdict::Drop) => &mut cell.egress_dropped,
         };
         side.packets += 1;
         side.bytes += length as u64;
@@ -46,7 +55,7 @@ pub fn account<F: Frame, C: Context>(
         EVENTS_PASS
     };
     if control.events & wanted != 0 {
-        report(length, node, packet, outcome, ifindex, observed);
+        report(length, node, packet, outcome, ifindex, observed, direction);
     }
     verdict
 }
@@ -72,7 +81,15 @@ fn count<C>(length: u32, node: &Node<C>, outcome: Outcome, observed: bool) {
 }
 
 #[inline(always)]
-fn report<C>(length: u32, node: &Node<C>, packet: &Packet, outcome: Outcome, ifindex: u32, observed: bool) {
+fn report<C>(
+    length: u32,
+    node: &Node<C>,
+    packet: &Packet,
+    outcome: Outcome,
+    ifindex: u32,
+    observed: bool,
+    direction: Direction,
+) {
     let Some(control) = node.control else { return };
     let Some(sampler) = SAMPLER.get_ptr_mut(outcome.reason.number() as u32) else {
         return;
@@ -84,8 +101,12 @@ fn report<C>(length: u32, node: &Node<C>, packet: &Packet, outcome: Outcome, ifi
     if !sampler.admit(time_ns, control.events_per_second) {
         return;
     }
+    let Some(mut place) = EVENTS.reserve(0) else {
+        sampler.suppressed += 1;
+        return;
+    };
     let icmp = packet.is_icmp();
-    let event = Event {
+    place.write(Event {
         time_ns,
         generation: control.generation.get(node.slot as usize).copied().unwrap_or(0),
         src_high: packet.src.high,
@@ -110,9 +131,8 @@ fn report<C>(length: u32, node: &Node<C>, packet: &Packet, outcome: Outcome, ifi
         reason: outcome.reason.number(),
         tcp_flags: packet.tcp_flags,
         observed: observed as u8,
-        pad: [0; 7],
-    };
-    if EVENTS.output(event, 0).is_err() {
-        sampler.suppressed += 1;
-    }
+        direction: direction as u8,
+        pad: [0; 6],
+    });
+    place.submit(0);
 }

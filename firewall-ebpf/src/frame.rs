@@ -171,9 +171,10 @@ fn before_network(ctx: &TcContext) -> u32 {
 }
 
 macro_rules! frame {
-    ($frame:ty, $self:ident, link $link:expr, wire $wire_len:expr, readable $readable:expr) => {
+    ($frame:ty, $self:ident, bare $bare:expr, link $link:expr, wire $wire_len:expr, readable $readable:expr) => {
         impl Frame for $frame {
             type Window<const N: usize> = PacketWindow<N>;
+            const BARE: bool = $bare;
 
             #[inline(always)]
             fn link(&$self) -> Link {
@@ -218,9 +219,9 @@ macro_rules! frame {
     };
 }
 
-frame!(XdpFrame, self, link Link::Ethernet, wire self.len, readable true);
-frame!(SkbFrame, self, link self.link, wire self.wire_len, readable true);
-frame!(BareFrame, self, link Link::Bare(self.ethertype), wire self.wire_len, readable self.len != 0);
+frame!(XdpFrame, self, bare false, link Link::Ethernet, wire self.len, readable true);
+frame!(SkbFrame, self, bare false, link self.link, wire self.wire_len, readable true);
+frame!(BareFrame, self, bare true, link Link::Bare(self.ethertype), wire self.wire_len, readable self.len != 0);
 
 /// A load of a whole word from a packet, wherever it stands. The kernel allows it on machines that do, the verifier
 /// sees to the rest; from `read_unaligned` the compiler makes single bytes.

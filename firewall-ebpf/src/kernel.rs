@@ -1,31 +1,46 @@
-//! The decision's surroundings over maps and helpers: configuration, image, gate, sockets, clock.
+//! The decision's surroundings over maps and helpers: configuration, image, gate, clock.
 
 use core::arch::asm;
 
-use crate::maps::{CONFIG, CONTROL, GATE, IMAGES, ImageMap, LOCAL};
-use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as TupleV6};
-use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as TupleV4};
-use aya_ebpf::helpers::generated::{
-    bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
-};
+use crate::maps::{CONFIG, CONTROL, GATE, IMAGES, ImageMap, LOCAL, TALLIES};
+use crate::apart::{self, Asked, Part};
+use crate::sockets;
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::{TcContext, XdpContext};
 use firewall_common::control::{AddressKey, Config, Control, Selector};
+use firewall_common::counter::Tally;
 use firewall_common::decide::{Kernel, Socket};
+use firewall_common::flow::{Key, Left, Sends, State};
+use firewall_common::fragment::Remembered;
 use firewall_common::gate::{Bank, Cell};
-use firewall_common::image::{PAGE_SIZE, Page, Pages};
-use firewall_common::packet::{Packet, protocol};
+use firewall_common::image::{Image, PAGE_SIZE, Page, Pages};
+use firewall_common::packet::{Address, Fragment, Frame, Packet};
+use firewall_common::verdict::Reason;
 
 /// What a program was called with.
-pub trait Context: EbpfContext {
+pub trait Context {
     /// The device that the packet came in on, or leaves by.
     fn ifindex(&self) -> u32;
+    /// [`crate::sockets`].
+    fn socket(&self, asked: &Asked) -> u64;
+    /// [`firewall_common::quote::quoted`] for a frame of this kind, see [`crate::apart`].
+    fn quote<F: Frame>(&self, packet: &Packet, asked: &mut Asked) -> u64;
 }
 
 impl Context for XdpContext {
     #[inline(always)]
     fn ifindex(&self) -> u32 {
         self.ingress_ifindex() as u32
+    }
+
+    #[inline(always)]
+    fn socket(&self, asked: &Asked) -> u64 {
+        sockets::socket_xdp(self.ctx, asked)
+    }
+
+    #[inline(always)]
+    fn quote<F: Frame>(&self, packet: &Packet, asked: &mut Asked) -> u64 {
+        apart::quote_xdp(self.ctx, packet, asked)
     }
 }
 
@@ -34,6 +49,20 @@ impl Context for TcContext {
     fn ifindex(&self) -> u32 {
         // SAFETY: a field of the context that the program was called with.
         unsafe { (*self.skb.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn socket(&self, asked: &Asked) -> u64 {
+        sockets::socket_skb(self.skb.skb, asked)
+    }
+
+    #[inline(always)]
+    fn quote<F: Frame>(&self, packet: &Packet, asked: &mut Asked) -> u64 {
+        if F::BARE {
+            apart::quote_raw(self.skb.skb, packet, asked)
+        } else {
+            apart::quote_skb(self.skb.skb, packet, asked)
+        }
     }
 }
 
@@ -45,27 +74,30 @@ pub struct Node<'a, C> {
     pub slot: u32,
     config: Option<&'static Config>,
     image: Option<PolicyPages>,
+    config_slot: u32,
 }
 
 impl<'a, C: Context> Node<'a, C> {
     #[inline(always)]
     pub fn new(ctx: &'a C) -> Node<'a, C> {
-        let control = control();
         // SAFETY: an aligned word of a map that the agent stores atomically.
-        let selector = Selector(control.map_or(0, |control| unsafe {
+        let selector = Selector(control().map_or(0, |control| unsafe {
             (&raw const control.selector).read_volatile()
         }));
-        let slot = selector.image();
-        let zero = control.map_or(0, zero);
-        let config = CONFIG.get(selector.config());
-        // Before the first policy the slots are empty.
-        let image = IMAGES.get(slot).map(|pages| PolicyPages { pages, zero });
+        Node::of(ctx, selector.image(), selector.config())
+    }
+
+    /// Of a packet that has its slots already.
+    #[inline(always)]
+    pub fn of(ctx: &'a C, slot: u32, config_slot: u32) -> Node<'a, C> {
+        let control = control();
         Node {
             ctx,
             control,
             slot,
-            config,
-            image,
+            config: config(config_slot),
+            image: policy_pages(slot, control),
+            config_slot,
         }
     }
 }
@@ -73,6 +105,18 @@ impl<'a, C: Context> Node<'a, C> {
 #[inline(always)]
 pub fn control() -> Option<&'static Control> {
     CONTROL.get(0)
+}
+
+#[inline(always)]
+pub fn config(slot: u32) -> Option<&'static Config> {
+    CONFIG.get(slot)
+}
+
+/// The image of a slot. Before the first policy the slots are empty.
+#[inline(always)]
+pub fn policy_pages(slot: u32, control: Option<&'static Control>) -> Option<PolicyPages> {
+    let zero = control.map_or(0, zero);
+    IMAGES.get(slot).map(|pages| PolicyPages { pages, zero })
 }
 
 /// Zero, but nobody tells the verifier: a word of a map is any number to the verifier.
@@ -113,6 +157,86 @@ impl<C: Context> Kernel for Node<'_, C> {
     }
 
     #[inline(always)]
+    fn generation(&self) -> u64 {
+        let control = self.control;
+        control.map_or(0, |control| {
+            control.generation.get(self.slot as usize).copied().unwrap_or(0)
+        })
+    }
+
+    #[inline(always)]
+    fn came_in(&self, key: &Key, tcp_flags: u8) -> Option<State> {
+        let asked = self.asked(key, tcp_flags);
+        State::from_number(apart::flow_in(&asked) as u8)
+    }
+
+    #[inline(always)]
+    fn went_out(&self, key: &Key, sends: Sends) -> Left {
+        let asked = self.asked(key, sends as u8);
+        Left::from_number(apart::flow_out(&asked) as u8)
+    }
+
+    #[inline(always)]
+    fn first_fragment(&self, key: &Key, fragment: Fragment, first: Remembered) -> Result<(), Reason> {
+        let part = Part {
+            key: *key,
+            fragment,
+            first,
+        };
+        match Reason::from_number(apart::fragment_first(&part) as u8) {
+            None => Ok(()),
+            Some(reason) => Err(reason),
+        }
+    }
+
+    #[inline(always)]
+    fn later_fragment(&self, key: &Key, fragment: Fragment) -> Result<Remembered, Reason> {
+        let mut part = Part {
+            key: *key,
+            fragment,
+            first: Remembered::default(),
+        };
+        match Reason::from_number(apart::fragment_later(&mut part) as u8) {
+            None => Ok(part.first),
+            Some(reason) => Err(reason),
+        }
+    }
+
+    #[inline(always)]
+    fn class(&self, image: &Image<PolicyPages>, version: u8, address: Address) -> Option<u32> {
+        let first = image.first().0.cast();
+        match apart::class_of(first, self.slot, version as u32, address.high, address.low) {
+            apart::NO_CLASS => None,
+            class => Some(class as u32),
+        }
+    }
+
+    #[inline(always)]
+    fn quoted<F: Frame>(&self, _frame: &F, packet: &Packet) -> Option<Key> {
+        let mut asked = self.asked(&Key::default(), 0);
+        match self.ctx.quote::<F>(packet, &mut asked) {
+            0 => None,
+            _ => Some(asked.key),
+        }
+    }
+
+    #[inline(always)]
+    fn sends(&self, key: &Key) -> Option<bool> {
+        match apart::sends(&self.asked(key, 0), self.slot) {
+            apart::UNREADABLE => None,
+            known => Some(known != 0),
+        }
+    }
+
+    #[inline(always)]
+    fn failsafe(&self, key: &Key) -> Option<u32> {
+        match apart::failsafe_of(&self.asked(key, 0)) {
+            apart::NO_ENTRY => None,
+            entry => Some(entry as u32),
+        }
+    }
+
+    #[inline(always)]
     fn is_own(&self, address: AddressKey) -> bool {
         LOCAL.get_ptr(address).is_some()
     }
@@ -127,8 +251,11 @@ impl<C: Context> Kernel for Node<'_, C> {
     }
 
     #[inline(always)]
-    fn seed(&self) -> u64 {
-        self.control.map_or(0, |control| control.seed)
+    fn open_gate(&self, bank: Bank, port: u16, cell: Cell) {
+        if let Some(word) = GATE.get_ptr_mut(bank.cell(port)) {
+            // SAFETY: an aligned word of a map, written by whole words only.
+            unsafe { word.write_volatile(cell.0) };
+        }
     }
 
     #[inline(always)]
@@ -142,122 +269,34 @@ impl<C: Context> Kernel for Node<'_, C> {
     }
 
     #[inline(always)]
-    fn socket(&self, packet: &Packet) -> Socket {
-        match packet.protocol {
-            protocol::TCP => self.tcp(packet),
-            _ => self.udp(packet),
+    fn socket(&self, key: &Key) -> Socket {
+        match self.ctx.socket(&self.asked(key, 0)) {
+            1 => Socket::Accepted,
+            2 => Socket::Opened,
+            _ => Socket::Unknown,
+        }
+    }
+
+    #[inline(always)]
+    fn tally(&self, tally: Tally) {
+        if let Some(cell) = TALLIES.get_ptr_mut(tally as u32) {
+            // SAFETY: this CPU's own cell.
+            unsafe { *cell += 1 };
         }
     }
 }
-
-/// States of `include/net/tcp_states.h`.
-const TCP_LISTEN: u32 = 10;
-const TCP_NEW_SYN_RECV: u32 = 12;
 
 impl<C: Context> Node<'_, C> {
     #[inline(always)]
-    fn tcp(&self, packet: &Packet) -> Socket {
-        match self.tcp_state(packet, packet.src_port) {
-            None | Some(TCP_LISTEN) => Socket::Unknown,
-            Some(TCP_NEW_SYN_RECV) => Socket::Accepted,
-            // No connection has peer port 0, so this finds the listener of the port, if there is one.
-            Some(_) => match self.tcp_state(packet, 0) {
-                Some(TCP_LISTEN) => Socket::Accepted,
-                _ => Socket::Opened,
-            },
+    fn asked(&self, key: &Key, what: u8) -> Asked {
+        Asked {
+            key: *key,
+            config: self.config_slot,
+            ifindex: self.ctx.ifindex(),
+            what: what as u32,
+            pad: 0,
         }
     }
-
-    #[inline(always)]
-    fn tcp_state(&self, packet: &Packet, src_port: u16) -> Option<u32> {
-        let (mut tuple, size) = tuple(packet, src_port);
-        // SAFETY: the tuple is `size` bytes at least; a socket that is found is released below.
-        unsafe {
-            let socket = bpf_skc_lookup_tcp(
-                self.ctx.as_ptr(),
-                &raw mut tuple,
-                size,
-                BPF_F_CURRENT_NETNS as i64 as u64,
-                0,
-            );
-            if socket.is_null() {
-                return None;
-            }
-            let state = (*socket).state;
-            bpf_sk_release(socket.cast());
-            Some(state)
-        }
-    }
-
-    #[inline(always)]
-    fn udp(&self, packet: &Packet) -> Socket {
-        let (mut tuple, size) = tuple(packet, packet.src_port);
-        // SAFETY: as in `tcp_state`.
-        unsafe {
-            let socket: *mut bpf_sock = bpf_sk_lookup_udp(
-                self.ctx.as_ptr(),
-                &raw mut tuple,
-                size,
-                BPF_F_CURRENT_NETNS as i64 as u64,
-                0,
-            );
-            if socket.is_null() {
-                return Socket::Unknown;
-            }
-            // The lookup gives a connected socket only to its peer; an unconnected one has no remote port.
-            let connected = (*socket).dst_port != 0;
-            bpf_sk_release(socket.cast());
-            if connected {
-                Socket::Opened
-            } else {
-                Socket::Unknown
-            }
-        }
-    }
-}
-
-/// The packet's tuple as the socket table knows it (network byte order), and its size.
-#[inline(always)]
-fn tuple(packet: &Packet, src_port: u16) -> (bpf_sock_tuple, u32) {
-    // SAFETY: plain integers, for which zero is a value.
-    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-    if packet.version == 4 {
-        tuple.__bindgen_anon_1.ipv4 = TupleV4 {
-            saddr: (packet.src.low as u32).to_be(),
-            daddr: (packet.dst.low as u32).to_be(),
-            sport: src_port.to_be(),
-            dport: packet.dst_port.to_be(),
-        };
-        return (tuple, size_of::<TupleV4>() as u32);
-    }
-    tuple.__bindgen_anon_1.ipv6 = TupleV6 {
-        saddr: words(packet.src.high, packet.src.low),
-        daddr: words(packet.dst.high, packet.dst.low),
-        sport: src_port.to_be(),
-        dport: packet.dst_port.to_be(),
-    };
-    (tuple, size_of::<TupleV6>() as u32)
-}
-
-#[inline(always)]
-fn words(high: u64, low: u64) -> [u32; 4] {
-    [
-        ((high >> 32) as u32).to_be(),
-        (high as u32).to_be(),
-        ((low >> 32) as u32).to_be(),
-        (low as u32).to_be(),
-    ]
-}
-
-/// The image in force, for egress.
-#[inline(always)]
-pub fn pages(control: &Control) -> Option<PolicyPages> {
-    // SAFETY: an aligned word of a map that the agent stores atomically.
-    let selector = Selector(unsafe { (&raw const control.selector).read_volatile() });
-    IMAGES.get(selector.image()).map(|pages| PolicyPages {
-        pages,
-        zero: zero(control),
-    })
 }
 
 /// The pages of the image that a packet is judged by.
@@ -282,7 +321,7 @@ impl Pages for PolicyPages {
 
 /// One page in the map.
 #[derive(Clone, Copy)]
-pub struct PolicyPage(*const u8);
+pub struct PolicyPage(pub *const u8);
 
 impl PolicyPage {
     #[inline(always)]

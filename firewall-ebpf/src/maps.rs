@@ -4,8 +4,9 @@ use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE};
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use firewall_common::control::{AddressKey, Config, Control, SLOTS};
-use firewall_common::counter::{Counter, INTERFACE_CELLS, InterfaceCounter};
+use firewall_common::counter::{Counter, INTERFACE_CELLS, InterfaceCounter, Tally};
 use firewall_common::event::{Event, Sampler};
+use firewall_common::{flow, fragment};
 use firewall_common::image::PAGE_SIZE;
 use firewall_common::verdict::Reason;
 
@@ -37,6 +38,18 @@ pub static IFACES: PerCpuArray<InterfaceCounter, { INTERFACE_CELLS as usize }> =
 
 #[btf_map]
 pub static GATE: Array<u64, { firewall_common::gate::CELLS as usize }, MMAPABLE> = Array::new();
+
+/// A set of the flow table or the fragment table.
+pub type SetWords = [u64; flow::SET_WORDS as usize];
+
+#[btf_map]
+pub static FLOWS: Array<SetWords, { flow::SETS as usize }, MMAPABLE> = Array::new();
+
+#[btf_map]
+pub static FRAGMENTS: Array<SetWords, { fragment::SETS as usize }, MMAPABLE> = Array::new();
+
+#[btf_map]
+pub static TALLIES: PerCpuArray<u64, { Tally::COUNT as usize }> = PerCpuArray::new();
 
 #[btf_map]
 pub static LOCAL: HashMap<AddressKey, u32, 4096> = HashMap::new();

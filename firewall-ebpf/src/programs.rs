@@ -1,18 +1,15 @@
 //! Entry points, and the one match from verdict to action.
 
-use crate::account::account;
+use crate::account::{Direction, account};
 use crate::frame::{BareFrame, SkbFrame, XdpFrame};
-use crate::kernel::{Context, Node, control, now_s, pages, zero};
-use crate::maps::GATE;
+use crate::kernel::{Context, Node, control, zero};
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::bpf_xdp_get_buff_len;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use core::arch::asm;
-use firewall_common::control::Control;
 use firewall_common::decide::{self, Kernel as _};
-use firewall_common::gate::Cell;
 use firewall_common::packet::{Frame, Packet};
 use firewall_common::verdict::Verdict;
 
@@ -77,40 +74,28 @@ fn verdict<F: Frame, C: Context>(ctx: &C, frame: &F) -> Verdict {
         outcome.ending,
         frame.len()
     );
-    account(frame, &node, &packet, outcome)
+    account(frame, &node, &packet, outcome, Direction::Ingress)
 }
 
-/// Remembers in the gate what the host opens; never stops a frame.
+/// Judges every frame that goes out, and notes what it opens.
 #[classifier]
 pub fn egress(ctx: TcContext) -> i32 {
-    if let Some(control) = control() {
-        remember(control, &SkbFrame::new(&ctx));
-    }
-    TC_ACT_UNSPEC
+    act(leave(&ctx, &SkbFrame::new(&ctx)))
 }
 
 /// The same for devices without Ethernet headers.
 #[classifier]
 pub fn egress_raw(ctx: TcContext) -> i32 {
-    if let Some(control) = control() {
-        remember(control, &BareFrame::new(&ctx, zero(control)));
-    }
-    TC_ACT_UNSPEC
+    act(leave(&ctx, &BareFrame::new(&ctx, control().map_or(0, zero))))
 }
 
 #[inline(always)]
-fn remember<F: Frame>(control: &Control, frame: &F) -> Option<()> {
+fn leave<F: Frame>(ctx: &TcContext, frame: &F) -> Verdict {
+    let node = Node::new(ctx);
     let mut packet = Packet::EMPTY;
-    let (bank, port, peer) = decide::egress(frame, pages(control).as_ref(), control.seed, &mut packet)?;
-    let cell = GATE.get_ptr_mut(bank.cell(port))?;
-    let now = Cell::new(peer, now_s());
-    // SAFETY: `cell` is an aligned element of a map; kernel and agent access it by whole words only.
-    unsafe {
-        if cell.read_volatile() != now.0 {
-            cell.write_volatile(now.0);
-        }
-    }
-    Some(())
+    let mut outcome = decide::egress(frame, &node, &mut packet);
+    node.settle(&mut outcome);
+    account(frame, &node, &packet, outcome, Direction::Egress)
 }
 
 #[panic_handler]

@@ -1,14 +1,19 @@
-//! The decision on the host: the very `decide::ingress` of the kernel over slices, with its steps, and a builder of
+//! The decision on the host: the very `decide` of the kernel over slices, with its steps, and a builder of
 //! frames to feed it. `explain` and the tests use both.
 
 use firewall_common::control::{AddressKey, Config};
+use firewall_common::counter::Tally;
 use firewall_common::decide::{self, Kernel, Outcome, Socket, Step};
+use firewall_common::flow::{self, Key, Left, SET_WORDS, Sends, Set, State, Table};
+use firewall_common::fragment::{Fragments, Remembered};
 use firewall_common::gate::{self, Bank};
 use firewall_common::image::SlicePages;
-use firewall_common::packet::{Packet, SliceFrame, ethertype, protocol, tcp};
+use firewall_common::packet::{Fragment, Packet, SliceFrame, ethertype, protocol, tcp};
+use firewall_common::verdict::Reason;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a node knows when a packet comes in.
 #[derive(Clone, Copy)]
@@ -20,33 +25,138 @@ pub struct Node<'a> {
     pub flows: &'a Flows,
 }
 
-/// What the host opened, as far as it is known.
+/// What the host opened, as far as it is known. Judging a frame writes here what it would write in the kernel.
 #[derive(Clone, Debug, Default)]
 pub struct Flows {
     /// Open cells of the gate, by `Bank::cell`.
-    pub gate: HashMap<u32, gate::Cell>,
+    pub gate: RefCell<HashMap<u32, gate::Cell>>,
     pub seed: u64,
     pub now_s: u32,
+    pub generation: u64,
+    /// The interface that packets go out by.
+    pub ifindex: u32,
     /// Connected sockets: protocol, peer address and port, local port.
     pub sockets: HashMap<(u8, AddressKey, u16, u16), Socket>,
+    pub flows: Memory,
+    pub fragments: Memory,
+    /// Counts by [`Tally`].
+    pub tallies: RefCell<[u64; Tally::COUNT as usize]>,
 }
 
-/// How a frame ends at this node, and every step on the way.
+/// A table of sets in memory: the host's side of `flow::Table`.
+#[derive(Debug)]
+pub struct Memory(Vec<AtomicU64>);
+
+/// A set of [`Memory`].
+#[derive(Clone, Copy)]
+pub struct MemorySet<'a>(&'a [AtomicU64]);
+
+impl Memory {
+    /// # Panics
+    /// If `sets` is no power of two.
+    pub fn new(sets: u32) -> Memory {
+        assert!(sets.is_power_of_two(), "a mask picks the set");
+        Memory::from_words(vec![0; (sets * SET_WORDS) as usize])
+    }
+
+    /// A copy of the kernel's table.
+    pub fn from_words(words: Vec<u64>) -> Memory {
+        Memory(words.into_iter().map(AtomicU64::new).collect())
+    }
+
+    pub fn words(&self) -> Vec<u64> {
+        self.0.iter().map(|word| word.load(Ordering::Relaxed)).collect()
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Memory::new(64)
+    }
+}
+
+impl Clone for Memory {
+    fn clone(&self) -> Self {
+        Memory::from_words(self.words())
+    }
+}
+
+impl<'a> Table for &'a Memory {
+    type Set = MemorySet<'a>;
+
+    fn set(&self, hash: u32) -> Option<MemorySet<'a>> {
+        let sets = self.0.len() / SET_WORDS as usize;
+        let at = (hash as usize & sets.checked_sub(1)?) * SET_WORDS as usize;
+        self.0.get(at..at + SET_WORDS as usize).map(MemorySet)
+    }
+}
+
+impl Set for MemorySet<'_> {
+    fn word(self, index: u32) -> u64 {
+        self.0[(index % SET_WORDS) as usize].load(Ordering::Relaxed)
+    }
+    fn put(self, index: u32, word: u64) {
+        self.0[(index % SET_WORDS) as usize].store(word, Ordering::Relaxed);
+    }
+    fn swap(self, index: u32, old: u64, new: u64) -> bool {
+        self.0[(index % SET_WORDS) as usize]
+            .compare_exchange(old, new, Ordering::SeqCst, Ordering::Relaxed)
+            .is_ok()
+    }
+}
+
+/// How a frame that comes in ends at this node, and every step on the way.
 pub fn decide(node: &Node, frame: &[u8]) -> (Outcome, Vec<Step>) {
+    run(node, frame, decide::ingress)
+}
+
+/// The same for a frame that goes out.
+pub fn decide_egress(node: &Node, frame: &[u8]) -> (Outcome, Vec<Step>) {
+    run(node, frame, decide::egress)
+}
+
+fn run<'a>(
+    node: &Node<'a>,
+    frame: &'a [u8],
+    way: impl Fn(&SliceFrame<'a>, &Run<'a>, &mut Packet) -> Outcome,
+) -> (Outcome, Vec<Step>) {
     let run = Run {
-        node,
+        node: *node,
         pages: SlicePages(node.image),
+        flows: &node.flows.flows,
+        fragments: &node.flows.fragments,
         steps: RefCell::default(),
     };
     let mut packet = Packet::EMPTY;
-    let outcome = decide::ingress(&SliceFrame(frame), &run, &mut packet);
+    let outcome = way(&SliceFrame(frame), &run, &mut packet);
     (outcome, run.steps.into_inner())
 }
 
 struct Run<'a> {
-    node: &'a Node<'a>,
+    node: Node<'a>,
     pages: SlicePages<'a>,
+    flows: &'a Memory,
+    fragments: &'a Memory,
     steps: RefCell<Vec<Step>>,
+}
+
+impl<'a> Run<'a> {
+    fn table(&self) -> flow::Flows<'_, &'a Memory> {
+        flow::Flows {
+            table: &self.flows,
+            seed: self.node.flows.seed,
+            timeouts: &self.node.config.flow_timeouts,
+            now_s: self.node.flows.now_s,
+        }
+    }
+
+    fn fragments(&self) -> Fragments<'_, &'a Memory> {
+        Fragments {
+            table: &self.fragments,
+            seed: self.node.flows.seed,
+            now_s: self.node.flows.now_s,
+        }
+    }
 }
 
 impl<'a> Kernel for Run<'a> {
@@ -58,35 +168,45 @@ impl<'a> Kernel for Run<'a> {
     fn pages(&self) -> Option<&SlicePages<'a>> {
         Some(&self.pages)
     }
+    fn generation(&self) -> u64 {
+        self.node.flows.generation
+    }
+    fn came_in(&self, key: &Key, tcp_flags: u8) -> Option<State> {
+        self.table().came_in(key, tcp_flags)
+    }
+    fn went_out(&self, key: &Key, sends: Sends) -> Left {
+        self.table().went_out(key, sends, self.node.flows.ifindex)
+    }
+    fn first_fragment(&self, key: &Key, fragment: Fragment, first: Remembered) -> Result<(), Reason> {
+        self.fragments().first(key, fragment, first)
+    }
+    fn later_fragment(&self, key: &Key, fragment: Fragment) -> Result<Remembered, Reason> {
+        self.fragments().later(key, fragment)
+    }
     fn is_own(&self, address: AddressKey) -> bool {
         self.node.own.contains(&address)
     }
     fn gate(&self, bank: Bank, port: u16) -> gate::Cell {
-        self.node
-            .flows
-            .gate
-            .get(&bank.cell(port))
-            .copied()
-            .unwrap_or(gate::Cell(0))
+        let cells = self.node.flows.gate.borrow();
+        cells.get(&bank.cell(port)).copied().unwrap_or(gate::Cell(0))
     }
-    fn seed(&self) -> u64 {
-        self.node.flows.seed
+    fn open_gate(&self, bank: Bank, port: u16, cell: gate::Cell) {
+        self.node.flows.gate.borrow_mut().insert(bank.cell(port), cell);
     }
     fn now_s(&self) -> u32 {
         self.node.flows.now_s
     }
-    fn socket(&self, packet: &Packet) -> Socket {
+    fn socket(&self, key: &Key) -> Socket {
         let peer = AddressKey {
-            high: packet.src.high,
-            low: packet.src.low,
+            high: key.remote.high,
+            low: key.remote.low,
         };
-        let key = (packet.protocol, peer, packet.src_port, packet.dst_port);
-        self.node
-            .flows
-            .sockets
-            .get(&key)
-            .copied()
-            .unwrap_or(Socket::Unknown)
+        let key = (key.protocol(), peer, key.remote_port(), key.local_port());
+        let sockets = &self.node.flows.sockets;
+        sockets.get(&key).copied().unwrap_or(Socket::Unknown)
+    }
+    fn tally(&self, tally: Tally) {
+        self.node.flows.tallies.borrow_mut()[tally as usize] += 1;
     }
     fn step(&self, step: Step) {
         self.steps.borrow_mut().push(step);

@@ -6,11 +6,11 @@ use firewall_common::LAYOUT_VERSION;
 use firewall_common::counter::Counter;
 use firewall_common::gate::{Bank, Cell};
 use firewall_common::verdict::Verdict;
-use ravelin::datapath::{Datapath, EndingCounters, NodeConfig, Way, detach_all};
+use ravelin::datapath::{Datapath, NodeConfig, Options, Way, detach_all};
 use ravelin::policy::compile::{Compiled, compile};
 use ravelin::policy::model::Policy;
 use std::mem::{size_of, zeroed};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -35,7 +35,12 @@ impl Kernel {
             NUMBER.fetch_add(1, Ordering::Relaxed)
         );
         let pins = Path::new("/sys/fs/bpf/ravelin").join(name);
-        let mut datapath = Datapath::open(&pins)?;
+        // A small table, so that tests can compare the whole of it.
+        let options = Options {
+            flows: 512,
+            ..Options::default()
+        };
+        let mut datapath = Datapath::open_with(&pins, options)?;
         datapath.configure(&NodeConfig::default())?;
         Ok(Kernel {
             datapath,
@@ -60,14 +65,20 @@ impl Kernel {
     /// # Errors
     /// The kernel refuses the run, or the program returns neither pass nor drop.
     pub fn judge(&self, frame: &[u8]) -> Result<(Verdict, Counted)> {
-        let before = self.datapath.counters()?;
-        let (action, _) = test_run(self.datapath.ingress_program(), frame, 1)?;
-        let verdict = match action {
-            1 => Verdict::Drop,
-            2 => Verdict::Pass,
+        let (action, counted) = self.run(self.datapath.ingress_program(), frame)?;
+        match action {
+            1 => Ok((Verdict::Drop, counted)),
+            2 => Ok((Verdict::Pass, counted)),
             other => anyhow::bail!("the program returned XDP action {other}"),
-        };
-        Ok((verdict, self.counted_since(&before)?))
+        }
+    }
+
+    /// Runs the egress program on a frame of 14 bytes or more.
+    ///
+    /// # Errors
+    /// The kernel refuses the run, or the program returns neither pass nor drop.
+    pub fn judge_egress(&self, frame: &[u8]) -> Result<(Verdict, Counted)> {
+        at_tc(self.run(self.datapath.egress_program(), frame)?)
     }
 
     /// Runs the ingress program of TC, or that for devices without Ethernet headers, on a frame of 14 bytes or more;
@@ -76,20 +87,14 @@ impl Kernel {
     /// # Errors
     /// As [`Kernel::judge`].
     pub fn judge_at_tc(&mut self, way: Way, frame: &[u8]) -> Result<(Verdict, Counted)> {
-        const TC_ACT_UNSPEC: u32 = u32::MAX;
-        const TC_ACT_SHOT: u32 = 2;
-        let before = self.datapath.counters()?;
         let [program, _] = self.datapath.programs(way)?;
-        let (action, _) = test_run(program, frame, 1)?;
-        let verdict = match action {
-            TC_ACT_SHOT => Verdict::Drop,
-            TC_ACT_UNSPEC => Verdict::Pass,
-            other => anyhow::bail!("the program returned TC action {other}"),
-        };
-        Ok((verdict, self.counted_since(&before)?))
+        let program = program.try_clone_to_owned()?;
+        at_tc(self.run(program.as_fd(), frame)?)
     }
 
-    fn counted_since(&self, before: &EndingCounters) -> Result<Counted> {
+    fn run(&self, program: BorrowedFd, frame: &[u8]) -> Result<(u32, Counted)> {
+        let before = self.datapath.counters()?;
+        let (action, _) = test_run(program, frame, 1)?;
         let after = self.datapath.counters()?;
         ensure!(
             before.generation == after.generation,
@@ -112,7 +117,7 @@ impl Kernel {
                 }
             }
         }
-        Ok(counted)
+        Ok((action, counted))
     }
 
     /// Writes a cell of the gate as egress would.
@@ -127,16 +132,26 @@ impl Kernel {
         Ok(())
     }
 
-    /// The key of the peers' hash.
+    /// The key of the tables' hashes.
     ///
     /// # Errors
     /// The pinned map cannot be opened.
     pub fn seed(&self) -> Result<u64> {
         let path = self.pins.join(format!("v{LAYOUT_VERSION}/CONTROL"));
         let map = MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))?;
-        let control: Array<MapData, [u64; 7]> = Map::Array(map).try_into()?;
+        let control: Array<MapData, [u64; 8]> = Map::Array(map).try_into()?;
         let words = control.get(&0, 0)?;
         Ok(words[std::mem::offset_of!(firewall_common::control::Control, seed) / 8])
+    }
+}
+
+fn at_tc((action, counted): (u32, Counted)) -> Result<(Verdict, Counted)> {
+    const TC_ACT_UNSPEC: u32 = u32::MAX;
+    const TC_ACT_SHOT: u32 = 2;
+    match action {
+        TC_ACT_SHOT => Ok((Verdict::Drop, counted)),
+        TC_ACT_UNSPEC => Ok((Verdict::Pass, counted)),
+        other => anyhow::bail!("the program returned TC action {other}"),
     }
 }
 

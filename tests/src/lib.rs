@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod bench;
+pub mod both;
 pub mod frame;
 pub mod kernel;
 pub mod lab;

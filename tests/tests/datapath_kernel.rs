@@ -14,7 +14,7 @@ use firewall_common::{
 use nix::time::{ClockId, clock_gettime};
 use ravelin::{
     datapath::{
-        AttachError, Attachment, Datapath, EndingCounters, Features, Hook, Ingress, NodeConfig, Part, TcMode,
+        AttachError, Attachment, Datapath, EndingCounters, Features, Hook, Ingress, NodeConfig, Options, Part, TcMode,
         detach_all,
         netlink::{self, Change, Interface, Watch},
     },
@@ -84,7 +84,13 @@ impl Lab {
 
     fn open_with(&self, features: Features) -> Datapath {
         self.node
-            .run(|| Datapath::open_with(&self.pins, features))
+            .run(|| {
+                let options = Options {
+                    features,
+                    ..Options::default()
+                };
+                Datapath::open_with(&self.pins, options)
+            })
             .unwrap()
     }
 
@@ -175,9 +181,15 @@ fn total(counters: &EndingCounters) -> (u64, u64) {
 
 fn seen(datapath: &Datapath, ifindex: u32) -> (u64, u64) {
     let counter = datapath.interface_counters(ifindex).unwrap();
+    let sides = [
+        counter.passed,
+        counter.dropped,
+        counter.egress_passed,
+        counter.egress_dropped,
+    ];
     (
-        counter.passed.packets + counter.dropped.packets,
-        counter.passed.bytes + counter.dropped.bytes,
+        sides.iter().map(|side| side.packets).sum(),
+        sides.iter().map(|side| side.bytes).sum(),
     )
 }
 
@@ -655,14 +667,14 @@ fn the_gate_closes_for_sockets_that_are_gone_but_not_for_young_cells() {
     let mut cells = aya::maps::Array::<_, u64>::try_from(map).unwrap();
     let socket = lab.node.run(|| UdpSocket::bind((NODE, 0)).unwrap());
     let bound = socket.local_addr().unwrap().port();
-    let old = Cell::new(9, now - 300).0;
-    let young = Cell::new(9, now - 60).0;
+    let old = Cell::new(now - 300).0;
+    let young = Cell::new(now - 60).0;
     let cases = [
         (Bank::Tcp.cell(1111), old, 0),
         (Bank::Tcp.cell(2222), young, young),
         (Bank::Udp.cell(bound), old, old),
         (Bank::Udp.cell(3), old, 0),
-        (Bank::Echo.cell(bound), old, 0),
+        (Bank::Tcp.cell(4444), 0, 0),
     ];
     for (index, word, _) in cases {
         cells.set(index, word, 0).unwrap();

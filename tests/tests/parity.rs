@@ -2,135 +2,16 @@
 //! agree with a naive reading of the policy.
 #![expect(clippy::unwrap_used, reason = "a test that unwraps says where it failed")]
 
-use firewall_common::control::Config;
-use firewall_common::gate::{self, Bank};
 use firewall_common::image::PortKey;
 use firewall_common::packet::{protocol, tcp};
 use firewall_common::verdict::{Reason, Verdict};
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Cases, TestRunner};
-use ravelin::policy::compile::Compiled;
-use ravelin::policy::file::parse;
 use ravelin::policy::model::{Action, Owner, Policy, ServiceId};
-use ravelin::simulate::{Flows, FrameBuilder, Node, Transport, address_key, decide};
-use ravelin_tests::kernel::{Kernel, monotonic_s};
-use std::collections::HashSet;
+use ravelin::simulate::{FrameBuilder, Node, Transport, address_key, decide};
+use ravelin_tests::both::{Both, DST4, DST6, POLICY, hex, icmp, ip, policy, syn, udp, with};
+use ravelin_tests::kernel::Kernel;
 use std::net::IpAddr;
-use std::path::Path;
-
-const POLICY: &str = r#"
-version = 1
-deny = ["203.0.113.66", "2001:db8:bad::/48"]
-
-[groups]
-web = ["198.51.100.0/24", "2001:db8:1::/48"]
-
-[[service]]
-name = "api"
-ports = ["tcp/8443", "udp/8443", "sctp/8443", "tcp/30000-30010"]
-allow = ["@web", "203.0.113.0/24"]
-deny = ["198.51.100.128/25", "2001:db8:1:ff::/64"]
-
-[[service]]
-name = "open"
-ports = ["tcp/80", "icmp/echo", "proto/47"]
-allow = ["any"]
-
-[[service]]
-name = "shut"
-ports = ["tcp/81"]
-"#;
-
-fn policy(text: &str) -> Policy {
-    match parse(text, Path::new("policy.toml"), 0) {
-        Ok(loaded) => loaded.policy,
-        Err(error) => panic!("{error}"),
-    }
-}
-
-fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
-}
-
-/// The kernel and the host side by side.
-struct Both {
-    kernel: Kernel,
-    compiled: Compiled,
-    flows: Flows,
-    config: Config,
-    own: HashSet<firewall_common::control::AddressKey>,
-}
-
-impl Both {
-    fn new(policy: &Policy) -> Both {
-        let mut kernel = Kernel::new().unwrap();
-        let compiled = kernel.enforce(policy).unwrap();
-        let config = Config {
-            link_control: 0,
-            ..Config::DEFAULT
-        };
-        let flows = Flows {
-            seed: kernel.seed().unwrap(),
-            ..Flows::default()
-        };
-        Both {
-            kernel,
-            compiled,
-            flows,
-            config,
-            own: HashSet::new(),
-        }
-    }
-
-    /// Judges a frame on both sides, compares everything, and returns the reason.
-    fn judge(&mut self, frame: &[u8]) -> Reason {
-        self.flows.now_s = monotonic_s();
-        let node = Node {
-            image: &self.compiled.image,
-            config: &self.config,
-            own: &self.own,
-            flows: &self.flows,
-        };
-        let (outcome, steps) = decide(&node, frame);
-        let (verdict, counted) = self.kernel.judge(frame).unwrap();
-        let expected = vec![(outcome.ending, false, 1, frame.len() as u64)];
-        assert_eq!(
-            counted,
-            expected,
-            "counters after {outcome:?}, by {steps:?}, of {}",
-            hex(frame)
-        );
-        assert_eq!(verdict, outcome.reason.verdict(), "{outcome:?} of {}", hex(frame));
-        assert_eq!(
-            self.compiled.endings[outcome.ending as usize].reason,
-            Some(outcome.reason)
-        );
-        outcome.reason
-    }
-}
-
-fn hex(frame: &[u8]) -> String {
-    frame.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-const DST4: &str = "192.0.2.1";
-const DST6: &str = "2001:db8::1";
-
-fn dst(src: &str) -> IpAddr {
-    ip(if ip(src).is_ipv4() { DST4 } else { DST6 })
-}
-
-fn syn(src: &str, port: u16) -> FrameBuilder {
-    FrameBuilder::tcp_syn(ip(src), 40_000, dst(src), port)
-}
-
-fn udp(src: &str, src_port: u16, port: u16) -> FrameBuilder {
-    FrameBuilder::udp(ip(src), src_port, dst(src), port)
-}
-
-fn with(src: &str, transport: Transport) -> FrameBuilder {
-    FrameBuilder::new(ip(src), dst(src), transport)
-}
 
 fn flags(bits: u8) -> FrameBuilder {
     with(
@@ -141,20 +22,6 @@ fn flags(bits: u8) -> FrameBuilder {
             flags: bits,
         },
     )
-}
-
-fn icmp(src: &str, icmp_type: u8, hop_limit: u8) -> FrameBuilder {
-    let mut frame = with(
-        src,
-        Transport::Icmp {
-            icmp_type,
-            code: 0,
-            id: 7,
-        },
-    )
-    .payload(&[0; 20]);
-    frame.hop_limit = hop_limit;
-    frame
 }
 
 /// Hop-by-hop, destination options or routing (no segments left): eight bytes without the next header.
@@ -183,7 +50,8 @@ fn each_matcher_ends_as_its_table_says() {
     evil_bit.fragment = 0x8000;
     let mut later = syn(allowed4, 8443);
     later.fragment = 1;
-    let mut first = syn(allowed4, 8443);
+    // All parts but the last are multiples of eight bytes.
+    let mut first = syn(allowed4, 8443).payload(&[0; 4]);
     first.fragment = 0x2000;
     let mut first_short =
         FrameBuilder::new(ip(allowed4), ip(DST4), Transport::Raw(protocol::TCP)).payload(&[0; 16]);
@@ -211,7 +79,11 @@ fn each_matcher_ends_as_its_table_says() {
     let mut v6_bad = syn(allowed6, 8443).build();
     v6_bad[14] = 0x40;
     let fragment6 =
-        |offset: u16| syn(allowed6, 8443).extension(44, &[0, (offset >> 8) as u8, offset as u8, 0, 0, 0, 1]);
+        |offset: u16| {
+            // Of a datagram of its own each.
+            let header = [0, (offset >> 8) as u8, offset as u8, 0, 0, 0, offset as u8];
+            syn(allowed6, 8443).payload(&[0; 4]).extension(44, &header)
+        };
     let eight = (0..8).fold(syn(allowed6, 8443), |frame, _| frame.extension(60, PADDED));
     let nine = (0..9).fold(syn(allowed6, 8443), |frame, _| frame.extension(60, PADDED));
     let ra = |src: &str, hop_limit| icmp(src, 134, hop_limit).build();
@@ -539,32 +411,6 @@ fn each_matcher_ends_as_its_table_says() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-}
-
-#[test]
-fn the_gate_admits_the_answer_of_the_peer_that_was_asked_only() {
-    let mut both = Both::new(&policy(POLICY));
-    let peer = "192.0.2.53";
-    let now = monotonic_s();
-    for (bank, port, peer_port) in [(Bank::Udp, 40_001, 53), (Bank::Echo, 7, 0)] {
-        let key = address_key(ip(peer));
-        let cell = gate::Cell::new(gate::peer(both.flows.seed, key.high, key.low, peer_port), now);
-        both.kernel.open_gate(bank, port, cell).unwrap();
-        both.flows.gate.insert(bank.cell(port), cell);
-    }
-    assert_eq!(both.judge(&udp(peer, 53, 40_001).build()), Reason::Reply);
-    assert_eq!(both.judge(&udp(peer, 54, 40_001).build()), Reason::Closed);
-    assert_eq!(both.judge(&udp("192.0.2.54", 53, 40_001).build()), Reason::Closed);
-    assert_eq!(both.judge(&udp(peer, 53, 40_002).build()), Reason::Closed);
-    assert_eq!(both.judge(&icmp(peer, 0, 64).build()), Reason::Reply);
-    assert_eq!(both.judge(&icmp("192.0.2.54", 0, 64).build()), Reason::Closed);
-    // A denied peer may not even answer.
-    let denied = "203.0.113.66";
-    let key = address_key(ip(denied));
-    let cell = gate::Cell::new(gate::peer(both.flows.seed, key.high, key.low, 53), now);
-    both.kernel.open_gate(Bank::Udp, 40_003, cell).unwrap();
-    both.flows.gate.insert(Bank::Udp.cell(40_003), cell);
-    assert_eq!(both.judge(&udp(denied, 53, 40_003).build()), Reason::Denied);
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub mod views;
 pub mod watch;
 
 use crate::api::server;
-use crate::datapath::Datapath;
+use crate::datapath::{Datapath, Options};
 use crate::metrics;
 use crate::monitor::{self, Hub, record::Directory};
 use crate::store::last_good::LastGood;
@@ -182,11 +182,14 @@ fn own(
             .transpose()?;
         let pins = config.pins.clone();
         let with_kernel_log = config.kernel_log;
-        let features = config.features;
+        let options = Options {
+            features: config.features,
+            ..Options::default()
+        };
         let mut owner = Owner::new(config, Arc::new(SystemClock), &clock::boot_id(), outlets)?;
         // Without pins nothing is in force, so a mistake in the policy ends it here, before anything was changed.
         owner.read_policy(early.is_none())?;
-        let mut datapath = Datapath::open_with(&pins, features).context("cannot set up the data path")?;
+        let mut datapath = Datapath::open_with(&pins, options).context("cannot set up the data path")?;
         let _pins_lock = early.map_or_else(|| lock::pins(&pins), Ok)?;
         let kernel_log = with_kernel_log.then(|| datapath.take_kernel_log());
         if let Some(None) = kernel_log {

@@ -483,6 +483,7 @@ impl Owner {
             link_control: self.config.link_control,
             failsafe: self.config.failsafe_entries(),
             own: self.links.own_addresses(),
+            ..NodeConfig::default()
         }
     }
 

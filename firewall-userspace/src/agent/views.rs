@@ -14,10 +14,11 @@ use crate::api::types::{
 };
 use crate::datapath::{Datapath, Ingress, Interface, Part, TcMode};
 use crate::policy::model::{self, Action, EgressId, Place, Rule, ServiceId};
-use crate::simulate::Flows;
+use crate::simulate::{Flows, Memory};
 use firewall_common::control::{AddressKey, Config as Control};
 use firewall_common::counter::Counter;
 use firewall_common::verdict::{Direction, Reason};
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::net::IpAddr;
 
@@ -343,10 +344,14 @@ impl Owner {
             .as_ref()
             .map(Datapath::gate_cells)
             .unwrap_or_default();
+        let (flows, fragments) = self.datapath.as_ref().map(Datapath::tables).unwrap_or_default();
         let flows = Flows {
-            gate,
+            gate: RefCell::new(gate),
             seed,
             now_s: clock::monotonic().as_secs() as u32,
+            generation: self.in_force.as_ref().map_or(0, |in_force| in_force.generation),
+            flows: Memory::from_words(flows),
+            fragments: Memory::from_words(fragments),
             ..Flows::default()
         };
         Some(ExplainBasis {

@@ -50,17 +50,17 @@ pub(super) fn read_counters(map: &Mapping, generation: u64, stride: u32, endings
 }
 
 /// The words of an `InterfaceCounter` of each CPU, summed.
-pub(super) fn interface(cells: &[[u64; 4]]) -> InterfaceCounter {
+pub(super) fn interface(cells: &[[u64; 8]]) -> InterfaceCounter {
     let sum = |at: usize| cells.iter().fold(0_u64, |sum, cell| sum.wrapping_add(cell[at]));
+    let side = |at| Counter {
+        packets: sum(at),
+        bytes: sum(at + 1),
+    };
     InterfaceCounter {
-        passed: Counter {
-            packets: sum(0),
-            bytes: sum(1),
-        },
-        dropped: Counter {
-            packets: sum(2),
-            bytes: sum(3),
-        },
+        passed: side(0),
+        dropped: side(2),
+        egress_passed: side(4),
+        egress_dropped: side(6),
     }
 }
 
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn interface_counters_sum_over_cpus() {
-        let sum = interface(&[[1, 2, 3, 4], [10, 20, 30, 40]]);
+        let sum = interface(&[[1, 2, 3, 4, 5, 6, 7, 8], [10, 20, 30, 40, 50, 60, 70, 80]]);
         assert_eq!(
             sum.passed,
             Counter {
@@ -96,6 +96,13 @@ mod tests {
             Counter {
                 packets: 33,
                 bytes: 44
+            }
+        );
+        assert_eq!(
+            sum.egress_dropped,
+            Counter {
+                packets: 77,
+                bytes: 88
             }
         );
     }

@@ -133,7 +133,8 @@ fn parse(record: &[u8]) -> Option<Event> {
         reason: field!(reason: u8),
         tcp_flags: field!(tcp_flags: u8),
         observed: field!(observed: u8),
-        pad: [0; 7],
+        direction: field!(direction: u8),
+        pad: [0; 6],
     })
 }
 
@@ -148,8 +149,8 @@ mod tests {
         assert_eq!(event.time_ns, u64::from_ne_bytes([0, 1, 2, 3, 4, 5, 6, 7]));
         assert_eq!(event.ifindex, u32::from_ne_bytes([48, 49, 50, 51]));
         assert_eq!(event.service, u16::from_ne_bytes([60, 61]));
-        assert_eq!((event.version, event.observed), (72, 76));
-        assert_eq!(event.pad, [0; 7]);
+        assert_eq!((event.version, event.observed, event.direction), (72, 76, 77));
+        assert_eq!(event.pad, [0; 6]);
     }
 
     #[test]

@@ -1,17 +1,18 @@
 //! The gate's cells seen from user space: opened for connections that are older than the programs, closed when
-//! their socket is gone.
+//! neither a socket nor a flow uses the port any more.
 //!
 //! Layout and meaning: `firewall_common::gate`. The kernel writes whole words without locks, so a sweep
-//! compares and swaps, against what it read before it asked for the sockets: a socket that was opened in between has
-//! changed its cell, or is in the dump. What a policy closes is stored outright.
+//! compares and swaps, against what it read before it asked for sockets and flows: one that was opened in between has
+//! changed its cell, or is in the dump.
 
 use super::{
     DatapathError,
     sys::Mapping,
     wire::{self, Connection, NetlinkError, Request},
 };
-use firewall_common::gate::{Bank, CELLS, CELLS_PER_BANK, Cell, REPLY_SECONDS};
-use nix::time::{ClockId, clock_gettime};
+use super::flows::{Flow, now_s};
+use firewall_common::gate::{Bank, CELLS, CELLS_PER_BANK, Cell};
+use firewall_common::packet::protocol;
 use rtnetlink::sys::protocols::NETLINK_SOCK_DIAG;
 use std::{
     collections::{HashMap, HashSet},
@@ -53,25 +54,32 @@ impl Gate {
         }
     }
 
-    /// Closes the cells of connections that the host had; the first time, opens those of connections that it has.
-    pub fn refresh(&mut self) -> Result<(), DatapathError> {
+    /// Closes the cells of connections that the host had; the first time, opens those of connections that it has. `flows`
+    /// reads the live flows, after the cells.
+    pub fn refresh(
+        &mut self,
+        flows: impl FnOnce() -> Result<Vec<Flow>, DatapathError>,
+    ) -> Result<(), DatapathError> {
         let now_s = now_s()?;
         let open: Vec<(u32, u64)> = (0..CELLS)
             .map(|index| (index, self.cells.load_u64(index as usize * 8)))
             .filter(|(_, word)| Cell(*word).is_open())
             .collect();
         let sockets = Sockets::read()?;
+        let flowing: HashSet<u32> = flows()?.iter().filter_map(cell).collect();
 
-        // Not young enough to answer by itself: a packet still asks the socket table.
-        let seed = Cell::new(0, now_s.saturating_sub(REPLY_SECONDS + 1));
         if std::mem::take(&mut self.fresh) {
+            // Old enough to be closed as soon as the socket is gone.
+            let seed = Cell::new(now_s.saturating_sub(YOUNG_SECONDS + 1));
             for index in sockets.opened() {
                 let _ = self.swap(index, 0, seed.0);
             }
         }
         let stale: HashMap<u32, u64> = open
             .into_iter()
-            .filter(|(index, word)| age(*word, now_s) > YOUNG_SECONDS && !sockets.holds(*index))
+            .filter(|(index, word)| {
+                age(*word, now_s) > YOUNG_SECONDS && !sockets.holds(*index) && !flowing.contains(index)
+            })
             .collect();
         for (index, word) in &stale {
             if self.stale.get(index) == Some(word) {
@@ -80,39 +88,6 @@ impl Gate {
         }
         self.stale = stale;
         Ok(())
-    }
-
-    /// Closes the cells of all ports that `named` says a service has. Egress leaves them closed from then on, so
-    /// that a client whose service goes is not taken for a peer that the host asked.
-    pub fn close_named(&self, named: impl Fn(Bank, u16) -> bool) {
-        for bank in [Bank::Tcp, Bank::Udp] {
-            for port in (0..=u16::MAX).filter(|port| named(bank, *port)) {
-                self.store(bank.cell(port), 0);
-            }
-        }
-    }
-
-    /// Forgets the peers of all datagrams: when what was open closes, the clients of servers that answered until now
-    /// look like peers that the host asked. Connected sockets go on; an answer that is under way right now is lost.
-    pub fn forget_datagrams(&self) -> Result<(), DatapathError> {
-        let sockets = Sockets::read()?;
-        let seed = Cell::new(0, now_s()?.saturating_sub(REPLY_SECONDS + 1));
-        for port in 0..=u16::MAX {
-            let cell = Bank::Udp.cell(port);
-            let word = if sockets.udp_connected.contains(&port) {
-                seed.0
-            } else {
-                0
-            };
-            if self.cells.load_u64(cell as usize * 8) != 0 {
-                self.store(cell, word);
-            }
-        }
-        Ok(())
-    }
-
-    fn store(&self, index: u32, word: u64) {
-        self.cells.u64(index as usize * 8).store(word, Ordering::Relaxed);
     }
 
     /// The cells that are open now, by index.
@@ -135,12 +110,14 @@ fn age(word: u64, now_s: u32) -> u32 {
     if age > u32::MAX / 2 { 0 } else { age }
 }
 
-/// The clock that the programs write cells by.
-fn now_s() -> Result<u32, DatapathError> {
-    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
-        .map(|time| time.tv_sec() as u32)
-        .map_err(io::Error::from)
-        .map_err(DatapathError::system("reading the monotonic clock"))
+/// The cell of a flow's local port.
+fn cell(flow: &Flow) -> Option<u32> {
+    let bank = match flow.key.protocol() {
+        protocol::TCP => Bank::Tcp,
+        protocol::UDP => Bank::Udp,
+        _ => return None,
+    };
+    flow.is_live().then(|| bank.cell(flow.key.local_port()))
 }
 
 /// Local ports of the sockets of this network namespace.
@@ -259,13 +236,12 @@ impl Sockets {
         tcp.chain(self.udp_connected.iter().map(|port| Bank::Udp.cell(*port)))
     }
 
-    /// Whether a socket has the port of a cell; echo identifiers have none.
+    /// Whether a socket has the port of a cell.
     fn holds(&self, index: u32) -> bool {
         let port = (index % CELLS_PER_BANK) as u16;
         match index / CELLS_PER_BANK {
             0 => self.tcp.contains(&port),
-            1 => self.udp.contains(&port),
-            _ => false,
+            _ => self.udp.contains(&port),
         }
     }
 }
@@ -294,7 +270,7 @@ mod tests {
             assert!(cells.contains(&Bank::Tcp.cell(opened)));
             assert!(!cells.contains(&Bank::Tcp.cell(listening)));
             assert!(cells.contains(&Bank::Udp.cell(udp)));
-            assert!(sockets.holds(Bank::Tcp.cell(listening)) && !sockets.holds(Bank::Echo.cell(udp)));
+            assert!(sockets.holds(Bank::Tcp.cell(listening)) && sockets.holds(Bank::Udp.cell(udp)));
         }
     }
 
@@ -310,8 +286,8 @@ mod tests {
 
     #[test]
     fn a_cell_from_the_future_is_new() {
-        assert_eq!(age(Cell::new(1, 100).0, 100), 0);
-        assert_eq!(age(Cell::new(1, 100).0, 221), 121);
-        assert_eq!(age(Cell::new(1, 100).0, 99), 0);
+        assert_eq!(age(Cell::new(100).0, 100), 0);
+        assert_eq!(age(Cell::new(100).0, 221), 121);
+        assert_eq!(age(Cell::new(100).0, 99), 0);
     }
 }

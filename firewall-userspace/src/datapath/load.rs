@@ -12,9 +12,10 @@ use aya::{
 use firewall_common::{
     LAYOUT_VERSION,
     control::{AddressKey, Config, Control, SLOTS},
-    counter::{INTERFACE_CELLS, InterfaceCounter},
+    counter::{INTERFACE_CELLS, InterfaceCounter, Tally},
     event::Sampler,
-    gate,
+    flow::SET_WORDS,
+    fragment, gate,
     verdict::Reason,
 };
 use nix::{
@@ -38,7 +39,7 @@ const EVENTS_BYTES: u32 = 1 << 20;
 /// Own addresses that `LOCAL` holds.
 pub(super) const MAX_OWN: usize = 4096;
 
-/// A pinned map: its name, and the type, key size, value size and length that it must have.
+/// A pinned map: its name, and the type, key size, value size and length that it must have; 0 for any power of two.
 struct Shape(&'static str, u32, u32, u32, u32);
 
 const HASH: u32 = 1;
@@ -47,7 +48,7 @@ const PER_CPU_ARRAY: u32 = 6;
 const ARRAY_OF_MAPS: u32 = 12;
 const RING_BUFFER: u32 = 27;
 
-const MAPS: [Shape; 9] = [
+const MAPS: [Shape; 12] = [
     Shape("IMAGES", ARRAY_OF_MAPS, 4, 4, SLOTS),
     Shape("COUNTERS", ARRAY_OF_MAPS, 4, 4, SLOTS),
     Shape("CONTROL", ARRAY, 4, size_of::<Control>() as u32, 1),
@@ -60,6 +61,10 @@ const MAPS: [Shape; 9] = [
         INTERFACE_CELLS,
     ),
     Shape("GATE", ARRAY, 4, 8, gate::CELLS),
+    // The length of FLOWS is whatever it was made with.
+    Shape("FLOWS", ARRAY, 4, SET_WORDS * 8, 0),
+    Shape("FRAGMENTS", ARRAY, 4, SET_WORDS * 8, fragment::SETS),
+    Shape("TALLIES", PER_CPU_ARRAY, 4, 8, Tally::COUNT),
     Shape("LOCAL", HASH, size_of::<AddressKey>() as u32, 4, MAX_OWN as u32),
     Shape("EVENTS", RING_BUFFER, 0, 0, EVENTS_BYTES),
     Shape(
@@ -140,8 +145,13 @@ impl Programs {
 }
 
 /// Loads the programs over the maps pinned in `directory`, which are made where they are missing.
-pub(super) fn load(directory: &Path, frags: bool) -> Result<(Programs, Maps), DatapathError> {
+pub(super) fn load(
+    directory: &Path,
+    frags: bool,
+    flow_sets: u32,
+) -> Result<(Programs, Maps), DatapathError> {
     let mut loader = EbpfLoader::new();
+    loader.map_max_entries("FLOWS", flow_sets);
     for Shape(name, ..) in MAPS {
         loader.map_pin_path(name, directory.join(name));
     }
@@ -270,8 +280,13 @@ fn check_shape(directory: &Path, shape: &Shape) -> Result<(), DatapathError> {
     let info = sys::open_pin(&path)
         .and_then(|map| sys::map_info(map.as_fd()))
         .map_err(DatapathError::path("opening the pin", &path))?;
-    let found = (info.map_type, info.key_size, info.value_size, info.max_entries);
-    if found == (map_type, key_size, value_size, max_entries) {
+    let found = (info.map_type, info.key_size, info.value_size);
+    let fits = if max_entries == 0 {
+        info.max_entries.is_power_of_two()
+    } else {
+        info.max_entries == max_entries
+    };
+    if fits && found == (map_type, key_size, value_size) {
         Ok(())
     } else {
         Err(DatapathError::MapShape { path })

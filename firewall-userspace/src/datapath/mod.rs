@@ -12,6 +12,7 @@ mod clsact;
 mod counters;
 pub mod device;
 mod events;
+mod flows;
 mod gate;
 mod image;
 mod load;
@@ -27,6 +28,7 @@ mod xdp;
 pub use attach::{AttachError, Attachment, Features, Hook, Ingress, Part, TcMode, Way};
 pub use counters::{EndingCounter, EndingCounters};
 pub use events::EventReader;
+pub use flows::Flow;
 pub use image::InForce;
 pub use load::KernelLog;
 pub use netlink::Interface;
@@ -38,11 +40,14 @@ use attach::Attacher;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use firewall_common::{
     control::{AddressKey, Config, Control, Failsafe, MAX_FAILSAFE, SLOTS, Selector},
-    counter::{InterfaceCounter, interface_cell},
-    gate::{Bank, CELLS, Cell},
-    image::{Image, NO_SERVICE, PortKey, SlicePages},
+    counter::{InterfaceCounter, Tally, interface_cell},
+    flow::{SET_WORDS, SETS, State, WAYS},
+    fragment,
+    gate::{CELLS, Cell},
+    image::{Image, SlicePages},
     verdict::Reason,
 };
+use flows::FlowTable;
 use gate::Gate;
 use image::{OuterMaps, Slots};
 use load::Programs;
@@ -58,7 +63,7 @@ use std::{
 use sys::Mapping;
 
 /// What the node is told outside of its policy.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeConfig {
     /// Count what would drop, and pass it.
     pub observe: bool,
@@ -67,6 +72,48 @@ pub struct NodeConfig {
     pub failsafe: Vec<Failsafe>,
     /// Addresses of this host: what comes from one of them is not from the wire.
     pub own: Vec<IpAddr>,
+    /// Seconds by `firewall_common::flow::State`.
+    pub flow_timeouts: [u32; State::COUNT],
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        NodeConfig {
+            observe: false,
+            link_control: 0,
+            failsafe: Vec::new(),
+            own: Vec::new(),
+            flow_timeouts: firewall_common::flow::TIMEOUTS,
+        }
+    }
+}
+
+/// What the data path is made with.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Features to use if the kernel has them.
+    pub features: Features,
+    /// Flows that the table holds at most, rounded up to a power of two. A table that exists keeps its size.
+    pub flows: u32,
+}
+
+impl Options {
+    /// Flows that a table may hold: 64 bytes each, of kernel memory.
+    pub const FLOWS: std::ops::RangeInclusive<u32> = 512..=16_777_216;
+
+    fn flow_sets(&self) -> u32 {
+        let flows = self.flows.clamp(*Self::FLOWS.start(), *Self::FLOWS.end());
+        (flows / WAYS).next_power_of_two()
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            features: Features::ALL,
+            flows: SETS * WAYS,
+        }
+    }
 }
 
 /// A call to the kernel failed, or would have.
@@ -160,9 +207,12 @@ pub struct Datapath {
     slots: Slots,
     config: Array<MapData, [u8; CONFIG_BYTES]>,
     local: HashMap<MapData, [u64; 2], u32>,
-    interfaces: PerCpuArray<MapData, [u64; 4]>,
+    interfaces: PerCpuArray<MapData, [u64; size_of::<InterfaceCounter>() / 8]>,
     sampler: PerCpuArray<MapData, [u64; 3]>,
     gate: Mutex<Gate>,
+    flows: FlowTable,
+    fragments: Mapping,
+    tallies: PerCpuArray<MapData, u64>,
     events: OwnedFd,
     events_taken: Arc<AtomicBool>,
     kernel_log: Option<KernelLog>,
@@ -174,16 +224,17 @@ impl Datapath {
     /// Loads the programs and makes or takes over the pinned maps. Mounts the BPF file system if it is missing.
     /// Attaches and replaces nothing yet.
     pub fn open(pins: &Path) -> Result<Datapath, DatapathError> {
-        Datapath::open_with(pins, Features::ALL)
+        Datapath::open_with(pins, Options::default())
     }
 
-    /// The same, without the features that `allowed` lacks even if the kernel has them.
-    pub fn open_with(pins: &Path, allowed: Features) -> Result<Datapath, DatapathError> {
+    /// The same, otherwise than by default.
+    pub fn open_with(pins: &Path, options: Options) -> Result<Datapath, DatapathError> {
+        let allowed = options.features;
         load::check_privileges()?;
         // Only kernels before 5.11 need it, and on them creating a map says so.
         let _ = sys::lift_memlock();
         let directory = load::prepare_pins(pins)?;
-        let (programs, mut maps) = load::load(&directory, allowed.frags)?;
+        let (programs, mut maps) = load::load(&directory, allowed.frags, options.flow_sets())?;
 
         let images: MapOnly = maps.take("IMAGES")?;
         let counters: MapOnly = maps.take("COUNTERS")?;
@@ -198,6 +249,24 @@ impl Datapath {
         let slots = Slots::open(&directory, outer)?;
         let gate = Mapping::new(gate.0.fd().as_fd(), CELLS as usize * 8, true)
             .map_err(DatapathError::system("mapping the gate"))?;
+        let flows: MapOnly = maps.take("FLOWS")?;
+        let sets = sys::map_info(flows.0.fd().as_fd())
+            .map_err(DatapathError::system("asking for the size of the flow table"))?
+            .max_entries;
+        let set_bytes = SET_WORDS as usize * 8;
+        let flows = Mapping::new(flows.0.fd().as_fd(), sets as usize * set_bytes, true)
+            .map_err(DatapathError::system("mapping the flow table"))?;
+        let fragments: MapOnly = maps.take("FRAGMENTS")?;
+        let fragments = Mapping::new(
+            fragments.0.fd().as_fd(),
+            fragment::SETS as usize * set_bytes,
+            false,
+        )
+        .map_err(DatapathError::system("mapping the fragment table"))?;
+        slots
+            .control()
+            .u32(offset_of!(Control, flow_mask))
+            .store(sets - 1, Ordering::Relaxed);
         let features = Features {
             frags: programs.frags,
             tcx: allowed.tcx && tc::has_tcx(programs.egress.fd.as_fd()),
@@ -219,6 +288,9 @@ impl Datapath {
             interfaces: maps.take("IFACES")?,
             sampler: maps.take("SAMPLER")?,
             gate: Mutex::new(Gate::new(gate, fresh)),
+            flows: FlowTable::new(flows),
+            fragments,
+            tallies: maps.take("TALLIES")?,
             events: clone_fd(&events)?,
             events_taken: Arc::default(),
             kernel_log: maps.kernel_log(),
@@ -266,18 +338,8 @@ impl Datapath {
         let closes = self.slots.default_allows() == Some(true);
         let retired = self.slots.switch(compiled, generation)?;
         let pages = SlicePages(&compiled.image);
-        if let Some(image) = Image::open(&pages) {
-            let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-            gate.close_named(|bank, port| {
-                let key = match bank {
-                    Bank::Tcp => PortKey::tcp(port),
-                    _ => PortKey::udp(port),
-                };
-                image.service(key).is_some_and(|service| service != NO_SERVICE)
-            });
-            if closes && !image.default_allows() {
-                gate.forget_datagrams()?;
-            }
+        if closes && Image::open(&pages).is_some_and(|image| !image.default_allows()) {
+            self.flows.forget_datagrams();
         }
         Ok(retired)
     }
@@ -352,10 +414,7 @@ impl Datapath {
             self.slots.grace()?;
             let observed = current[offset_of!(Config, observe)..][..4] != [0; 4];
             if observed && !config.observe {
-                self.gate
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .forget_datagrams()?;
+                self.flows.forget_datagrams();
             }
         }
         self.forget(known.difference(&own))
@@ -451,6 +510,11 @@ impl Datapath {
         Ok([pair.ingress.fd.as_fd(), pair.egress.fd.as_fd()])
     }
 
+    /// The program that judges frames that go out, for `BPF_PROG_TEST_RUN`.
+    pub fn egress_program(&self) -> BorrowedFd<'_> {
+        self.programs.egress.fd.as_fd()
+    }
+
     /// Interfaces that have programs of this instance, attached by this or an earlier process.
     pub fn attached(&self) -> Result<Vec<u32>, DatapathError> {
         pins::attached(&self.pins).map_err(DatapathError::path("reading", &self.pins))
@@ -460,10 +524,44 @@ impl Datapath {
     /// attaching, and once a minute.
     pub fn seed_gate(&self) -> Result<(), DatapathError> {
         // A panic in between leaves nothing half done: cells are single words.
-        self.gate.lock().unwrap_or_else(PoisonError::into_inner).refresh()
+        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        gate.refresh(|| self.flows.read(&self.flow_timeouts()?))
     }
 
-    /// The open cells of the gate, by index, and the seed of the peers in them.
+    /// All flows that the table holds, with those that have expired and wait to be displaced.
+    pub fn flows(&self) -> Result<Vec<Flow>, DatapathError> {
+        self.flows.read(&self.flow_timeouts()?)
+    }
+
+    /// Flows that are alive, and how many the table holds at most.
+    pub fn flow_pressure(&self) -> Result<(usize, usize), DatapathError> {
+        Ok((self.flows.live(&self.flow_timeouts()?)?, self.flows.capacity()))
+    }
+
+    /// The words of the flow table and of the fragment table, as they are.
+    pub fn tables(&self) -> (Vec<u64>, Vec<u64>) {
+        let fragments = (0..self.fragments.len() / 8).map(|index| self.fragments.load_u64(index * 8));
+        (self.flows.words(), fragments.collect())
+    }
+
+    /// What happened to the tables since they were made.
+    pub fn tally(&self, tally: Tally) -> Result<u64, DatapathError> {
+        let cells = self
+            .tallies
+            .get(&(tally as u32), 0)
+            .map_err(DatapathError::map("TALLIES"))?;
+        Ok(cells.iter().fold(0, |sum: u64, cell| sum.wrapping_add(*cell)))
+    }
+
+    fn flow_timeouts(&self) -> Result<[u32; State::COUNT], DatapathError> {
+        let current = self
+            .config
+            .get(&self.slots.selector().config(), 0)
+            .map_err(DatapathError::map("CONFIG"))?;
+        Ok(flows::timeouts(&current))
+    }
+
+    /// The open cells of the gate, by index, and the seed that keys the hashes of the tables.
     pub fn gate_cells(&self) -> (std::collections::HashMap<u32, Cell>, u64) {
         let cells = self
             .gate
@@ -473,7 +571,7 @@ impl Datapath {
         (cells, self.slots.control().load_u64(offset_of!(Control, seed)))
     }
 
-    /// Keys the hash of peers, once in the life of the maps.
+    /// Keys the hashes of flows and fragments, once in the life of the maps.
     fn seed(&self) -> Result<(), DatapathError> {
         let seed = self.slots.control().u64(offset_of!(Control, seed));
         if seed.load(Ordering::Relaxed) == 0 {
@@ -564,6 +662,7 @@ fn node_config(config: &NodeConfig, own: &HashSet<[u64; 2]>) -> Result<Config, D
     let mut words = Config {
         observe: config.observe.into(),
         link_control: config.link_control,
+        flow_timeouts: config.flow_timeouts,
         ..Config::DEFAULT
     };
     for [high, low] in own {
@@ -599,6 +698,12 @@ fn encode(config: &Config) -> [u8; CONFIG_BYTES] {
         offset_of!(Config, failsafe_count),
         &config.failsafe_count.to_ne_bytes(),
     );
+    for (index, seconds) in config.flow_timeouts.iter().enumerate() {
+        put(
+            offset_of!(Config, flow_timeouts) + index * 4,
+            &seconds.to_ne_bytes(),
+        );
+    }
     for (index, entry) in config.failsafe.iter().enumerate() {
         let at = offset_of!(Config, failsafe) + index * size_of::<Failsafe>();
         put(
@@ -654,6 +759,7 @@ mod tests {
             link_control: 7,
             failsafe: vec![entry; 2],
             own: vec!["192.0.2.1".parse().unwrap()],
+            ..NodeConfig::default()
         };
         let own = config.own.iter().map(|address| halves(*address)).collect();
         let words = node_config(&config, &own).unwrap();

@@ -12,6 +12,7 @@ use firewall_common::decide::Socket as Kind;
 use firewall_common::gate::{Bank, Cell};
 use firewall_common::packet::tcp;
 use firewall_common::verdict::{Reason, Verdict};
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 
@@ -189,12 +190,11 @@ fn opened(table: &[Socket]) -> Flows {
             } else {
                 Bank::Udp
             };
-            // Long ago: it answers by its socket.
-            (bank.cell(socket.local.port()), Cell::new(0, 0))
+            (bank.cell(socket.local.port()), Cell::new(0))
         })
         .collect();
     Flows {
-        gate,
+        gate: RefCell::new(gate),
         now_s: 1 << 20,
         sockets,
         ..Flows::default()

@@ -148,6 +148,32 @@ impl<'a> Account<'a> {
                 "reply",
                 "this host has opened something from that port: it may be an answer".to_owned(),
             ),
+            Step::Flow(None) => step(
+                "reply",
+                "the flow table knows of nothing that it answers".to_owned(),
+            ),
+            Step::Flow(Some(state)) => step(
+                "reply",
+                format!("it answers a flow that this host opened ({})", state.word()),
+            ),
+            Step::Later(None) => step(
+                "fragment",
+                "no first fragment of its datagram was admitted before it".to_owned(),
+            ),
+            Step::Later(Some(reason)) => step(
+                "fragment",
+                format!("it follows the first fragment of its datagram ({})", reason.word()),
+            ),
+            Step::Quote { known: true } => step(
+                "related",
+                "it reports an error of something that this host sends".to_owned(),
+            ),
+            Step::Quote { known: false } => step(
+                "related",
+                "it quotes nothing that this host sends".to_owned(),
+            ),
+            Step::Answer { key, service } => step("answer", self.port(key, service)),
+            Step::Egress { key, .. } => step("egress", format!("the egress rules for {}", show_port(key))),
             Step::Socket(socket) => step(
                 "reply",
                 match socket {

@@ -1,0 +1,219 @@
+//! Parts of the decision as functions of their own.
+//!
+//! The BPF verifier walks a global function once, for any arguments, and not at each place and on each way that leads to
+//! it (kernel commit 51c39bb1d5d1; pointers to memory since e5069b9c23b3, 5.12). So what is not on the way of most
+//! packets, and what loops, stands here. A call costs 1-2 ns. Arguments are structs of plain words, results are words.
+
+use crate::frame::{BareFrame, SkbFrame, XdpFrame};
+use crate::kernel::{Context, Node, PolicyPage, config, control, now_s, policy_pages, zero};
+use crate::maps::PageBytes;
+use crate::tables::{FlowTable, FragmentTable};
+use aya_ebpf::bindings::{__sk_buff, xdp_md};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use firewall_common::decide;
+use firewall_common::flow::{Flows, Key, Left, Sends};
+use firewall_common::fragment::{Fragments, Remembered};
+use firewall_common::image::Image;
+use firewall_common::packet::{Fragment, Frame, Packet};
+use firewall_common::quote::quoted;
+use firewall_common::verdict::Reason;
+
+/// What both tables are asked.
+#[repr(C)]
+pub struct Asked {
+    pub key: Key,
+    /// Slot of the configuration in force.
+    pub config: u32,
+    pub ifindex: u32,
+    /// TCP flags of what came in, [`Sends`] of what goes out.
+    pub what: u32,
+    pub pad: u32,
+}
+
+/// [`Flows::came_in`]: the number of a state, 0 for no flow.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn flow_in(asked: *const Asked) -> u64 {
+    // SAFETY: the verifier lets callers pass a whole struct or null only.
+    let Some(asked) = (unsafe { asked.as_ref() }) else {
+        return 0;
+    };
+    let (Some(control), Some(config)) = (control(), config(asked.config)) else {
+        return 0;
+    };
+    let flows = Flows {
+        table: &FlowTable {
+            mask: control.flow_mask,
+        },
+        seed: control.seed,
+        timeouts: &config.flow_timeouts,
+        now_s: now_s(),
+    };
+    flows
+        .came_in(&asked.key, asked.what as u8)
+        .map_or(0, |state| state as u64)
+}
+
+/// [`Flows::went_out`]: the number of a [`Left`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn flow_out(asked: *const Asked) -> u64 {
+    // SAFETY: as in `flow_in`.
+    let Some(asked) = (unsafe { asked.as_ref() }) else {
+        return Left::Lost as u64;
+    };
+    let (Some(control), Some(config)) = (control(), config(asked.config)) else {
+        return Left::Lost as u64;
+    };
+    let flows = Flows {
+        table: &FlowTable {
+            mask: control.flow_mask,
+        },
+        seed: control.seed,
+        timeouts: &config.flow_timeouts,
+        now_s: now_s(),
+    };
+    let sends = Sends::from_number(asked.what as u8);
+    flows.went_out(&asked.key, sends, asked.ifindex) as u64
+}
+
+/// A fragment, and how its first one ended: asked for a first one, answered for a later one.
+#[repr(C)]
+pub struct Part {
+    pub key: Key,
+    pub fragment: Fragment,
+    pub first: Remembered,
+}
+
+/// [`Fragments::first`]: 0, or the number of a reason.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fragment_first(part: *const Part) -> u64 {
+    // SAFETY: as in `flow_in`.
+    let Some(part) = (unsafe { part.as_ref() }) else {
+        return Reason::FragmentTable.number() as u64;
+    };
+    match fragments().first(&part.key, part.fragment, part.first) {
+        Ok(()) => 0,
+        Err(reason) => reason.number() as u64,
+    }
+}
+
+/// [`Fragments::later`]: 0 with the answer in `part`, or the number of a reason.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fragment_later(part: *mut Part) -> u64 {
+    // SAFETY: as in `flow_in`.
+    let Some(part) = (unsafe { part.as_mut() }) else {
+        return Reason::FragmentTable.number() as u64;
+    };
+    match fragments().later(&part.key, part.fragment) {
+        Ok(first) => {
+            part.first = first;
+            0
+        }
+        Err(reason) => reason.number() as u64,
+    }
+}
+
+#[inline(always)]
+fn fragments() -> Fragments<'static, FragmentTable> {
+    Fragments {
+        table: &FragmentTable,
+        seed: control().map_or(0, |control| control.seed),
+        now_s: now_s(),
+    }
+}
+
+/// No class, of [`class_of`].
+pub const NO_CLASS: u64 = u64::MAX;
+
+/// [`Image::class`] in the image of a slot, whose first page is at hand.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn class_of(first: *const PageBytes, slot: u32, version: u32, high: u64, low: u64) -> u64 {
+    let Some(pages) = policy_pages(slot, control()) else {
+        return NO_CLASS;
+    };
+    if first.is_null() {
+        return NO_CLASS;
+    }
+    let class = Image::opened(&pages, PolicyPage(first.cast())).class(version as u8, high, low);
+    class.map_or(NO_CLASS, |class| class as u64)
+}
+
+/// [`quoted`]: 1 with the key in `asked`, or 0.
+macro_rules! quote {
+    ($name:ident, $raw:ty, $context:expr, $frame:expr) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $name(ctx: *mut $raw, packet: *const Packet, asked: *mut Asked) -> u64 {
+            // SAFETY: as in `flow_in`.
+            let (Some(packet), Some(asked)) = (unsafe { (packet.as_ref(), asked.as_mut()) }) else {
+                return 0;
+            };
+            match quoted(&$frame(&$context(ctx)), packet) {
+                Some(key) => {
+                    asked.key = key;
+                    1
+                }
+                None => 0,
+            }
+        }
+    };
+}
+
+// Lengths were checked when the packet was read.
+quote!(quote_xdp, xdp_md, XdpContext::new, |ctx| XdpFrame::new(ctx, 0));
+quote!(quote_skb, __sk_buff, TcContext::new, SkbFrame::new);
+quote!(quote_raw, __sk_buff, TcContext::new, |ctx| BareFrame::new(
+    ctx,
+    control().map_or(0, zero)
+));
+
+/// The image cannot be read, of [`sends`].
+pub const UNREADABLE: u64 = u64::MAX;
+
+/// [`decide::sends`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sends(asked: *const Asked, slot: u32) -> u64 {
+    // SAFETY: as in `flow_in`.
+    let Some(asked) = (unsafe { asked.as_ref() }) else {
+        return UNREADABLE;
+    };
+    match decide::sends(&Node::of(&Nowhere, slot, asked.config), &asked.key) {
+        Some(known) => known as u64,
+        None => UNREADABLE,
+    }
+}
+
+/// The context of what needs none.
+struct Nowhere;
+
+impl Context for Nowhere {
+    fn ifindex(&self) -> u32 {
+        0
+    }
+    fn socket(&self, _asked: &Asked) -> u64 {
+        0
+    }
+    fn quote<F: Frame>(&self, _packet: &Packet, _asked: &mut Asked) -> u64 {
+        0
+    }
+}
+
+/// No entry, of [`failsafe_of`].
+pub const NO_ENTRY: u64 = u64::MAX;
+
+/// [`decide::failsafe`] in the configuration of a slot.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn failsafe_of(asked: *const Asked) -> u64 {
+    // SAFETY: as in `flow_in`.
+    let Some(asked) = (unsafe { asked.as_ref() }) else {
+        return NO_ENTRY;
+    };
+    let entry = config(asked.config).and_then(|config| decide::failsafe(config, &asked.key));
+    entry.map_or(NO_ENTRY, |entry| entry as u64)
+}
