@@ -258,3 +258,35 @@ fn run(program: BorrowedFd, frame: &[u8], repeat: u32, flags: u32) -> Result<(u3
     }
     Ok((attr.retval, attr.duration))
 }
+
+/// Takes a pinned link off its interface, as `bpftool link detach pinned PATH` does.
+///
+/// # Errors
+/// There is no such pin, or the kernel refuses.
+pub fn detach_link(pin: &Path) -> Result<()> {
+    const BPF_OBJ_GET: libc::c_int = 7;
+    const BPF_LINK_DETACH: libc::c_int = 34;
+    let name = std::ffi::CString::new(pin.as_os_str().as_encoded_bytes())?;
+    let get = [name.as_ptr() as u64, 0];
+    // SAFETY: the attribute is of the size given, and points to a name that outlives the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, get.as_ptr(), size_of_val(&get)) };
+    if result < 0 {
+        return Err(std::io::Error::last_os_error()).with_context(|| format!("opening {}", pin.display()));
+    }
+    // SAFETY: bpf() just returned it.
+    let link = unsafe { OwnedFd::from_raw_fd(result as i32) };
+    let detach = [link.as_raw_fd() as u32];
+    // SAFETY: the attribute is of the size given.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_LINK_DETACH,
+            detach.as_ptr(),
+            size_of_val(&detach),
+        )
+    };
+    if result < 0 {
+        return Err(std::io::Error::last_os_error()).with_context(|| format!("detaching {}", pin.display()));
+    }
+    Ok(())
+}

@@ -17,6 +17,7 @@ pub mod session;
 pub mod stack;
 pub mod topology;
 pub mod traffic;
+pub mod tun;
 pub mod wait;
 
 pub use agent::Agent;
