@@ -168,6 +168,14 @@ impl Agent {
         Ok(agent)
     }
 
+    /// Gives the next start another value of a flag.
+    pub fn set_flag(&mut self, flag: &str, value: &str) {
+        match self.flags.iter().position(|one| one == flag) {
+            Some(at) if at + 1 < self.flags.len() => value.clone_into(&mut self.flags[at + 1]),
+            _ => self.flags.extend([flag.to_owned(), value.to_owned()]),
+        }
+    }
+
     pub fn instance(&self) -> &str {
         &self.instance
     }

@@ -12,61 +12,113 @@ use crate::datapath::Interface;
 use crate::datapath::netlink::Headers;
 use std::collections::BTreeMap;
 
-/// Why an interface is left out; `None` if it is filtered.
-pub fn left_out(interface: &Interface, known: &BTreeMap<u32, Interface>) -> Option<String> {
+/// All interfaces, by index.
+pub type Known = BTreeMap<u32, Interface>;
+
+/// Why an interface is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    Loopback,
+    /// Neither Ethernet nor bare IP.
+    Headers,
+    /// Its members are judged.
+    Members,
+    /// What it stands on is judged.
+    Parent,
+    Namespace,
+    Guest,
+    NothingComes,
+    JudgedBefore,
+    Messages,
+}
+
+/// `None`: it is filtered.
+pub fn left_out(interface: &Interface, known: &Known) -> Option<Why> {
     if interface.loopback {
-        return Some("the loopback: what this host says to itself is its own business".into());
+        return Some(Why::Loopback);
     }
     if interface.headers() == Headers::Unknown {
-        return Some(format!(
-            "its frames (hardware type {}) are neither Ethernet nor bare IP",
-            interface.hardware
-        ));
+        return Some(Why::Headers);
     }
     match interface.kind.as_deref()? {
-        "bond" | "bridge" | "hsr" | "team" | "vrf" => Some(members(interface, known)),
-        "ipvlan" | "ipvtap" | "macvlan" | "macvtap" | "vlan" => {
-            // From another namespace: this is as low as this host sees.
-            let parent = known.get(&interface.parent?)?;
-            Some(match left_out(parent, known) {
-                None => format!("its frames are judged on {}", parent.name),
-                Some(_) if is_master(parent) => {
-                    format!("its frames are judged on the members of {}", parent.name)
-                }
-                Some(why) => format!("it stands on {}, which is left out: {why}", parent.name),
-            })
-        }
-        "netkit" | "veth" => Some(
-            "leads to another namespace, such as a container's; name it in `interfaces` to filter it".into(),
-        ),
+        "bond" | "bridge" | "hsr" | "team" | "vrf" => Some(Why::Members),
+        // One whose parent is in another namespace is as low as this one sees.
+        "ipvlan" | "ipvtap" | "macvlan" | "macvtap" | "vlan" => interface
+            .parent
+            .filter(|parent| known.contains_key(parent))
+            .map(|_| Why::Parent),
+        "netkit" | "veth" => Some(Why::Namespace),
         // OpenVPN and others make one that stands alone.
-        "tun" if interface.headers() == Headers::Ethernet && interface.master.is_some() => {
-            Some("leads to a guest of this host; name it in `interfaces` to filter it".into())
-        }
-        "dummy" => Some("nothing comes in by it".into()),
-        "ifb" => Some("what it carries was judged where it came in".into()),
-        "nlmon" | "vsockmon" => Some("it shows messages of this host".into()),
+        "tun" if interface.headers() == Headers::Ethernet && interface.master.is_some() => Some(Why::Guest),
+        "dummy" => Some(Why::NothingComes),
+        "ifb" => Some(Why::JudgedBefore),
+        "nlmon" | "vsockmon" => Some(Why::Messages),
         _ => None,
     }
 }
 
-fn is_master(interface: &Interface) -> bool {
-    matches!(
-        interface.kind.as_deref(),
-        Some("bond" | "bridge" | "hsr" | "team" | "vrf")
-    )
+/// Why an interface is not filtered, in words; `filtered` says which are. With `named`, somebody named those that are to
+/// be.
+pub fn words(interface: &Interface, known: &Known, filtered: impl Fn(u32) -> bool, named: bool) -> String {
+    let why = left_out(interface, known);
+    let elsewhere = match why {
+        Some(Why::Members) => on_members(interface, known, &filtered),
+        Some(Why::Parent) => on_parent(interface, known, &filtered),
+        _ => None,
+    };
+    if let Some(words) = elsewhere {
+        return words;
+    }
+    match why {
+        Some(Why::Loopback) => "the loopback: what this host says to itself is its own business".into(),
+        Some(Why::Headers) => format!(
+            "its frames (hardware type {}) are neither Ethernet nor bare IP",
+            interface.hardware
+        ),
+        _ if named => "no pattern of `interfaces` names it".into(),
+        Some(Why::Members) => "its frames are judged on its members, and none of them is filtered".into(),
+        Some(Why::Parent) => "what it stands on is not filtered".into(),
+        Some(Why::Namespace) => {
+            "leads to another namespace, such as a container's; name it in `interfaces` to filter it".into()
+        }
+        Some(Why::Guest) => "leads to a guest of this host; name it in `interfaces` to filter it".into(),
+        Some(Why::NothingComes) => "nothing comes in by it".into(),
+        Some(Why::JudgedBefore) => "what it carries was judged where it came in".into(),
+        Some(Why::Messages) => "it shows messages of this host".into(),
+        None => "about to be filtered".into(),
+    }
 }
 
-fn members(master: &Interface, known: &BTreeMap<u32, Interface>) -> String {
-    let names: Vec<&str> = known
-        .values()
-        .filter(|one| one.master == Some(master.index))
-        .map(|one| one.name.as_str())
-        .collect();
-    if names.is_empty() {
-        "its frames are judged on its members, of which it has none yet".into()
+fn on_members(master: &Interface, known: &Known, filtered: &impl Fn(u32) -> bool) -> Option<String> {
+    let members = known.values().filter(|one| one.master == Some(master.index));
+    let (judged, not): (Vec<&Interface>, Vec<&Interface>) = members.partition(|one| filtered(one.index));
+    let names = |list: &[&Interface]| {
+        let names: Vec<&str> = list.iter().map(|one| one.name.as_str()).collect();
+        names.join(", ")
+    };
+    match (judged.is_empty(), not.is_empty()) {
+        (true, _) => None,
+        (false, true) => Some(format!(
+            "its frames are judged on its members: {}",
+            names(&judged)
+        )),
+        (false, false) => Some(format!(
+            "its frames are judged on its members: {} (not on {})",
+            names(&judged),
+            names(&not)
+        )),
+    }
+}
+
+fn on_parent(interface: &Interface, known: &Known, filtered: &impl Fn(u32) -> bool) -> Option<String> {
+    let parent = known.get(&interface.parent?)?;
+    let member = |one: &Interface| one.master == Some(parent.index) && filtered(one.index);
+    if filtered(parent.index) {
+        Some(format!("its frames are judged on {}", parent.name))
+    } else if known.values().any(member) {
+        Some(format!("its frames are judged on the members of {}", parent.name))
     } else {
-        format!("its frames are judged on its members: {}", names.join(", "))
+        None
     }
 }
 
@@ -99,8 +151,12 @@ mod tests {
             change(self.0.get_mut(&index).expect("it was added"));
         }
 
-        fn why(&self, index: u32) -> Option<String> {
+        fn why(&self, index: u32) -> Option<Why> {
             left_out(&self.0[&index], &self.0)
+        }
+
+        fn words(&self, index: u32, filtered: &[u32], named: bool) -> String {
+            words(&self.0[&index], &self.0, |one| filtered.contains(&one), named)
         }
     }
 
@@ -120,31 +176,49 @@ mod tests {
         net.set(pair, |pair| pair.master = Some(bridge));
         net.set(above, |above| above.parent = Some(port));
 
-        assert_eq!(net.why(port), None);
-        for (index, words) in [
-            (bond, "judged on its members: eth0"),
-            (vlan, "judged on the members of bond0"),
-            (bridge, "judged on its members: bond0.7, veth0"),
-            (pair, "leads to another namespace"),
-            (above, "judged on eth0"),
+        for (index, why, by_default) in [
+            (port, None, "about to be filtered"),
+            (
+                bond,
+                Some(Why::Members),
+                "its frames are judged on its members: eth0",
+            ),
+            (
+                vlan,
+                Some(Why::Parent),
+                "its frames are judged on the members of bond0",
+            ),
+            (
+                bridge,
+                Some(Why::Members),
+                "its frames are judged on its members, and none of them is filtered",
+            ),
+            (
+                pair,
+                Some(Why::Namespace),
+                "leads to another namespace, such as a container's; name it in `interfaces` to filter it",
+            ),
+            (above, Some(Why::Parent), "its frames are judged on eth0"),
         ] {
-            let why = net.why(index).unwrap_or_default();
-            assert!(why.contains(words), "{why}, not {words}");
+            assert_eq!(net.why(index), why);
+            assert_eq!(net.words(index, &[port], false), by_default);
+        }
+        // Somebody named other ones.
+        for (index, words) in [
+            (
+                bridge,
+                "its frames are judged on its members: veth0 (not on bond0.7)",
+            ),
+            (bond, "no pattern of `interfaces` names it"),
+            (above, "no pattern of `interfaces` names it"),
+        ] {
+            assert_eq!(net.words(index, &[pair], true), words);
         }
     }
 
     #[test]
-    fn a_vlan_on_what_is_left_out_is_left_out_and_one_without_its_parent_is_not() {
+    fn what_stands_on_another_namespaces_device_is_filtered() {
         let mut net = Net(BTreeMap::new());
-        let pair = net.add("veth0", "veth", ETHERNET);
-        let vlan = net.add("veth0.7", "vlan", ETHERNET);
-        net.set(vlan, |vlan| vlan.parent = Some(pair));
-        let why = net.why(vlan).unwrap_or_default();
-        assert!(
-            why.contains("stands on veth0, which is left out: leads to"),
-            "{why}"
-        );
-        // A macvlan given to this namespace, whose parent is elsewhere.
         let given = net.add("eth0", "macvlan", ETHERNET);
         assert_eq!(net.why(given), None);
     }
@@ -179,13 +253,14 @@ mod tests {
         let mut net = Net(BTreeMap::new());
         let tap = net.add("vnet0", "tun", ETHERNET);
         net.set(tap, |tap| tap.master = Some(99));
-        assert!(net.why(tap).is_some_and(|why| why.contains("guest")));
+        assert_eq!(net.why(tap), Some(Why::Guest));
     }
 
     #[test]
     fn what_cannot_be_read_is_left_out_with_its_type() {
         let mut net = Net(BTreeMap::new());
         let port = net.add("ib0", "", INFINIBAND);
-        assert!(net.why(port).is_some_and(|why| why.contains("hardware type 32")));
+        assert_eq!(net.why(port), Some(Why::Headers));
+        assert!(net.words(port, &[], true).contains("hardware type 32"));
     }
 }

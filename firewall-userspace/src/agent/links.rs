@@ -4,7 +4,7 @@
 //! renamed one stays the same and is judged by its new name.
 
 use super::config::Pattern;
-use super::coverage::left_out;
+use super::coverage::{left_out, words};
 use crate::datapath::netlink::{Change, Interface};
 use crate::datapath::{Attachment, Part};
 use std::collections::{BTreeMap, BTreeSet};
@@ -199,13 +199,9 @@ impl Links {
             .values()
             .filter(|interface| !self.states.contains_key(&interface.index))
             .map(|interface| {
-                let why = left_out(interface, &self.known);
-                let words = match why {
-                    Some(why) => why,
-                    None if self.patterns.is_empty() => "about to be filtered".into(),
-                    None => "no pattern of `interfaces` names it".into(),
-                };
-                (interface, words)
+                let filtered = |index| self.states.contains_key(&index);
+                let named = !self.patterns.is_empty();
+                (interface, words(interface, &self.known, filtered, named))
             })
     }
 
