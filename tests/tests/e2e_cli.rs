@@ -34,6 +34,16 @@ fn a_session_reads_as_recorded() -> Result<()> {
 }
 
 #[test]
+fn a_session_with_egress_rules_reads_as_recorded() -> Result<()> {
+    let lab = Lab::new()?;
+    let agent = lab.agent(&POLICY.replace("[groups]", "[defaults]\negress = \"deny\"\n\n[groups]"))?;
+    session::replay(
+        &agent,
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sessions/egress.session"),
+    )
+}
+
+#[test]
 fn exit_codes_tell_no_from_wrong_usage() -> Result<()> {
     let lab = Lab::new()?;
     let agent = lab.agent(POLICY)?;

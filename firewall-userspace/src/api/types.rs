@@ -277,7 +277,7 @@ pub struct Detached {
 /// `POST /v1/explain`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ExplainRequest {
-    /// As typed: `tcp 10.20.3.4 -> 8443`.
+    /// As typed: `tcp 10.20.3.4 -> 8443`, `out tcp -> 198.51.100.7:443`.
     pub packet: String,
 }
 
@@ -285,9 +285,13 @@ pub struct ExplainRequest {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
     pub packet: String,
+    /// `ingress` or `egress`.
+    #[serde(default)]
+    pub direction: String,
     /// `pass` or `drop`.
     pub verdict: String,
     pub reason: String,
+    /// Or the egress rule that decided.
     pub service: Option<String>,
     /// `allow @web`.
     pub rule: Option<String>,
@@ -303,7 +307,8 @@ pub struct Explanation {
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ExplainStep {
-    /// `packet`, `essential`, `failsafe`, `port`, `source`, `rule`, `reply`, `default`.
+    /// `packet`, `essential`, `failsafe`, `port`, `source`, `rule`, `reply`, `default`; of what leaves `answer`, `port`,
+    /// `peer`, `rule`, `default` and the like.
     pub step: String,
     pub finding: String,
 }
@@ -331,8 +336,12 @@ pub struct EventRecord {
     /// RFC 3339 with milliseconds, UTC.
     pub time: String,
     pub interface: String,
+    /// `ingress` or `egress`.
+    #[serde(default)]
+    pub direction: String,
     pub verdict: String,
     pub reason: String,
+    /// Or the egress rule.
     pub service: String,
     pub rule: String,
     /// `tcp`, `udp`, `icmp`, ... or the protocol's number.

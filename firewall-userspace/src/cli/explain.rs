@@ -25,6 +25,8 @@ use std::time::SystemTime;
 /// SOURCE and DESTINATION are ADDRESS, ADDRESS:PORT or PORT; an IPv6 address with a port stands in brackets. A missing
 /// source port is an ephemeral one, a missing destination address is the host's own. '->' is the same as 'to', but
 /// quote it: the shell takes > for itself.
+///
+/// A packet that leaves this host begins with 'out': its destination is needed, its source may be missing.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   ravelin explain tcp 10.20.3.4 to 8443
@@ -32,6 +34,8 @@ use std::time::SystemTime;
   ravelin explain udp [2001:db8::7]:5353 to 53
   ravelin explain icmp echo from 198.51.100.7
   ravelin explain proto 47 from 198.51.100.7
+  ravelin explain out tcp to 198.51.100.7:443
+  ravelin explain out tcp :8443 to 10.20.3.4:5555 --flags syn,ack     an answer
   ravelin explain --file policy.toml tcp/22 from 203.0.113.9 -o json")]
 pub struct Args {
     /// The packet, see above

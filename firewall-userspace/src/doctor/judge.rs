@@ -11,7 +11,7 @@ use firewall_common::control::{AddressKey, Config};
 use firewall_common::decide::Socket as Kind;
 use firewall_common::gate::{Bank, Cell};
 use firewall_common::packet::tcp;
-use firewall_common::verdict::{Reason, Verdict};
+use firewall_common::verdict::{Direction, Reason, Verdict};
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
@@ -97,8 +97,9 @@ impl Judge {
     /// What would let it in.
     pub fn advice(&self, incoming: &Incoming) -> Option<String> {
         let packet = PacketSpec {
-            src: incoming.from.ip(),
-            dst: Some(incoming.to.ip()),
+            direction: Direction::Ingress,
+            peer: incoming.from.ip(),
+            own: Some(incoming.to.ip()),
             transport: incoming.transport(),
             vlan: Vec::new(),
             ttl: None,

@@ -5,7 +5,7 @@ use crate::agent::clock;
 use crate::agent::counters::{EndingName, PASS, WOULD_DROP, verdict_word};
 use crate::api::types::EventRecord;
 use firewall_common::event::Event;
-use firewall_common::verdict::Reason;
+use firewall_common::verdict::{Direction, Reason};
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -36,6 +36,7 @@ impl Directory {
             .find(|(number, _)| *number == event.generation)
             .and_then(|(_, names)| names.get(event.ending as usize));
         let reason = Reason::from_number(event.reason);
+        let direction = Direction::from_number(event.direction).unwrap_or_default();
         let verdict = match (event.observed, reason) {
             (0, Some(reason)) => verdict_word(reason),
             (0, None) => PASS,
@@ -49,6 +50,7 @@ impl Directory {
                 .get(&event.ifindex)
                 .cloned()
                 .unwrap_or_else(|| event.ifindex.to_string()),
+            direction: direction.word().to_owned(),
             verdict: verdict.to_owned(),
             reason: reason.map_or_else(|| event.reason.to_string(), |reason| reason.word().to_owned()),
             service: name.map(|name| name.service.clone()).unwrap_or_default(),

@@ -3,16 +3,18 @@
 use super::Style;
 use super::human::number;
 use crate::api::types::{EventRecord, MonitorRecord};
+use firewall_common::verdict::Direction;
 
 /// The titles over the columns of [`event`].
 pub fn event_header(style: &Style) -> String {
     let line = format!(
-        "{:<12} {:<10} {:<7} {:<15} {:<14} {:<6} {:<42} {:>5}  {}",
+        "{:<12} {:<10} {:<3} {:<7} {:<15} {:<14} {:<6} {:<42} {:>5}  {}",
         "TIME",
         "INTERFACE",
+        "WAY",
         "VERDICT",
         "REASON",
-        "SERVICE",
+        "NAME",
         "PROTO",
         "SOURCE -> DESTINATION",
         "BYTES",
@@ -54,8 +56,9 @@ fn line(record: &EventRecord, style: &Style) -> String {
         more.push(format!("vlan {}", tags.join(",")));
     }
     let verdict = style.verdict(&record.verdict, &format!("{:<7}", record.verdict));
+    let way = if record.direction == Direction::Egress.word() { "out" } else { "in" };
     let text = format!(
-        "{time:<12} {:<10} {verdict} {:<15} {:<14} {:<6} {:<42} {:>5}  {}",
+        "{time:<12} {:<10} {way:<3} {verdict} {:<15} {:<14} {:<6} {:<42} {:>5}  {}",
         record.interface,
         record.reason,
         dash(&record.service),
@@ -138,6 +141,16 @@ mod tests {
             vlan: vec![],
             ..tcp.clone()
         };
+        let out = EventRecord {
+            direction: "egress".into(),
+            reason: "egress-denied".into(),
+            service: "no-mail".into(),
+            src: "192.0.2.1".into(),
+            dst: "203.0.113.9".into(),
+            dst_port: Some(25),
+            vlan: vec![],
+            ..tcp.clone()
+        };
         let style = Style::PLAIN;
         let more = SuppressedRecord {
             suppressed: 12,
@@ -147,6 +160,7 @@ mod tests {
             MonitorRecord::Event(tcp.into()),
             MonitorRecord::Event(ping.into()),
             MonitorRecord::Event(arp.into()),
+            MonitorRecord::Event(out.into()),
             MonitorRecord::Suppressed(more),
         ]
         .iter()
@@ -156,11 +170,12 @@ mod tests {
         assert_eq!(
             text,
             "\
-TIME         INTERFACE  VERDICT REASON          SERVICE        PROTO  SOURCE -> DESTINATION                      BYTES  MORE
-01:03:16.250 eth0       drop    not-allowed     payments-api   tcp    203.0.113.9:40022 -> 192.0.2.1:8443           74  SYN vlan 10
+TIME         INTERFACE  WAY VERDICT REASON          NAME           PROTO  SOURCE -> DESTINATION                      BYTES  MORE
+01:03:16.250 eth0       in  drop    not-allowed     payments-api   tcp    203.0.113.9:40022 -> 192.0.2.1:8443           74  SYN vlan 10
 ... 1,204 more were not shown (sampled)
-01:03:16.250 eth0       drop    not-allowed     payments-api   icmpv6 2001:db8::9 -> 2001:db8::1 type 128 code 0    74
-01:03:16.250 eth0       drop    ethertype       -              -      ethertype 0x88b5                              74
+01:03:16.250 eth0       in  drop    not-allowed     payments-api   icmpv6 2001:db8::9 -> 2001:db8::1 type 128 code 0    74
+01:03:16.250 eth0       in  drop    ethertype       -              -      ethertype 0x88b5                              74
+01:03:16.250 eth0       out drop    egress-denied   no-mail        tcp    192.0.2.1:40022 -> 203.0.113.9:25             74  SYN
 ... 12 more were not shown (sampled)
 "
         );

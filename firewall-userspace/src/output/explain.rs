@@ -3,6 +3,7 @@
 use super::Style;
 use super::table::indent;
 use crate::api::types::Explanation;
+use firewall_common::verdict::{Direction, Reason};
 use std::fmt::Write;
 
 /// Renders an explanation.
@@ -11,7 +12,9 @@ pub fn explanation(record: &Explanation, style: &Style) -> String {
     let verdict = style.verdict(&record.verdict, &record.verdict.to_uppercase());
     let _ = writeln!(out, "{verdict} {} ({})", record.packet, record.reason);
     if let Some(service) = &record.service {
-        let _ = writeln!(out, "  {} {service}", style.dim("service"));
+        let egress = record.direction == Direction::Egress.word() && record.reason != Reason::Answer.word();
+        let what = if egress { "egress " } else { "service" };
+        let _ = writeln!(out, "  {} {service}", style.dim(what));
     }
     if let Some(rule) = &record.rule {
         let _ = writeln!(out, "  {} {rule}", style.dim("rule   "));
@@ -53,6 +56,7 @@ mod tests {
     fn an_explanation_leads_with_the_verdict_and_ends_with_the_way_out() {
         let record = Explanation {
             packet: "tcp 10.20.66.4:49152 -> 192.0.2.1:8443 [SYN]".into(),
+            direction: "ingress".into(),
             verdict: "drop".into(),
             reason: "service-denied".into(),
             service: Some("payments-api".into()),

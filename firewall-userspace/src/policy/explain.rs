@@ -1,6 +1,7 @@
 //! Why a packet passes or drops: the verdict of the very `decide()` that the kernel runs, told in sentences.
 //!
-//! The text becomes a frame, the frame is judged by [`simulate::decide`], and its trace becomes words. The model
+//! The text becomes a frame, the frame is judged by [`simulate::decide`] or, if it leaves, by
+//! [`simulate::decide_egress`], and its trace becomes words. The model
 //! is only searched for words about the rule that was decided on (its place, the prefix that matched), never for
 //! the verdict. Connections count as far as `node` knows them: an agent gives those that are open right now, a policy
 //! file by itself has none.
@@ -14,6 +15,7 @@ use crate::api::types::Explanation;
 use crate::simulate::{self, FrameBuilder, Node};
 use firewall_common::control::AddressKey;
 use firewall_common::packet::ethertype;
+use firewall_common::verdict::Direction;
 use packet::{PacketError, PacketSpec};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use words::Account;
@@ -38,9 +40,14 @@ pub fn explain(
     packet: &str,
 ) -> Result<Explanation, ExplainError> {
     let mut spec = packet::parse(packet)?;
-    spec.dst = Some(spec.destination(node.own.iter().map(|key| address(*key)).filter(reachable)));
-    let (outcome, steps) = simulate::decide(node, &frame(&spec));
-    let own_source = node.own.contains(&simulate::address_key(spec.src));
+    spec.own = Some(spec.own(node.own.iter().map(|key| address(*key)).filter(reachable)));
+    let frame = frame(&spec);
+    let (outcome, steps) = match spec.direction {
+        Direction::Ingress => simulate::decide(node, &frame),
+        Direction::Egress => simulate::decide_egress(node, &frame),
+    };
+    let (src, _) = spec.ends();
+    let own_source = node.own.contains(&simulate::address_key(src));
     let account = Account {
         policy,
         text,
@@ -55,7 +62,8 @@ pub fn explain(
 }
 
 fn frame(spec: &PacketSpec) -> Vec<u8> {
-    let mut frame = FrameBuilder::new(spec.src, spec.destination([]), spec.transport);
+    let (src, dst) = spec.ends();
+    let mut frame = FrameBuilder::new(src, dst, spec.transport);
     for tag in &spec.vlan {
         frame = frame.vlan(ethertype::VLAN, *tag);
     }
@@ -211,5 +219,102 @@ mod tests {
             finding("tcp 192.0.2.7 -> 127.0.0.1:80", &[]),
             "127.0.0.1 is a loopback address: nothing on a wire goes to it"
         );
+    }
+
+    const LEAVES: &str = "version = 1\n[defaults]\negress = \"deny\"\n[groups]\nsites = [\"198.51.100.0/24\", \"2001:db8:5::/48\"]\n\
+                          [[service]]\nname = \"web\"\nports = [\"tcp/443\"]\nallow = [\"192.0.2.0/24\"]\n\
+                          [[egress]]\nname = \"https\"\nports = [\"tcp/443\", \"tcp/8443\"]\nto = [\"@sites\", \"203.0.113.5\"]\n\
+                          [[egress]]\nname = \"lan\"\nto = [\"any\"]\ndeny = [\"203.0.113.0/24\"]\n\
+                          [[egress]]\nname = \"dns\"\nports = [\"udp/53\"]\nto = [\"192.0.2.53\"]\n";
+
+    /// What is told of a packet that leaves, without the step of the packet itself.
+    fn leaves(text: &str, packet: &str) -> (Explanation, Vec<String>) {
+        let loaded = file::parse(text, Path::new("policy.toml"), 0).unwrap();
+        let compiled = compile(&loaded.policy).unwrap();
+        let own: HashSet<AddressKey> = ["192.0.2.1", "2001:db8::1"]
+            .iter()
+            .map(|text| address_key(text.parse().unwrap()))
+            .collect();
+        let node = Node {
+            image: &compiled.image,
+            config: &Config::DEFAULT,
+            own: &own,
+            flows: &Flows::default(),
+        };
+        let told = explain(&loaded.policy, text, &compiled, &node, packet).unwrap();
+        assert_eq!(told.direction, "egress");
+        let steps = told.steps[1..].iter();
+        let steps = steps.map(|step| format!("{}: {}", step.step, step.finding)).collect();
+        (told, steps)
+    }
+
+    #[test]
+    fn what_leaves_is_told_by_rule_and_place() {
+        let (told, steps) = leaves(LEAVES, "out tcp -> 198.51.100.7:443");
+        assert_eq!(told.packet, "out tcp 192.0.2.1:49152 -> 198.51.100.7:443 flags syn");
+        assert_eq!((told.verdict.as_str(), told.reason.as_str()), ("pass", "egress-allowed"));
+        assert_eq!((told.service.as_deref(), told.rule.as_deref()), (Some("https"), Some("allow @sites")));
+        assert_eq!(told.place.unwrap().line, 13);
+        assert_eq!(told.line.as_deref(), Some("to = [\"@sites\", \"203.0.113.5\"]"));
+        let [port, peer, rule] = steps.as_slice() else { panic!("{steps:?}") };
+        assert_eq!(port, "port: egress rules https and lan hold tcp/443");
+        assert!(peer.starts_with("peer: 198.51.100.7 is in class "), "{peer}");
+        assert_eq!(rule, "rule: allow @sites of egress rule https: 198.51.100.7 is in 198.51.100.0/24");
+
+        let (told, steps) = leaves(LEAVES, "out tcp -> 203.0.113.5:443");
+        assert_eq!((told.verdict.as_str(), told.reason.as_str()), ("drop", "egress-denied"));
+        assert_eq!(told.service.as_deref(), Some("lan"));
+        assert_eq!(
+            steps.last().unwrap(),
+            "rule: deny 203.0.113.0/24 of egress rule lan; allow 203.0.113.5 of egress rule https names it too, but deny beats allow"
+        );
+        assert_eq!(
+            told.hint.as_deref(),
+            Some("deny beats allow: to let it out, take 203.0.113.0/24 out of the deny list of egress rule lan (policy.toml:17:9)")
+        );
+        let (told, _) = leaves(LEAVES, "out udp -> [2001:db8:9::53]:53");
+        assert_eq!((told.reason.as_str(), told.rule.as_deref()), ("egress-allowed", Some("allow any")));
+    }
+
+    #[test]
+    fn what_no_rule_opens_is_told_with_the_way_out() {
+        let closed = LEAVES.replace("to = [\"any\"]", "to = [\"10.0.0.0/8\"]");
+        let told = |packet: &str| {
+            let (told, steps) = leaves(&closed, packet);
+            assert_eq!((told.verdict.as_str(), told.reason.as_str()), ("drop", "egress-closed"), "{packet}");
+            assert_eq!((told.service, told.place), (None, None));
+            (steps, told.hint.unwrap_or_default())
+        };
+        let (steps, hint) = told("out udp -> 198.51.100.53:53");
+        assert_eq!(steps[0], "port: egress rules lan and dns hold udp/53");
+        assert_eq!(steps[2], "rule: lan and dns do not name 198.51.100.53");
+        assert_eq!(steps[3], "default: what no egress rule names: deny (egress in [defaults])");
+        // The rule for this port, not the one for every port.
+        assert_eq!(hint, "to let it out: ravelin allow dns 198.51.100.53");
+        let (_, hint) = told("out icmp echo to 198.51.100.7");
+        assert_eq!(hint, "to let it out: ravelin egress add NAME icmpv4/echo --to 198.51.100.7");
+        let (_, hint) = told("out tcp -> 198.51.100.7:0");
+        assert_eq!(hint, "");
+        let (told, steps) = leaves("version = 1\n", "out tcp -> 198.51.100.7:443");
+        assert_eq!(told.reason, "default-allow");
+        assert_eq!(steps, ["default: what no egress rule names: allow (egress in [defaults])"]);
+    }
+
+    #[test]
+    fn an_answer_is_told_by_the_rule_that_let_the_question_in() {
+        let (told, steps) = leaves(LEAVES, "out tcp 443 -> 192.0.2.77:5555 flags syn,ack");
+        assert_eq!((told.verdict.as_str(), told.reason.as_str()), ("pass", "answer"));
+        assert_eq!((told.service.as_deref(), told.rule.as_deref()), (Some("web"), Some("allow 192.0.2.0/24")));
+        assert_eq!(steps, ["answer: tcp/443 belongs to service web (policy.toml:7:8): allow 192.0.2.0/24"]);
+        let closed = LEAVES.replace("to = [\"any\"]", "to = []");
+        let (told, steps) = leaves(&closed, "out tcp 443 -> 198.18.0.77:5555 flags ack");
+        assert_eq!(told.reason, "egress-closed");
+        assert_eq!(
+            steps[0],
+            "answer: tcp/443 belongs to service web (policy.toml:7:8), which does not let 198.18.0.77 in: it is no answer"
+        );
+        let (told, steps) = leaves(&closed, "out udp 68 -> 192.0.2.2:67");
+        assert_eq!(told.reason, "dhcp-client");
+        assert_eq!(steps, ["essential: a request of the DHCP client of this host: no policy closes it"]);
     }
 }

@@ -1,4 +1,4 @@
-//! A packet as people describe it: `tcp 10.20.3.4 -> 8443`, `icmp echo from 2001:db8::7`.
+//! A packet as people describe it: `tcp 10.20.3.4 -> 8443`, `icmp echo from 2001:db8::7`, `out tcp -> 198.51.100.7:443`.
 //!
 //! What is left out is filled in as a usual packet has it: an unprivileged source port, a SYN, an echo request.
 //! [`PacketSpec`] prints with everything filled in, so that what was assumed can be seen.
@@ -10,14 +10,18 @@ pub use parse::parse;
 use crate::policy::icmp;
 use crate::simulate::Transport;
 use firewall_common::packet::tcp;
+use firewall_common::verdict::Direction;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// One packet, all filled in but the destination address: that is the host's to know.
+/// One packet, all filled in but the address of this host, which is the host's to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PacketSpec {
-    pub src: IpAddr,
-    pub dst: Option<IpAddr>,
+    pub direction: Direction,
+    /// The other end: the source of what comes in, the destination of what leaves.
+    pub peer: IpAddr,
+    /// This end.
+    pub own: Option<IpAddr>,
     pub transport: Transport,
     /// Outer tag first, two at most.
     pub vlan: Vec<u16>,
@@ -45,32 +49,43 @@ const FLAGS: [(&str, u8); 8] = [
 ];
 
 impl PacketSpec {
-    /// The destination address: as given, or `own` of the right family and scope, or one for documentation.
-    pub fn destination(&self, own: impl IntoIterator<Item = IpAddr>) -> IpAddr {
+    /// The address of this host: as given, or of `own` one of the right family and scope, or one for documentation.
+    pub fn own(&self, own: impl IntoIterator<Item = IpAddr>) -> IpAddr {
         // A neighbour that sends from its link-local address sends to one.
-        let on_link = link_local_v6(self.src);
+        let on_link = link_local_v6(self.peer);
         let mine = || {
             own.into_iter()
-                .filter(|address| {
-                    address.is_ipv4() == self.src.is_ipv4() && link_local_v6(*address) == on_link
-                })
+                .filter(|address| address.is_ipv4() == self.is_ipv4() && link_local_v6(*address) == on_link)
                 .min()
         };
-        self.dst.or_else(mine).unwrap_or(match self.src {
+        self.own.or_else(mine).unwrap_or(match self.peer {
             IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
-            IpAddr::V6(src) if on_link => {
+            IpAddr::V6(peer) if on_link => {
                 let [one, two] = [1, 2].map(|last| Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, last));
-                IpAddr::V6(if src == one { two } else { one })
+                IpAddr::V6(if peer == one { two } else { one })
             }
             IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
         })
+    }
+
+    pub fn is_ipv4(&self) -> bool {
+        self.peer.is_ipv4()
+    }
+
+    /// Source and destination.
+    pub fn ends(&self) -> (IpAddr, IpAddr) {
+        let own = self.own([]);
+        match self.direction {
+            Direction::Ingress => (self.peer, own),
+            Direction::Egress => (own, self.peer),
+        }
     }
 
     /// TTL or hop limit: as given, or what the protocol demands, or the usual one.
     pub fn hop_limit(&self) -> u8 {
         let usual = match self.transport {
             // RFC 4861 and RFC 3810: proof that the packet crossed no router.
-            Transport::Icmp { icmp_type, .. } if self.src.is_ipv6() => match icmp_type {
+            Transport::Icmp { icmp_type, .. } if !self.is_ipv4() => match icmp_type {
                 133..=137 => 255,
                 130..=132 | 143 => 1,
                 _ => 64,
@@ -102,7 +117,7 @@ impl PacketSpec {
         let Transport::Icmp { icmp_type, .. } = self.transport else {
             return String::new();
         };
-        let name = if self.src.is_ipv4() {
+        let name = if self.is_ipv4() {
             icmp::v4_name(icmp_type)
         } else {
             icmp::v6_name(icmp_type)
@@ -122,14 +137,17 @@ impl fmt::Display for PacketSpec {
             IpAddr::V4(v4) => format!("{v4}:{port}"),
             IpAddr::V6(v6) => format!("[{v6}]:{port}"),
         };
-        let dst = self.destination([]);
+        let (src, dst) = self.ends();
+        if self.direction == Direction::Egress {
+            f.write_str("out ")?;
+        }
         match self.transport {
             Transport::Tcp {
                 src_port,
                 dst_port,
                 flags,
             } => {
-                write!(f, "tcp {} -> {}", end(self.src, src_port), end(dst, dst_port))?;
+                write!(f, "tcp {} -> {}", end(src, src_port), end(dst, dst_port))?;
                 let names: Vec<&str> = FLAGS
                     .iter()
                     .filter(|(_, bit)| flags & bit != 0)
@@ -146,19 +164,19 @@ impl fmt::Display for PacketSpec {
                 )?;
             }
             Transport::Udp { src_port, dst_port } => {
-                write!(f, "udp {} -> {}", end(self.src, src_port), end(dst, dst_port))?;
+                write!(f, "udp {} -> {}", end(src, src_port), end(dst, dst_port))?;
             }
             Transport::Sctp { src_port, dst_port } => {
-                write!(f, "sctp {} -> {}", end(self.src, src_port), end(dst, dst_port))?;
+                write!(f, "sctp {} -> {}", end(src, src_port), end(dst, dst_port))?;
             }
             Transport::Icmp { code, .. } => {
-                let protocol = if self.src.is_ipv4() { "icmp" } else { "icmpv6" };
-                write!(f, "{protocol} {} from {} -> {dst}", self.icmp_name(), self.src)?;
+                let protocol = if self.is_ipv4() { "icmp" } else { "icmpv6" };
+                write!(f, "{protocol} {} from {src} -> {dst}", self.icmp_name())?;
                 if code != 0 {
                     write!(f, " code {code}")?;
                 }
             }
-            Transport::Raw(number) => write!(f, "proto {number} from {} -> {dst}", self.src)?,
+            Transport::Raw(number) => write!(f, "proto {number} from {src} -> {dst}")?,
         }
         if !self.vlan.is_empty() {
             let tags: Vec<String> = self.vlan.iter().map(u16::to_string).collect();

@@ -6,13 +6,14 @@ mod reasons;
 use super::packet::PacketSpec;
 use crate::api::types::{ExplainStep, Explanation};
 use crate::policy::compile::{Compiled, Ending};
-use crate::policy::model::{Action, Owner, Place, Policy, Rule, Service, ServiceId};
+use crate::policy::egress::holds;
+use crate::policy::model::{Action, Egress, Owner, Place, Policy, Rule, Service, ServiceId};
 use crate::policy::{ports, prefix};
 use crate::simulate::Transport;
 use firewall_common::control::{Config, Failsafe};
 use firewall_common::decide::{Outcome, Socket, Step};
 use firewall_common::image::PortKey;
-use firewall_common::verdict::{Reason, Verdict};
+use firewall_common::verdict::{Direction, Reason, Verdict};
 use ipnetwork::IpNetwork;
 use reasons::{kind, meaning};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -47,7 +48,8 @@ impl<'a> Account<'a> {
             }
             .to_owned(),
             reason: reason.word().to_owned(),
-            service: service.map(|service| service.name.clone()),
+            direction: self.spec.direction.word().to_owned(),
+            service: self.owner_name().map(str::to_owned),
             rule: rule.map(|rule| format!("{} {}", action(rule), rule.source)),
             line: place.and_then(|place| self.line(place)),
             place: place.cloned(),
@@ -75,6 +77,23 @@ impl<'a> Account<'a> {
         self.service_of(owner?)
     }
 
+    /// The service that it met, or the egress rule that decided.
+    fn owner_name(&self) -> Option<&'a str> {
+        match (self.service(), self.rule()) {
+            (Some(service), _) => Some(&service.name),
+            (None, Some(rule)) => self.egress_of(rule).map(|egress| &*egress.name),
+            (None, None) => None,
+        }
+    }
+
+    fn egress_of(&self, rule: &Rule) -> Option<&'a Egress> {
+        self.policy.egress.get(usize::from(rule.owner.egress()?.0))
+    }
+
+    fn leaves(&self) -> bool {
+        self.spec.direction == Direction::Egress
+    }
+
     fn service_of(&self, id: ServiceId) -> Option<&'a Service> {
         self.policy.services.get(usize::from(id.0))
     }
@@ -97,13 +116,13 @@ impl<'a> Account<'a> {
     }
 
     fn packet(&self) -> String {
-        let family = if self.spec.src.is_ipv4() { "IPv4" } else { "IPv6" };
+        let family = if self.spec.is_ipv4() { "IPv4" } else { "IPv6" };
         let transport = match self.spec.transport {
             Transport::Tcp { .. } => format!("TCP, {}", self.spec.flags()),
             Transport::Udp { .. } => "UDP".to_owned(),
             Transport::Sctp { .. } => "SCTP".to_owned(),
             Transport::Icmp { icmp_type, code, .. } => {
-                let protocol = if self.spec.src.is_ipv4() { "ICMP" } else { "ICMPv6" };
+                let protocol = if self.spec.is_ipv4() { "ICMP" } else { "ICMPv6" };
                 format!(
                     "{protocol} {} (type {icmp_type}, code {code})",
                     self.spec.icmp_name()
@@ -116,28 +135,33 @@ impl<'a> Account<'a> {
             1 => ", a VLAN tag, which changes nothing",
             _ => ", two VLAN tags, which change nothing",
         };
-        let hops = match (self.spec.hop_limit(), self.spec.src.is_ipv4()) {
+        let hops = match (self.spec.hop_limit(), self.spec.is_ipv4()) {
             (64, _) => String::new(),
             (hops, true) => format!(", TTL {hops}"),
             (hops, false) => format!(", hop limit {hops}"),
         };
-        format!("{family}, {transport}{hops}{tags}")
+        let way = if self.leaves() { ", leaves this host" } else { "" };
+        format!("{family}, {transport}{hops}{tags}{way}")
     }
 
     fn step(&self, each: &Step) -> Option<ExplainStep> {
-        let src = self.spec.src;
+        let peer = self.spec.peer;
         Some(match *each {
             Step::Malformed(reason) => step("packet", meaning(reason).to_owned()),
             Step::Martian => step("packet", self.martian()),
-            Step::Essential(reason) => step("essential", format!("{}: no policy closes it", meaning(reason))),
+            Step::Essential(reason) => step("essential", format!("{}: no policy closes it", self.essential(reason))),
             Step::Failsafe(index) => step("failsafe", self.failsafe(index)),
             Step::NotFailsafe => step("failsafe", "no failsafe rule of the agent names it".to_owned()),
             Step::Port { key, service } => step("port", self.port(key, service)),
             Step::Class(class) => {
                 let classes = self.compiled.stats.classes;
+                let (name, alike) = match self.spec.direction {
+                    Direction::Ingress => ("source", "sources"),
+                    Direction::Egress => ("peer", "addresses"),
+                };
                 step(
-                    "source",
-                    format!("{src} is in class {class} of {classes} (sources that all rules treat alike)"),
+                    name,
+                    format!("{peer} is in class {class} of {classes} ({alike} that all rules treat alike)"),
                 )
             }
             Step::Verdict { reason, .. } => self.verdict(reason)?,
@@ -172,8 +196,8 @@ impl<'a> Account<'a> {
                 "related",
                 "it quotes nothing that this host sends".to_owned(),
             ),
-            Step::Answer { key, service } => step("answer", self.port(key, service)),
-            Step::Egress { key, .. } => step("egress", format!("the egress rules for {}", show_port(key))),
+            Step::Answer { key, service } => step("answer", self.answer(key, service)?),
+            Step::Egress { key, .. } => step("port", self.egress_port(key)),
             Step::Socket(socket) => step(
                 "reply",
                 match socket {
@@ -187,10 +211,11 @@ impl<'a> Account<'a> {
             ),
             Step::Default { allow } => {
                 let word = if allow { "allow" } else { "deny" };
-                step(
-                    "default",
-                    format!("what no service names: {word} (ingress in [defaults])"),
-                )
+                let finding = match self.spec.direction {
+                    Direction::Ingress => format!("what no service names: {word} (ingress in [defaults])"),
+                    Direction::Egress => format!("what no egress rule names: {word} (egress in [defaults])"),
+                };
+                step("default", finding)
             }
         })
     }
@@ -204,20 +229,32 @@ impl<'a> Account<'a> {
     }
 
     fn verdict(&self, reason: u8) -> Option<ExplainStep> {
-        let src = self.spec.src;
+        let peer = self.spec.peer;
         let finding = match Reason::from_number(reason) {
+            None if self.leaves() => {
+                let names = self.egress_at_port();
+                match names.as_slice() {
+                    // Told with the port.
+                    [] => return None,
+                    names => format!(
+                        "{} {} not name {peer}",
+                        listed(names),
+                        if names.len() == 1 { "does" } else { "do" }
+                    ),
+                }
+            }
             None => {
                 if !self.policy.rules.iter().any(|rule| rule.owner == Owner::Policy) {
                     return None;
                 }
-                format!("the deny list of the policy does not name {src}")
+                format!("the deny list of the policy does not name {peer}")
             }
             Some(Reason::NotAllowed) => {
                 let service = self.service()?;
                 let allowed = self.sources_of(service, Action::Allow);
                 match allowed.is_empty() {
                     true => format!("{} allows nobody", service.name),
-                    false => format!("{} allows {}, not {src}", service.name, allowed.join(", ")),
+                    false => format!("{} allows {}, not {peer}", service.name, allowed.join(", ")),
                 }
             }
             Some(reason) => match self.rule() {
@@ -230,35 +267,100 @@ impl<'a> Account<'a> {
 
     /// `allow @web: 10.20.3.4 is in 10.20.0.0/16`, and whom a deny overrules.
     fn rule_words(&self, rule: &Rule) -> String {
-        let src = self.spec.src;
+        let peer = self.spec.peer;
         let matched = match self.covering(rule) {
+            _ if rule.any && self.leaves() => ": every destination".to_owned(),
             _ if rule.any => ": every source".to_owned(),
             Some(network) if prefix::show(network) == rule.source => String::new(),
             Some(network) => {
                 let place = self.list_place(rule, network);
                 let place = place.map_or(String::new(), |place| format!(" ({place})"));
-                format!(": {src} is in {}{place}", prefix::show(network))
+                format!(": {peer} is in {}{place}", prefix::show(network))
             }
             None => String::new(),
         };
-        let overruled = match (rule.action, self.service_at_port()) {
-            (Action::Deny, Some(service)) => self
-                .rules_of(service, Action::Allow)
-                .find(|rule| rule.any || self.covering(rule).is_some())
-                .map(|allow| format!("; allow {} names it too, but deny beats allow", allow.source)),
-            _ => None,
+        let owner = |rule: &Rule| match (rule.owner, self.egress_of(rule)) {
+            (Owner::Policy, _) => " (on every port)".to_owned(),
+            (_, Some(egress)) => format!(" of egress rule {}", egress.name),
+            (_, None) => String::new(),
         };
-        let owner = if rule.owner == Owner::Policy {
-            " (on every port)"
-        } else {
-            ""
-        };
+        let overruled = self.overruled(rule).map(|allow| {
+            format!(
+                "; allow {}{} names it too, but deny beats allow",
+                allow.source,
+                owner(allow)
+            )
+        });
         format!(
-            "{} {}{owner}{matched}{}",
+            "{} {}{}{matched}{}",
             action(rule),
             rule.source,
+            owner(rule),
             overruled.unwrap_or_default()
         )
+    }
+
+    /// An allow that names the peer as well, and would have decided but for this deny.
+    fn overruled(&self, deny: &Rule) -> Option<&'a Rule> {
+        if deny.action != Action::Deny {
+            return None;
+        }
+        let names =
+            |rule: &&Rule| rule.action == Action::Allow && (rule.any || self.covering(rule).is_some());
+        if deny.owner.egress().is_some() {
+            let key = self.port_of_egress()?;
+            let mut rules = self.policy.rules.iter();
+            return rules
+                .find(|rule| names(rule) && self.egress_of(rule).is_some_and(|each| holds(each, key)));
+        }
+        self.rules_of(self.service_at_port()?, Action::Allow).find(names)
+    }
+
+    /// The port that the egress rules were asked for.
+    fn port_of_egress(&self) -> Option<PortKey> {
+        self.steps.iter().find_map(|each| match each {
+            Step::Egress { key, .. } => Some(*key),
+            _ => None,
+        })
+    }
+
+    fn egress_port(&self, key: PortKey) -> String {
+        let port = show_port(key);
+        match self.egress_at_port().as_slice() {
+            [] => format!("no egress rule holds {port}"),
+            [one] => format!("egress rule {one} holds {port}"),
+            names => format!("egress rules {} hold {port}", listed(names)),
+        }
+    }
+
+    /// What leaves from a port of a service is an answer if the service allows the peer.
+    fn answer(&self, key: PortKey, service: u16) -> Option<String> {
+        let service = self.service_of(service_id(service)?)?;
+        let from = format!("{} belongs to service {} ({})", show_port(key), service.name, service.place);
+        let peer = self.spec.peer;
+        Some(match (self.outcome.reason, self.rule()) {
+            (Reason::Answer, Some(rule)) => format!("{from}: {}", self.rule_words(rule)),
+            _ => format!("{from}, which does not let {peer} in: it is no answer"),
+        })
+    }
+
+    fn essential(&self, reason: Reason) -> &'static str {
+        match reason {
+            Reason::DhcpClient if self.leaves() => "a request of the DHCP client of this host",
+            Reason::Mld if self.leaves() => "what this host says of its multicast groups",
+            Reason::NeighbourDiscovery if self.leaves() => "IPv6 neighbour discovery",
+            Reason::Related if self.leaves() => "an ICMP error",
+            reason => meaning(reason),
+        }
+    }
+
+    /// The egress rules that hold the port of what leaves, by name.
+    fn egress_at_port(&self) -> Vec<&'a str> {
+        let Some(key) = self.port_of_egress() else {
+            return Vec::new();
+        };
+        let holding = self.policy.egress.iter().filter(|rule| holds(rule, key));
+        holding.map(|rule| &*rule.name).collect()
     }
 
     /// The service that owns the packet's port, also when a rule of the whole policy ended it.
@@ -297,27 +399,27 @@ impl<'a> Account<'a> {
         sources
     }
 
-    /// The narrowest prefix of a rule that holds the source.
+    /// The narrowest prefix of a rule that holds the peer.
     fn covering(&self, rule: &Rule) -> Option<IpNetwork> {
         let lists = rule
             .lists
             .iter()
             .filter_map(|&list| self.policy.lists.get(list as usize));
-        match self.spec.src {
-            IpAddr::V4(src) => {
-                let src = u32::from(src);
+        match self.spec.peer {
+            IpAddr::V4(peer) => {
+                let peer = u32::from(peer);
                 let holds = |&&(base, len): &&(u32, u8)| {
-                    len == 0 || (src ^ base) >> (32 - u32::from(len.min(32))) == 0
+                    len == 0 || (peer ^ base) >> (32 - u32::from(len.min(32))) == 0
                 };
                 let (base, len) = *lists
                     .flat_map(|list| list.v4.iter().filter(holds))
                     .max_by_key(|entry| entry.1)?;
                 IpNetwork::new(Ipv4Addr::from(base).into(), len).ok()
             }
-            IpAddr::V6(src) => {
-                let src = u128::from(src);
+            IpAddr::V6(peer) => {
+                let peer = u128::from(peer);
                 let holds = |&&(base, len): &&(u128, u8)| {
-                    len == 0 || (src ^ base) >> (128 - u32::from(len.min(128))) == 0
+                    len == 0 || (peer ^ base) >> (128 - u32::from(len.min(128))) == 0
                 };
                 let (base, len) = *lists
                     .flat_map(|list| list.v6.iter().filter(holds))
@@ -328,7 +430,7 @@ impl<'a> Account<'a> {
     }
 
     fn martian(&self) -> String {
-        let (src, dst) = (self.spec.src, self.spec.destination([]));
+        let (src, dst) = self.spec.ends();
         match (kind(src), kind(dst)) {
             _ if self.own_source => format!("{src} is an address of this host: nobody else sends from it"),
             (Some(kind), _) => format!("{src} is {kind}: it never comes from a wire"),
@@ -340,7 +442,8 @@ impl<'a> Account<'a> {
     fn failsafe(&self, index: u32) -> String {
         match self.config.failsafe.get(index as usize) {
             Some(entry) => format!(
-                "the agent's failsafe admits {}: no policy closes it",
+                "{}the agent's failsafe admits {}: no policy closes it",
+                if self.leaves() { "it answers, for " } else { "" },
                 show_failsafe(entry)
             ),
             None => "the agent's failsafe admits it: no policy closes it".to_owned(),
@@ -358,6 +461,16 @@ fn step(name: &str, finding: String) -> ExplainStep {
 /// The image numbers services from 1.
 fn service_id(number: u16) -> Option<ServiceId> {
     number.checked_sub(1).map(ServiceId)
+}
+
+/// `dns`, `dns and lan`, `dns, lan and 3 more`
+fn listed(names: &[&str]) -> String {
+    match names {
+        [] => String::new(),
+        [one] => (*one).to_owned(),
+        [one, other] => format!("{one} and {other}"),
+        [one, other, more @ ..] => format!("{one}, {other} and {} more", more.len()),
+    }
 }
 
 fn action(rule: &Rule) -> &'static str {

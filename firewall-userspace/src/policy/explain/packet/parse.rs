@@ -5,6 +5,7 @@ use crate::policy::diagnostic::{did_you_mean, nearest};
 use crate::policy::icmp;
 use crate::simulate::Transport;
 use firewall_common::packet::tcp;
+use firewall_common::verdict::Direction;
 use std::net::IpAddr;
 
 /// Source port when none is given: the first of the ephemeral range (RFC 6335).
@@ -19,13 +20,18 @@ fn error<T>(message: impl Into<String>) -> Result<T, PacketError> {
     })
 }
 
-/// Reads a packet: `[PROTOCOL] [from] SOURCE [->|to DESTINATION] [flags LIST] [vlan ID[,ID]] [code N] [ttl N]`.
+/// Reads a packet: `[in|out] [PROTOCOL] [from] SOURCE [->|to DESTINATION] [flags LIST] [vlan ID[,ID]] [code N] [ttl N]`.
+/// Of what leaves, the source may be missing.
 ///
 /// # Errors
 /// What is wrong or missing, and how it is written.
 pub fn parse(text: &str) -> Result<PacketSpec, PacketError> {
     let spaced = text.replace("->", " to ").replace('→', " to ").to_lowercase();
     let mut words = spaced.split_whitespace().peekable();
+    let direction = match words.next_if(|word| ["in", "out", "ingress", "egress"].contains(word)) {
+        Some("out" | "egress") => Direction::Egress,
+        _ => Direction::Ingress,
+    };
     let Some(&first) = words.peek() else {
         return error(format!("describe a packet, {EXAMPLES}"));
     };
@@ -39,7 +45,7 @@ pub fn parse(text: &str) -> Result<PacketSpec, PacketError> {
     };
     let protocol = protocol.completed(&mut words)?;
 
-    let mut source = None;
+    let (mut source, mut from) = (None, false);
     let mut destination = None;
     let mut modifiers = Modifiers::default();
     while let Some(word) = words.next() {
@@ -48,7 +54,10 @@ pub fn parse(text: &str) -> Result<PacketSpec, PacketError> {
             None => error(format!("{what} must follow \"{word}\"")),
         };
         match word {
-            "from" => set(&mut source, End::parse(argument("an address")?)?, "source")?,
+            "from" => {
+                from = true;
+                set(&mut source, End::parse(argument("an address")?)?, "source")?;
+            }
             "to" => set(
                 &mut destination,
                 End::parse(argument("a port or an address")?)?,
@@ -80,7 +89,11 @@ pub fn parse(text: &str) -> Result<PacketSpec, PacketError> {
             }
         }
     }
-    assemble(&protocol, source, destination, modifiers)
+    // One end by itself is where a packet goes that leaves.
+    if direction == Direction::Egress && destination.is_none() && !from {
+        destination = source.take();
+    }
+    assemble(direction, &protocol, source, destination, modifiers)
 }
 
 fn set(slot: &mut Option<End>, end: End, what: &str) -> Result<(), PacketError> {
@@ -310,26 +323,44 @@ impl End {
 }
 
 fn assemble(
+    direction: Direction,
     protocol: &Protocol,
     source: Option<End>,
     destination: Option<End>,
     modifiers: Modifiers,
 ) -> Result<PacketSpec, PacketError> {
-    let Some(End {
-        address: Some(src),
-        port: src_port,
-    }) = source
-    else {
-        return error(format!("who sends it? a source address is missing, {EXAMPLES}"));
+    let address = |end: Option<End>| end.and_then(|end| end.address);
+    let (peer, own) = match direction {
+        Direction::Ingress => (address(source), address(destination)),
+        Direction::Egress => (address(destination), address(source)),
     };
-    let dst = destination.and_then(|end| end.address);
-    if dst.is_some_and(|dst| dst.is_ipv4() != src.is_ipv4()) {
+    let Some(peer) = peer else {
+        return error(match direction {
+            Direction::Ingress => format!("who sends it? a source address is missing, {EXAMPLES}"),
+            Direction::Egress => {
+                "where does it go? a destination is missing, for example: out tcp -> 198.51.100.7:443"
+                    .to_owned()
+            }
+        });
+    };
+    if own.is_some_and(|own| own.is_ipv4() != peer.is_ipv4()) {
         return error("source and destination are of two families; a packet has one, IPv4 or IPv6");
     }
+    let src_port = source.and_then(|end| end.port);
     let ports = |name: &str, at_once: Option<u16>| {
         let dst_port = match (at_once, destination.and_then(|end| end.port)) {
             (Some(_), Some(_)) => return error("the destination port is given twice"),
-            (None, None) => return error(format!("to which port? write {name} {src} -> 8443")),
+            (None, None) => {
+                return error(match (direction, peer) {
+                    (Direction::Ingress, _) => format!("to which port? write {name} {peer} -> 8443"),
+                    (Direction::Egress, IpAddr::V4(_)) => {
+                        format!("to which port? write out {name} -> {peer}:443")
+                    }
+                    (Direction::Egress, IpAddr::V6(_)) => {
+                        format!("to which port? write out {name} -> [{peer}]:443")
+                    }
+                });
+            }
             (Some(port), None) | (None, Some(port)) => port,
         };
         Ok((src_port.unwrap_or(EPHEMERAL), dst_port))
@@ -354,7 +385,7 @@ fn assemble(
         Protocol::Icmp(name, kind) => {
             let (kind, code) = kind.unwrap_or((IcmpType::Named(Some(8), Some(128)), None));
             Transport::Icmp {
-                icmp_type: icmp_type(name, kind, src)?,
+                icmp_type: icmp_type(name, kind, peer)?,
                 code: code.or(modifiers.code).unwrap_or(0),
                 id: 1,
             }
@@ -363,8 +394,8 @@ fn assemble(
             6 => return error("protocol 6 is tcp: write tcp"),
             17 => return error("protocol 17 is udp: write udp"),
             132 => return error("protocol 132 is sctp: write sctp"),
-            1 if src.is_ipv4() => return error("protocol 1 is icmp: write icmp"),
-            58 if src.is_ipv6() => return error("protocol 58 is icmpv6: write icmpv6"),
+            1 if peer.is_ipv4() => return error("protocol 1 is icmp: write icmp"),
+            58 if peer.is_ipv6() => return error("protocol 58 is icmpv6: write icmpv6"),
             number => Transport::Raw(number),
         },
     };
@@ -379,21 +410,22 @@ fn assemble(
         return error("only icmp has a code");
     }
     Ok(PacketSpec {
-        src,
-        dst,
+        direction,
+        peer,
+        own,
         transport,
         vlan: modifiers.vlan,
         ttl: modifiers.ttl,
     })
 }
 
-fn icmp_type(name: &str, kind: IcmpType, src: IpAddr) -> Result<u8, PacketError> {
-    match (name, src.is_ipv4()) {
-        ("icmpv6", true) => return error(format!("icmpv6 does not come from {src}; write icmp")),
-        ("icmpv4", false) => return error(format!("icmpv4 does not come from {src}; write icmp or icmpv6")),
+fn icmp_type(name: &str, kind: IcmpType, peer: IpAddr) -> Result<u8, PacketError> {
+    match (name, peer.is_ipv4()) {
+        ("icmpv6", true) => return error(format!("{peer} does not speak icmpv6; write icmp")),
+        ("icmpv4", false) => return error(format!("{peer} does not speak icmpv4; write icmp or icmpv6")),
         _ => {}
     }
-    let (number, family) = match (kind, src.is_ipv4()) {
+    let (number, family) = match (kind, peer.is_ipv4()) {
         (IcmpType::Number(number), _) => (Some(number), ""),
         (IcmpType::Named(v4, _), true) => (v4, "ICMP"),
         (IcmpType::Named(_, v6), false) => (v6, "ICMPv6"),
@@ -401,7 +433,7 @@ fn icmp_type(name: &str, kind: IcmpType, src: IpAddr) -> Result<u8, PacketError>
     number.map_or_else(
         || {
             error(format!(
-                "{family} has no such message; the family is that of {src}"
+                "{family} has no such message; the family is that of {peer}"
             ))
         },
         Ok,

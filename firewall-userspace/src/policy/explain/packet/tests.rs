@@ -79,6 +79,42 @@ fn reads_the_forms_people_type() {
             "udp 10.20.3.4:49152 -> 192.0.2.1:53 vlan 10,20",
         ),
         (
+            "in tcp 10.20.3.4 -> 8443",
+            "tcp 10.20.3.4:49152 -> 192.0.2.1:8443 flags syn",
+        ),
+        (
+            "out tcp -> 198.51.100.7:443",
+            "out tcp 192.0.2.1:49152 -> 198.51.100.7:443 flags syn",
+        ),
+        (
+            "out tcp 198.51.100.7:443",
+            "out tcp 192.0.2.1:49152 -> 198.51.100.7:443 flags syn",
+        ),
+        (
+            "egress tcp/443 198.51.100.7",
+            "out tcp 192.0.2.1:49152 -> 198.51.100.7:443 flags syn",
+        ),
+        (
+            "out tcp :8443 -> 203.0.113.9:5555 flags syn,ack",
+            "out tcp 192.0.2.1:8443 -> 203.0.113.9:5555 flags syn,ack",
+        ),
+        (
+            "out udp 2001:db8::9 -> [2001:db8::53]:53",
+            "out udp [2001:db8::9]:49152 -> [2001:db8::53]:53",
+        ),
+        (
+            "out ping 198.51.100.7",
+            "out icmp echo from 192.0.2.1 -> 198.51.100.7",
+        ),
+        (
+            "out icmpv6 echo to 2001:db8::7",
+            "out icmpv6 echo from 2001:db8::1 -> 2001:db8::7",
+        ),
+        (
+            "out proto 47 to 198.51.100.7",
+            "out proto 47 from 192.0.2.1 -> 198.51.100.7",
+        ),
+        (
             "icmpv6 mld-query from fe80::2 ttl 2",
             "icmpv6 mld-query from fe80::2 -> fe80::1 ttl 2",
         ),
@@ -143,9 +179,21 @@ fn errors_say_how_it_is_written() {
         ("icmp echo from 10.0.0.1 -> 80", "this protocol has no ports"),
         (
             "icmpv6 echo from 10.0.0.1",
-            "icmpv6 does not come from 10.0.0.1; write icmp",
+            "10.0.0.1 does not speak icmpv6; write icmp",
         ),
         ("icmp packet-too-big from 10.0.0.1", "ICMP has no such message"),
+        ("out tcp", "where does it go? a destination is missing"),
+        ("out tcp from 10.0.0.1", "where does it go?"),
+        ("out", "describe a packet"),
+        (
+            "out tcp -> 198.51.100.7",
+            "to which port? write out tcp -> 198.51.100.7:443",
+        ),
+        (
+            "out udp 2001:db8::53",
+            "to which port? write out udp -> [2001:db8::53]:443",
+        ),
+        ("out udp from 10.0.0.9 to [2001:db8::53]:53", "two families"),
         ("proto gre from 10.0.0.1", "\"gre\" is no protocol number"),
         ("proto", "which protocol?"),
         ("proto 6 from 10.0.0.1", "protocol 6 is tcp: write tcp"),
@@ -163,12 +211,9 @@ fn errors_say_how_it_is_written() {
 fn an_own_address_is_the_destination_when_none_is_given() {
     let spec = parse("tcp 10.20.3.4 -> 8443").unwrap();
     let own = ["2001:db8::9", "10.0.0.9", "10.0.0.7"].map(|text| text.parse::<IpAddr>().unwrap());
-    assert_eq!(spec.destination(own).to_string(), "10.0.0.7");
+    assert_eq!(spec.own(own).to_string(), "10.0.0.7");
     assert_eq!(
-        parse("tcp 10.20.3.4 -> 10.1.1.1:1")
-            .unwrap()
-            .destination(own)
-            .to_string(),
+        parse("tcp 10.20.3.4 -> 10.1.1.1:1").unwrap().own(own).to_string(),
         "10.1.1.1"
     );
 }
@@ -182,7 +227,7 @@ proptest! {
     #[test]
     fn no_words_panic(words in proptest::collection::vec(
         prop_oneof![
-            Just("tcp"), Just("icmp"), Just("proto"), Just("from"), Just("->"), Just("10.0.0.1"), Just("[::1]:5"),
+            Just("out"), Just("tcp"), Just("icmp"), Just("proto"), Just("from"), Just("->"), Just("10.0.0.1"), Just("[::1]:5"),
             Just("80"), Just("flags"), Just("syn"), Just("vlan"), Just("echo"), Just("code"), Just("8/0"), Just("47"),
         ], 0..8)) {
         let text = words.join(" ");

@@ -2,7 +2,8 @@
 
 use super::{Account, show_port};
 use crate::policy::diagnostic::Text;
-use crate::policy::model::{Owner, Place, Rule, Service};
+use crate::policy::egress::holds;
+use crate::policy::model::{Egress, Owner, Place, Rule, Service};
 use crate::policy::{groups, ports, prefix};
 use crate::simulate::Transport;
 use firewall_common::decide::Step;
@@ -16,10 +17,10 @@ use toml::de::{DeTable, DeValue};
 impl<'a> Account<'a> {
     /// A sentence with the command or the place that would let the packet in; none where nothing should.
     pub(super) fn hint(&self) -> Option<String> {
-        let src = self.spec.src;
+        let peer = self.spec.peer;
         match self.outcome.reason {
             Reason::NotAllowed => Some(format!(
-                "to let it in: ravelin allow {} {src}",
+                "to let it in: ravelin allow {} {peer}",
                 self.service()?.name
             )),
             Reason::ServiceDenied => {
@@ -34,7 +35,7 @@ impl<'a> Account<'a> {
                 Some(match rule.source.parse::<IpNetwork>() {
                     Ok(_) => format!("to let it in: ravelin undeny {}", rule.source),
                     Err(_) => {
-                        let matched = self.covering(rule).map_or(src.to_string(), prefix::show);
+                        let matched = self.covering(rule).map_or(peer.to_string(), prefix::show);
                         let place = self
                             .covering(rule)
                             .and_then(|network| self.list_place(rule, network))
@@ -57,7 +58,7 @@ impl<'a> Account<'a> {
                     .find(|rule| rule.owner == Owner::Policy && self.covering(rule).is_some());
                 if let Some(deny) = deny {
                     return Some(format!(
-                        "no service would let it in: deny {} of the policy names {src} ({})",
+                        "no service would let it in: deny {} of the policy names {peer} ({})",
                         deny.source, deny.place
                     ));
                 }
@@ -73,7 +74,29 @@ impl<'a> Account<'a> {
                         service.place
                     ),
                     None => format!(
-                        "to open it: ravelin service add NAME {} --allow {src}",
+                        "to open it: ravelin service add NAME {} --allow {peer}",
+                        show_port(key)
+                    ),
+                })
+            }
+            Reason::EgressDenied => {
+                let rule = self.rule()?;
+                Some(format!(
+                    "deny beats allow: to let it out, take {} out of the deny list of egress rule {} ({})",
+                    rule.source,
+                    self.egress_of(rule)?.name,
+                    rule.place
+                ))
+            }
+            Reason::EgressClosed => {
+                let key = self.port_of_egress()?;
+                ports::parse(&show_port(key)).ok()?;
+                // One that is for this port already; those for every port would open more than was asked for.
+                let own = |rule: &&Egress| !rule.ports.is_empty() && holds(rule, key);
+                Some(match self.policy.egress.iter().find(own) {
+                    Some(rule) => format!("to let it out: ravelin allow {} {peer}", rule.name),
+                    None => format!(
+                        "to let it out: ravelin egress add NAME {} --to {peer}",
                         show_port(key)
                     ),
                 })
