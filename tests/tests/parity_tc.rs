@@ -172,6 +172,10 @@ fn each_kind_of_frame_ends_alike_at_every_hook() {
         ),
         (options(&[7, 3, 0, 0]).build(), Reason::Allowed),
         (fragment(0x2001).build(), Reason::Fragment),
+        // A first one of 16 bytes, what follows it, and what does not.
+        (fragment(0x2000).payload(&[0; 8]).build(), Reason::Allowed),
+        (fragment(0x2002).payload(&[0; 8]).build(), Reason::Allowed),
+        (fragment(0x0001).build(), Reason::FragmentOverlap),
         (syn("127.0.0.1", 8443).build(), Reason::Martian),
         (chain.build(), Reason::Allowed),
         (chain.extension(60, PADDED).build(), Reason::ExtensionDepth),
