@@ -8,7 +8,7 @@ use crate::policy::explain::{self, packet::PacketSpec};
 use crate::policy::file::Loaded;
 use crate::simulate::{self, Flows, FrameBuilder, Node, Transport, address_key};
 use firewall_common::control::{AddressKey, Config};
-use firewall_common::decide::Socket as Kind;
+use firewall_common::decide::{Outcome, Socket as Kind};
 use firewall_common::gate::{Bank, Cell};
 use firewall_common::packet::tcp;
 use firewall_common::verdict::{Direction, Reason, Verdict};
@@ -84,7 +84,23 @@ impl Judge {
     /// How it ends.
     pub fn ruling(&self, incoming: &Incoming) -> Ruling<'_> {
         let frame = FrameBuilder::new(incoming.from.ip(), incoming.to.ip(), incoming.transport()).build();
-        let (outcome, _) = simulate::decide(&self.node(), &frame);
+        self.of(simulate::decide(&self.node(&self.flows), &frame).0)
+    }
+
+    /// How what this host sends back ends.
+    pub fn answer(&self, incoming: &Incoming) -> Ruling<'_> {
+        let out = Incoming {
+            from: incoming.to,
+            to: incoming.from,
+            ..*incoming
+        };
+        let frame = FrameBuilder::new(out.from.ip(), out.to.ip(), out.transport()).build();
+        // What leaves is remembered: not for the packets that are judged after it.
+        let flows = self.flows.clone();
+        self.of(simulate::decide_egress(&self.node(&flows), &frame).0)
+    }
+
+    fn of(&self, outcome: Outcome) -> Ruling<'_> {
         let service = usize::from(outcome.service)
             .checked_sub(1)
             .and_then(|index| self.loaded.policy.services.get(index));
@@ -105,7 +121,8 @@ impl Judge {
             ttl: None,
         };
         let (policy, text) = (&self.loaded.policy, &self.loaded.text);
-        explain::explain(policy, text, &self.compiled, &self.node(), &packet.to_string())
+        let node = self.node(&self.flows);
+        explain::explain(policy, text, &self.compiled, &node, &packet.to_string())
             .ok()?
             .hint
     }
@@ -155,12 +172,12 @@ impl Judge {
         self.flows.sockets.get(&key) == Some(&Kind::Accepted)
     }
 
-    fn node(&self) -> Node<'_> {
+    fn node<'a>(&'a self, flows: &'a Flows) -> Node<'a> {
         Node {
             image: &self.compiled.image,
             config: &self.config,
             own: &self.own,
-            flows: &self.flows,
+            flows,
         }
     }
 }
@@ -196,7 +213,6 @@ fn opened(table: &[Socket]) -> Flows {
         .collect();
     Flows {
         gate: RefCell::new(gate),
-        now_s: 1 << 20,
         sockets,
         ..Flows::default()
     }

@@ -179,6 +179,9 @@ fn service_name(process: &str) -> String {
     }
 }
 
+const EGRESS_CLOSED: &str = Reason::EgressClosed.word();
+const EGRESS_DENIED: &str = Reason::EgressDenied.word();
+
 /// Connections that end the same way: whether they were accepted, the protocol, the port of the service, whose, why.
 type Group<'a> = (bool, u8, u16, Option<&'a Process>, &'static str);
 
@@ -198,8 +201,11 @@ fn connections(judge: &Judge, facts: &Facts<'_>) -> Vec<Finding> {
             to: local,
             established: true,
         };
-        let ruling = judge.ruling(&incoming);
+        let mut ruling = judge.ruling(&incoming);
         let inbound = judge.is_accepted(socket);
+        if ruling.passes() && !inbound {
+            ruling = judge.answer(&incoming);
+        }
         if ruling.passes() {
             *(if inbound { &mut accepted } else { &mut opened }) += 1;
             continue;
@@ -259,9 +265,16 @@ fn lost(
         true => format!("{count} to {who} on {port}, from {at}{mine}, would be cut ({why})"),
         false => format!("{count} of {who} to {at}, opened by this host, would be cut ({why})"),
     };
-    let fix = judge
-        .advice(incoming)
-        .unwrap_or_else(|| "ravelin explain tells each step of the decision".to_owned());
+    let fix = match *why {
+        EGRESS_CLOSED => format!("ravelin egress add NAME {port} --to {}", incoming.from.ip()),
+        EGRESS_DENIED => format!(
+            "a deny of an egress rule names {}: ravelin services shows them",
+            incoming.from.ip()
+        ),
+        _ => judge
+            .advice(incoming)
+            .unwrap_or_else(|| "ravelin explain tells each step of the decision".to_owned()),
+    };
     Finding::new(Severity::Fail, Area::Connection, port, text).fix(fix)
 }
 

@@ -165,3 +165,40 @@ fn connections_that_the_policy_would_cut_are_told_apart_from_those_that_go_on() 
             .all(|finding| finding.severity == Severity::Fail)
     );
 }
+
+#[test]
+fn what_egress_rules_would_cut_is_told_with_the_rule_to_add() {
+    let policy = r#"version = 1
+[defaults]
+egress = "deny"
+[[egress]]
+name = "web"
+ports = ["tcp/443"]
+to = ["203.0.113.0/24"]
+deny = ["203.0.113.66"]
+"#;
+    let table = [
+        open("198.51.100.1:43210", "203.0.113.80:443"),
+        open("198.51.100.1:43211", "203.0.113.66:443"),
+        open("198.51.100.1:43212", "192.0.2.5:5432"),
+    ];
+    let found = judged(policy, &[], &table, None);
+    assert_eq!(
+        short(&found),
+        [
+            (Severity::Fail, "tcp/443"),
+            (Severity::Fail, "tcp/5432"),
+            (Severity::Ok, "established")
+        ],
+        "{found:?}"
+    );
+    assert!(
+        found[0].text.ends_with("would be cut (egress-denied)"),
+        "{}",
+        found[0].text
+    );
+    assert_eq!(
+        found[1].fix.as_deref(),
+        Some("ravelin egress add NAME tcp/5432 --to 192.0.2.5")
+    );
+}
