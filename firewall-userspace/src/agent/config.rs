@@ -3,7 +3,7 @@
 //! A [`Config`] is valid by construction: words are parsed into types while the file is read, so a mistake carries
 //! its line and column. Whether the things it names exist is found out later, by those who use them.
 
-use crate::datapath::{Features, Hook};
+use crate::datapath::{Features, Hook, Options};
 use firewall_common::control::{Failsafe, LINK_EAPOL, LINK_LACP, LINK_LLDP, LINK_STP, MAX_FAILSAFE};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
@@ -76,6 +76,9 @@ pub struct Args {
     /// What no policy can close, such as 'tcp/22 from 203.0.113.9'; repeatable
     #[arg(long, value_name = "RULE")]
     pub failsafe: Vec<FailsafeRule>,
+    /// Flows to remember at most, 512 to 16777216: 64 bytes of kernel memory each [default: 262144]
+    #[arg(long, value_name = "N")]
+    pub flows_max: Option<FlowsMax>,
     /// Link protocols to admit: a list of lacp, lldp, eapol, stp, or 'none' [default: lacp,lldp,eapol]
     #[arg(long, value_name = "LIST")]
     pub link_control: Option<LinkControl>,
@@ -113,6 +116,7 @@ struct File {
     pins: Option<PathBuf>,
     mode: Option<Mode>,
     failsafe: Option<OneOrMany<FailsafeRule>>,
+    flows: Option<FlowsSection>,
     link_control: Option<OneOrMany<LinkControl>>,
     detach_on_exit: Option<bool>,
     log_drops: Option<bool>,
@@ -142,6 +146,8 @@ pub struct Config {
     /// The mode was given by a flag, which beats one that was set by command before.
     pub mode_by_flag: bool,
     pub failsafe: Vec<FailsafeRule>,
+    /// Flows that the table remembers at most.
+    pub flows_max: u32,
     /// Set of `firewall_common::control::LINK_*`.
     pub link_control: u32,
     pub detach_on_exit: bool,
@@ -227,6 +233,11 @@ impl Config {
             mode_by_flag: args.mode.is_some(),
             mode: args.mode.or(file.mode).unwrap_or_default(),
             failsafe,
+            flows_max: args
+                .flows_max
+                .or(file.flows.unwrap_or_default().max)
+                .unwrap_or_default()
+                .0,
             link_control: args
                 .link_control
                 .or(file.link_control.map(LinkControl::all_of))
@@ -705,6 +716,45 @@ impl FromStr for FailsafeRule {
     }
 }
 
+/// `[flows]` of the file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FlowsSection {
+    max: Option<FlowsMax>,
+}
+
+/// How many flows to remember, within [`Options::FLOWS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "i64")]
+pub struct FlowsMax(u32);
+
+impl Default for FlowsMax {
+    fn default() -> Self {
+        FlowsMax(Options::default().flows)
+    }
+}
+
+impl TryFrom<i64> for FlowsMax {
+    type Error = String;
+    fn try_from(number: i64) -> Result<FlowsMax, String> {
+        let fits = u32::try_from(number)
+            .ok()
+            .filter(|number| Options::FLOWS.contains(number));
+        fits.map(FlowsMax).ok_or_else(|| {
+            let (least, most) = (Options::FLOWS.start(), Options::FLOWS.end());
+            format!("a table of {number} flows: {least} to {most}; each takes 64 bytes of kernel memory")
+        })
+    }
+}
+
+impl FromStr for FlowsMax {
+    type Err = String;
+    fn from_str(text: &str) -> Result<FlowsMax, String> {
+        let number: i64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+        number.try_into()
+    }
+}
+
 /// Set of `LINK_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -763,6 +813,9 @@ mod tests {
         assert_eq!(config.policy, Path::new(DEFAULT_POLICY));
         assert_eq!(config.metrics, DEFAULT_METRICS.parse().ok());
         assert_eq!((config.mode, config.interfaces.len()), (Mode::Enforce, 0));
+        assert_eq!(config.flows_max, 262_144);
+        let big = "[flows]\nmax = 1_000_000";
+        assert_eq!(merge(big).expect("valid").flows_max, 1_000_000);
         assert_eq!(config.link_control, LINK_LACP | LINK_LLDP | LINK_EAPOL);
     }
 
@@ -782,6 +835,12 @@ mod tests {
             ("log_level = \"loud\"", "line 1, column 13", "debug and trace"),
             ("hook = [\"tc\", \"eth1=xpd\"]", "line 1, column 8", "eth1=tc"),
             ("without = \"dcx\"", "line 1, column 11", "native, frags and tcx"),
+            ("[flows]\nmax = 100", "line 2, column 7", "512 to 16777216"),
+            (
+                "[flows]\nmaximum = 1000",
+                "line 2, column 1",
+                "unknown field `maximum`",
+            ),
             ("log_level = \"info,aya=loud\"", "line 1, column 13", "\"loud\""),
         ] {
             let error = merge(text).expect_err(text).to_string();

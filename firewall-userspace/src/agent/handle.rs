@@ -4,13 +4,13 @@ use super::config::Mode;
 use super::counters::{ServiceKey, Totals};
 use super::reload::Refusal;
 use crate::api::types::{Applied, ApplyRequest, Count, CounterRow, Edit, RuleRow, ServiceRow, Status};
-use crate::datapath::Part;
+use crate::datapath::{Flow, Part};
 use crate::policy::compile::{Compiled, Stats};
 use crate::policy::model::Policy;
 use crate::simulate::Flows;
 use firewall_common::control::{AddressKey, Config as Control};
 use firewall_common::verdict::Reason;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -27,6 +27,7 @@ pub enum Command {
     Scrape(Reply<Scrape>),
     PolicyText(Reply<Option<String>>),
     Explain(Reply<Option<ExplainBasis>>),
+    Flows(Reply<FlowBasis>),
     Suppressed(Reply<u64>),
     Reload {
         why: &'static str,
@@ -60,7 +61,33 @@ pub struct Scrape {
     pub reload_at: f64,
     pub reload_success_at: f64,
     pub suppressed: Vec<(Reason, u64)>,
+    pub flows: FlowScrape,
     pub enforcing: bool,
+}
+
+/// The flow table: what it holds, and what happened to it since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowScrape {
+    pub live: u64,
+    pub max: u64,
+    pub created: u64,
+    /// Live ones that gave their place to newer ones.
+    pub displaced: u64,
+    /// Not noted, for two CPUs met.
+    pub lost: u64,
+}
+
+impl FlowScrape {
+    /// A sentence once the table fills up: from half on, some of its sets are full.
+    pub fn warning(&self) -> Option<String> {
+        let FlowScrape { live, max, .. } = *self;
+        (live > 0 && live >= max / 2).then(|| {
+            format!(
+                "the flow table holds {live} of {max} flows: new ones begin to take the place of those that were idle for \
+                 longest; raise `max` of [flows] in agent.toml, then `ravelin detach` and start the agent anew"
+            )
+        })
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -90,6 +117,20 @@ pub struct ExplainBasis {
     /// Without the sockets, which whoever explains looks up.
     pub flows: Flows,
     pub generation: u64,
+}
+
+/// What listing flows needs.
+pub struct FlowBasis {
+    /// The policy in force, if it is known; without its image if that is too big to be kept.
+    pub policy: Option<(Arc<Policy>, Option<Arc<Compiled>>)>,
+    pub control: Box<Control>,
+    pub own: HashSet<AddressKey>,
+    /// All that the table holds, also what has expired.
+    pub flows: Vec<Flow>,
+    pub max: u64,
+    pub displaced: u64,
+    /// Names by index.
+    pub interfaces: HashMap<u32, String>,
 }
 
 /// Published whenever it changes.
@@ -144,5 +185,25 @@ impl Handle {
 
     pub fn is_ready(&self) -> bool {
         self.readiness.borrow().ready
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_table_warns_before_it_is_full() {
+        let warning = |live| {
+            let scrape = FlowScrape {
+                live,
+                max: 1024,
+                ..FlowScrape::default()
+            };
+            scrape.warning()
+        };
+        assert_eq!((warning(0), warning(511)), (None, None));
+        assert!(warning(512).is_some_and(|text| text.contains("512 of 1024")));
+        assert_eq!(FlowScrape::default().warning(), None);
     }
 }

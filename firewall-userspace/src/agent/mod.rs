@@ -13,6 +13,7 @@ mod attaching;
 pub mod clock;
 pub mod config;
 pub mod counters;
+pub mod flows;
 mod coverage;
 pub mod handle;
 mod jobs;
@@ -184,7 +185,7 @@ fn own(
         let with_kernel_log = config.kernel_log;
         let options = Options {
             features: config.features,
-            ..Options::default()
+            flows: config.flows_max,
         };
         let mut owner = Owner::new(config, Arc::new(SystemClock), &clock::boot_id(), outlets)?;
         // Without pins nothing is in force, so a mistake in the policy ends it here, before anything was changed.

@@ -68,6 +68,8 @@ pub struct Owner {
     pub(super) configure: bool,
     pub(super) notes: BTreeMap<&'static str, String>,
     pub(super) started: Instant,
+    /// That the flow table fills up was logged.
+    flows_told: bool,
     pub(super) keeper: Keeper,
     pub(super) out: Outlets,
 }
@@ -147,6 +149,7 @@ impl Owner {
             configure: false,
             notes: BTreeMap::new(),
             started: Instant::now(),
+            flows_told: false,
             out,
         })
     }
@@ -192,6 +195,7 @@ impl Owner {
         let todo = self.links.replace(list);
 
         self.note_mode();
+        self.note_flows_max();
         // Whoever listened to an agent that was killed is gone.
         self.listen(0);
         if self.mode == Mode::Observe {
@@ -358,6 +362,7 @@ impl Owner {
         if now >= self.next_sweep {
             self.next_sweep = now + SWEEP;
             self.sweep();
+            self.tell_flows();
         }
         for index in self.links.due(now) {
             self.attach(index, now);
@@ -394,6 +399,17 @@ impl Owner {
         }
     }
 
+    /// Logs once that the flow table fills up, and that it does no more.
+    fn tell_flows(&mut self) {
+        let warning = self.flow_scrape().warning();
+        match &warning {
+            Some(text) if !self.flows_told => log::warn!("{text}"),
+            None if self.flows_told => log::info!("the flow table has room again"),
+            _ => {}
+        }
+        self.flows_told = warning.is_some();
+    }
+
     pub(super) fn note(&mut self, topic: &'static str, text: Option<String>) {
         match text {
             Some(text) if self.notes.get(topic) != Some(&text) => {
@@ -420,6 +436,7 @@ impl Owner {
                 drop(reply.send(self.desired.as_ref().map(|desired| desired.text.to_string())));
             }
             Command::Explain(reply) => drop(reply.send(self.explain_basis())),
+            Command::Flows(reply) => drop(reply.send(self.flow_basis())),
             Command::Suppressed(reply) => {
                 let total = self.suppressed().iter().map(|(_, count)| count).sum();
                 self.out.hub.suppressed(total);

@@ -5,18 +5,18 @@
 use super::clock;
 use super::config::Mode;
 use super::counters::{self, Totals};
-use super::handle::{ExplainBasis, InterfaceScrape, Readiness, Scrape};
+use super::handle::{ExplainBasis, FlowBasis, FlowScrape, InterfaceScrape, Readiness, Scrape};
 use super::links::State as LinkState;
 use super::owner::Owner;
 use super::reload::{Origin, chain};
 use crate::api::types::{
-    Count, CounterRow, InterfaceStatus, PolicyStatus, RuleRow, ServiceRow, Status, Uncovered,
+    Count, CounterRow, FlowStatus, InterfaceStatus, PolicyStatus, RuleRow, ServiceRow, Status, Uncovered,
 };
-use crate::datapath::{Datapath, Ingress, Interface, Part, TcMode};
+use crate::datapath::{Datapath, DatapathError, Ingress, Interface, Options, Part, TcMode};
 use crate::policy::model::{self, Action, EgressId, Place, Rule, ServiceId};
 use crate::simulate::{Flows, Memory};
 use firewall_common::control::{AddressKey, Config as Control};
-use firewall_common::counter::Counter;
+use firewall_common::counter::{Counter, Tally};
 use firewall_common::verdict::{Direction, Reason};
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -76,6 +76,8 @@ impl Owner {
             .collect();
         let mut degraded = self.datapath.as_ref().map(Datapath::degraded).unwrap_or_default();
         degraded.extend(self.notes.values().cloned());
+        let flows = self.flow_scrape();
+        degraded.extend(flows.warning());
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             instance: self.config.instance.clone(),
@@ -99,6 +101,11 @@ impl Owner {
                 .collect(),
             unmatched: self.links.unmatched(),
             failsafe: self.config.failsafe.iter().map(ToString::to_string).collect(),
+            flows: FlowStatus {
+                live: flows.live,
+                max: flows.max,
+                displaced: flows.displaced,
+            },
             warnings: self.config.warnings(),
             degraded,
             ready: self.in_force.is_some() && self.links.ready(),
@@ -321,12 +328,13 @@ impl Owner {
             reload_at: self.reload.at.as_secs_f64(),
             reload_success_at: self.reload.success_at.as_secs_f64(),
             suppressed: self.suppressed(),
+            flows: self.flow_scrape(),
             enforcing: self.mode == Mode::Enforce,
         }
     }
 
-    pub(super) fn explain_basis(&self) -> Option<ExplainBasis> {
-        let desired = self.desired.as_ref()?;
+    /// The configuration as the kernel has it, and the addresses of this host.
+    fn control(&self) -> (Box<Control>, HashSet<AddressKey>) {
         let node = self.node_config();
         let mut control = Box::new(Control::DEFAULT);
         control.observe = node.observe.into();
@@ -339,6 +347,71 @@ impl Owner {
         for address in &own {
             control.add_own_address(address.high, address.low);
         }
+        (control, own)
+    }
+
+    pub(super) fn flow_scrape(&self) -> FlowScrape {
+        let Some(datapath) = &self.datapath else {
+            return FlowScrape::default();
+        };
+        let read = || {
+            let (live, max) = datapath.flow_pressure()?;
+            Ok(FlowScrape {
+                live: live as u64,
+                max: max as u64,
+                created: datapath.tally(Tally::FlowCreated)?,
+                displaced: datapath.tally(Tally::FlowDisplaced)?,
+                lost: datapath.tally(Tally::FlowLost)?,
+            })
+        };
+        read()
+            .inspect_err(|error: &DatapathError| log::warn!("cannot read the flow table: {}", chain(error)))
+            .unwrap_or_default()
+    }
+
+    /// A table keeps its size as long as its pins live, so that no flow is lost.
+    pub(super) fn note_flows_max(&mut self) {
+        let Some(Ok((_, max))) = self.datapath.as_ref().map(Datapath::flow_pressure) else {
+            return;
+        };
+        let asked = self.config.flows_max;
+        let text = format!(
+            "the flow table keeps its size of {max} flows, though {asked} are configured; `ravelin detach` and a new start \
+             make it anew"
+        );
+        self.note("flows", (max != Options::capacity(asked)).then_some(text));
+    }
+
+    pub(super) fn flow_basis(&self) -> FlowBasis {
+        let (control, own) = self.control();
+        let read = |datapath: &Datapath| {
+            datapath
+                .flows()
+                .inspect_err(|error| log::warn!("cannot read the flow table: {}", chain(error)))
+                .ok()
+        };
+        let scrape = self.flow_scrape();
+        FlowBasis {
+            policy: self
+                .desired
+                .as_ref()
+                .map(|desired| (desired.policy.clone(), desired.compiled.clone())),
+            control,
+            own,
+            flows: self.datapath.as_ref().and_then(read).unwrap_or_default(),
+            max: scrape.max,
+            displaced: scrape.displaced,
+            interfaces: self
+                .links
+                .known()
+                .map(|interface| (interface.index, interface.name.clone()))
+                .collect(),
+        }
+    }
+
+    pub(super) fn explain_basis(&self) -> Option<ExplainBasis> {
+        let desired = self.desired.as_ref()?;
+        let (control, own) = self.control();
         let (gate, seed) = self
             .datapath
             .as_ref()

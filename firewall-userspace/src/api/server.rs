@@ -4,10 +4,11 @@
 //! connected ([`Peer`]): file modes alone would let a group member do both. Records are those of [`super::types`];
 //! every answer that is not a success is an [`ApiError`].
 
-use super::types::{ApiError, ApplyRequest, Detached, Edit, ExplainRequest, ModeRequest};
+use super::types::{ApiError, ApplyRequest, Detached, Edit, ExplainRequest, FlowQuery, ModeRequest};
 use crate::agent::handle::{Command, ExplainBasis, Handle, Outcome, Stopping};
 use crate::agent::reload::{Refusal, chain};
-use crate::agent::sockets;
+use crate::agent::{flows, sockets};
+use crate::host;
 use crate::monitor::Hub;
 use crate::policy::{compile::compile, explain};
 use crate::simulate;
@@ -20,6 +21,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use axum::serve::IncomingStream;
+use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::fs::Permissions;
@@ -73,6 +75,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/services", get(services))
         .route("/v1/rules", get(rules))
         .route("/v1/counters", get(counters))
+        .route("/v1/flows", get(flows))
         .route("/v1/policy", get(policy))
         .route("/v1/monitor", get(monitor))
         .route("/v1/explain", post(explain))
@@ -121,6 +124,34 @@ async fn rules(State(shared): State<Shared>) -> Result<Response, Failure> {
 
 async fn counters(State(shared): State<Shared>) -> Result<Response, Failure> {
     Ok(Json(shared.agent.ask(Command::Counters).await?).into_response())
+}
+
+async fn flows(
+    State(shared): State<Shared>,
+    Parameters(query): Parameters<FlowQuery>,
+) -> Result<Response, Failure> {
+    let peer = query
+        .peer
+        .as_deref()
+        .map(|peer| {
+            peer.parse::<IpNetwork>().map_err(|_| {
+                let text = format!("{peer:?} is not an address or prefix");
+                Failure::new(StatusCode::BAD_REQUEST, text)
+            })
+        })
+        .transpose()?;
+    let basis = shared.agent.ask(Command::Flows).await?;
+    let listed = tokio::task::spawn_blocking(move || {
+        flows::list(&basis, &host::sockets::table(), &query, peer)
+            .map_err(|error| Failure::from(Refusal::Failed(chain(&error))))
+    });
+    match listed.await {
+        Ok(list) => Ok(Json(list?).into_response()),
+        Err(_) => Err(Failure::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "listing the flows failed in an unexpected way",
+        )),
+    }
 }
 
 /// The text of the policy in force, as it is.

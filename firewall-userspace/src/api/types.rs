@@ -22,6 +22,8 @@ pub struct Status {
     /// Patterns asked for that no interface matches.
     pub unmatched: Vec<String>,
     pub failsafe: Vec<String>,
+    #[serde(default)]
+    pub flows: FlowStatus,
     /// What is surely a mistake in the agent's configuration, a sentence each.
     #[serde(default)]
     pub warnings: Vec<String>,
@@ -260,6 +262,77 @@ pub enum Edit {
     EgressRemove {
         name: String,
     },
+}
+
+/// `GET /v1/flows`, with the fields as parameters: only the flows that have all of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlowQuery {
+    /// `egress`: opened by this host or by what is behind it; `ingress`: accepted by it.
+    pub direction: Option<String>,
+    /// A service or an egress rule.
+    pub service: Option<String>,
+    /// An address or prefix that the remote end is in.
+    pub peer: Option<String>,
+    /// As [`FlowRow::state`].
+    pub state: Option<String>,
+    /// Age in seconds, both inclusive. What has no known age has none of any.
+    pub older_than: Option<u64>,
+    pub younger_than: Option<u64>,
+    /// Rows to give at most; all of them if it is missing.
+    pub limit: Option<u64>,
+}
+
+/// The flow table, and the flows that were asked for, those that spoke last first.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlowList {
+    /// Live flows of the table, whatever was asked for.
+    pub live: u64,
+    /// Flows that fit into the table.
+    pub max: u64,
+    /// Live flows that gave their place to newer ones since the table was made.
+    pub displaced: u64,
+    /// Flows and accepted connections that were asked for; `flows` holds no more than the limit of them.
+    pub matched: u64,
+    pub flows: Vec<FlowRow>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlowRow {
+    /// As [`FlowQuery::direction`].
+    pub direction: String,
+    /// As [`EventRecord::protocol`].
+    pub protocol: String,
+    pub local: String,
+    /// Of TCP, UDP and SCTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_port: Option<u16>,
+    pub remote: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote_port: Option<u16>,
+    /// Of ICMP echo.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub echo_id: Option<u16>,
+    /// `asked`, `conversation`, `echo`, `other`, `syn-sent`, `established`, `fin-out`, `fin-in`, `closing` or `reset`.
+    pub state: String,
+    /// The service, or the egress rule, that lets its packets pass. Empty: neither.
+    pub service: String,
+    pub rule: String,
+    /// That it went out by. Empty: not known.
+    pub interface: String,
+    /// Since its first packet, since the last one that went out, and until it is forgotten; connections that only the
+    /// socket table knows have none of them.
+    pub age_seconds: Option<u64>,
+    pub idle_seconds: Option<u64>,
+    pub expires_seconds: Option<u64>,
+}
+
+/// How full the flow table is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlowStatus {
+    pub live: u64,
+    pub max: u64,
+    /// As [`FlowList::displaced`].
+    pub displaced: u64,
 }
 
 /// `POST /v1/mode`: `enforce` or `observe`.

@@ -15,6 +15,7 @@ mod doctor;
 mod duration;
 mod egress;
 mod explain;
+mod flows;
 mod man;
 mod mode;
 mod monitor;
@@ -92,6 +93,7 @@ enum Command {
     Services(services::Args),
     Rules(rules::Args),
     Counters(counters::Args),
+    Flows(flows::Args),
     Monitor(monitor::Args),
     Explain(explain::Args),
     Check(check::Args),
@@ -157,6 +159,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Answer> {
         Command::Services(args) => services::run(&args, &context),
         Command::Rules(args) => rules::run(&args, &context),
         Command::Counters(args) => counters::run(&args, &context),
+        Command::Flows(args) => flows::run(&args, &context),
         Command::Monitor(args) => monitor::run(&args, &context),
         Command::Explain(args) => explain::run(&args, &context),
         Command::Doctor(args) => doctor::run(&args, &context),

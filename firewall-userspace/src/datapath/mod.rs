@@ -101,6 +101,15 @@ impl Options {
     /// Flows that a table may hold: 64 bytes each, of kernel memory.
     pub const FLOWS: std::ops::RangeInclusive<u32> = 512..=16_777_216;
 
+    /// Flows that fit into a table for `flows` of them.
+    pub fn capacity(flows: u32) -> usize {
+        let sets = Options {
+            flows,
+            ..Options::default()
+        };
+        (sets.flow_sets() * WAYS) as usize
+    }
+
     fn flow_sets(&self) -> u32 {
         let flows = self.flows.clamp(*Self::FLOWS.start(), *Self::FLOWS.end());
         (flows / WAYS).next_power_of_two()

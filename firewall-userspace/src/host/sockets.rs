@@ -65,7 +65,12 @@ impl Socket {
         self.protocol == TCP && self.state == TCP_SYN_RECV
     }
 
-    /// Data may still come in.
+    /// A TCP connection whose peer sends no more.
+    pub fn is_half_closed(&self) -> bool {
+        self.protocol == TCP && self.state == TCP_CLOSE_WAIT
+    }
+
+    /// Data may still come in, or go out.
     pub fn is_open(&self) -> bool {
         match self.protocol {
             TCP => matches!(self.state, TCP_ESTABLISHED | TCP_CLOSE_WAIT),

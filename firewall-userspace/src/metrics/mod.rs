@@ -136,6 +136,28 @@ fn families(scrape: &Scrape) -> Vec<MetricFamily> {
     }
     out.push(suppressed);
 
+    for (name, help, value) in [
+        (
+            "ravelin_flows_created_total",
+            "Flows that this host, or what is behind it, opened.",
+            scrape.flows.created,
+        ),
+        (
+            "ravelin_flows_displaced_total",
+            "Live flows that gave their place in the table to newer ones.",
+            scrape.flows.displaced,
+        ),
+        (
+            "ravelin_flows_lost_total",
+            "Flows that could not be noted, because two CPUs met at one place.",
+            scrape.flows.lost,
+        ),
+    ] {
+        let mut family = Family::counter(name, help);
+        family.add(&[], value as f64);
+        out.push(family);
+    }
+
     let mut gauge = |name: &str, help: &str, labels: &[(&str, &str)], value: f64| {
         let mut family = Family::gauge(name, help);
         family.add(labels, value);
@@ -201,6 +223,18 @@ fn families(scrape: &Scrape) -> Vec<MetricFamily> {
         "Entries of all lists of the policy.",
         &[],
         scrape.stats.rules as f64,
+    );
+    gauge(
+        "ravelin_flows",
+        "Live flows in the flow table.",
+        &[],
+        scrape.flows.live as f64,
+    );
+    gauge(
+        "ravelin_flows_max",
+        "Flows that fit into the flow table.",
+        &[],
+        scrape.flows.max as f64,
     );
     gauge(
         "ravelin_enforcing",

@@ -87,7 +87,12 @@ fn wall_time(monotonic_ns: u64) -> SystemTime {
 }
 
 fn protocol(event: &Event) -> String {
-    let word = match (event.version, event.protocol) {
+    protocol_word(event.version, event.protocol)
+}
+
+/// `tcp`, `icmpv6`, or the number; nothing for what is not IP.
+pub fn protocol_word(version: u8, protocol: u8) -> String {
+    let word = match (version, protocol) {
         (0, _) => "",
         (_, 1) => "icmp",
         (_, 6) => "tcp",

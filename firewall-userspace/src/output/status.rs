@@ -62,6 +62,15 @@ pub fn status(record: &Status, now: u64, style: &Style) -> String {
             ),
         );
     }
+    let flows = &record.flows;
+    if flows.max > 0 {
+        let displaced = match flows.displaced {
+            0 => String::new(),
+            count => format!(", {} displaced", number(count)),
+        };
+        let text = format!("{} of {}{displaced}", number(flows.live), number(flows.max));
+        field("flows", &text);
+    }
     if record.failsafe.is_empty() {
         field("failsafe", &style.dim("none"));
     }
