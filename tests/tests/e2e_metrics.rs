@@ -59,6 +59,11 @@ fn the_metrics_that_are_promised_are_there() -> Result<()> {
         "ravelin_policy_classes",
         "ravelin_policy_prefixes",
         "ravelin_events_suppressed_total",
+        "ravelin_flows",
+        "ravelin_flows_max",
+        "ravelin_flows_created_total",
+        "ravelin_flows_displaced_total",
+        "ravelin_flows_lost_total",
         "ravelin_build_info",
         "process_resident_memory_bytes",
     ] {

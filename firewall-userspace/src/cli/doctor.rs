@@ -137,17 +137,14 @@ impl Setup {
     }
 
     fn facts(&self, interface: &Interface) -> interfaces::Facts {
-        let status = self.status.iter().flat_map(|status| &status.interfaces);
+        let mut known = self.status.iter().flat_map(|status| &status.interfaces);
         interfaces::Facts {
             interface: interface.clone(),
             driver: interfaces::driver(interface),
             device: device::device(interface.index),
             // What may not be seen is left out; that is said once.
             occupants: others::occupants(&self.pins, interface.index).unwrap_or_default(),
-            status: status
-                .filter(|one| one.ifindex == interface.index)
-                .next()
-                .cloned(),
+            status: known.find(|one| one.ifindex == interface.index).cloned(),
             instance: self.instance.clone(),
         }
     }
