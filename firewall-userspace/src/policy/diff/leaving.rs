@@ -24,17 +24,32 @@ pub fn diff<'a>(old: &'a Side<'a>, new: &'a Side<'a>, lines: &mut Vec<DiffLine>)
         lines.push(line("default", name, vec!["what no egress rule opens".into()]));
     }
     let (elsewhere, meetings) = meetings(old, new);
-    let others = if meetings.is_empty() {
-        "every port"
-    } else {
-        "every other port"
-    };
-    let elsewhere = (&elsewhere, vec![others.to_owned()]);
     let there = meetings
         .iter()
-        .map(|(meeting, ranges)| (meeting, ports::show(ranges)));
-    for ((before, after), ports) in there.chain([elsewhere]) {
-        at_ports(old, new, before, after, &ports, lines);
+        .map(|(meeting, ranges)| (meeting, Some(ports::show(ranges))));
+    let places: Vec<_> = there.chain([(&elsewhere, None)]).collect();
+    // Who comes and goes, and at which of the places.
+    let mut changes: Vec<(&str, Name, Vec<usize>)> = Vec::new();
+    for (place, ((before, after), _)) in places.iter().enumerate() {
+        for (change, name) in at_ports(old, new, before, after) {
+            let known = changes
+                .iter_mut()
+                .find(|(known, other, _)| *known == change && *other == name);
+            match known {
+                Some((_, _, at)) => at.push(place),
+                None => changes.push((change, name, vec![place])),
+            }
+        }
+    }
+    for (change, name, at) in changes {
+        let ports = if at.len() == places.len() {
+            vec!["every port".to_owned()]
+        } else {
+            let other = || vec!["every other port".to_owned()];
+            let shown = |place: usize| places[place].1.clone().unwrap_or_else(other);
+            at.into_iter().flat_map(shown).collect()
+        };
+        lines.push(line(change, name, ports));
     }
 }
 
@@ -81,18 +96,17 @@ fn meetings(old: &Side<'_>, new: &Side<'_>) -> ((Vec<Owner>, Vec<Owner>), Meetin
     (elsewhere, meetings)
 }
 
+/// What changes where these rules meet.
 fn at_ports<'a>(
     old: &'a Side<'a>,
     new: &'a Side<'a>,
     before: &'a [Owner],
     after: &'a [Owner],
-    ports: &[String],
-    lines: &mut Vec<DiffLine>,
-) {
+) -> Vec<(&'static str, Name)> {
     let defaults = (old.policy.egress_deny, new.policy.egress_deny);
     let same = |action| old.lists_of(before, action) == new.lists_of(after, action);
     if defaults.0 == defaults.1 && same(Action::Allow) && same(Action::Deny) {
-        return;
+        return Vec::new();
     }
     let (was, is) = (old.egress(before), new.egress(after));
     let mut gained = Who::new(is.difference(&was), None);
@@ -123,15 +137,17 @@ fn at_ports<'a>(
         }
     }
     let everywhere = is.is_empty();
+    let mut changes = Vec::new();
     for (change, who) in [("loses", lost), ("gains", gained)] {
         for mut name in who.names() {
             if name.who == "anyone" {
                 let rest = change == "loses" && !everywhere;
                 name.who = if rest { "anywhere else" } else { "anywhere" }.to_owned();
             }
-            lines.push(line(change, name, ports.to_vec()));
+            changes.push((change, name));
         }
     }
+    changes
 }
 
 fn line(change: &str, name: Name, ports: Vec<String>) -> DiffLine {
