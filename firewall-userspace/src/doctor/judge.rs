@@ -89,14 +89,10 @@ impl Judge {
 
     /// How what this host sends back ends.
     pub fn answer(&self, incoming: &Incoming) -> Ruling<'_> {
-        let out = Incoming {
-            from: incoming.to,
-            to: incoming.from,
-            ..*incoming
-        };
+        let out = incoming.turned();
         let frame = FrameBuilder::new(out.from.ip(), out.to.ip(), out.transport()).build();
-        // What leaves is remembered: not for the packets that are judged after it.
-        let flows = self.flows.clone();
+        // What leaves is judged by the policy alone, and remembered: not for the packets that are judged after it.
+        let flows = Flows::default();
         self.of(simulate::decide_egress(&self.node(&flows), &frame).0)
     }
 
@@ -112,16 +108,35 @@ impl Judge {
 
     /// What would let it in.
     pub fn advice(&self, incoming: &Incoming) -> Option<String> {
+        self.hint(
+            Direction::Ingress,
+            incoming.from.ip(),
+            incoming.to.ip(),
+            incoming.transport(),
+        )
+    }
+
+    /// What would let the answer to it out.
+    pub fn advice_out(&self, incoming: &Incoming) -> Option<String> {
+        let out = incoming.turned();
+        self.hint(Direction::Egress, out.to.ip(), out.from.ip(), out.transport())
+    }
+
+    fn hint(&self, direction: Direction, peer: IpAddr, own: IpAddr, transport: Transport) -> Option<String> {
         let packet = PacketSpec {
-            direction: Direction::Ingress,
-            peer: incoming.from.ip(),
-            own: Some(incoming.to.ip()),
-            transport: incoming.transport(),
+            direction,
+            peer,
+            own: Some(own),
+            transport,
             vlan: Vec::new(),
             ttl: None,
         };
         let (policy, text) = (&self.loaded.policy, &self.loaded.text);
-        let node = self.node(&self.flows);
+        let none = Flows::default();
+        let node = self.node(match direction {
+            Direction::Ingress => &self.flows,
+            Direction::Egress => &none,
+        });
         explain::explain(policy, text, &self.compiled, &node, &packet.to_string())
             .ok()?
             .hint
@@ -183,6 +198,15 @@ impl Judge {
 }
 
 impl Incoming {
+    /// The way back.
+    fn turned(&self) -> Incoming {
+        Incoming {
+            from: self.to,
+            to: self.from,
+            ..*self
+        }
+    }
+
     fn transport(&self) -> Transport {
         let (src_port, dst_port) = (self.from.port(), self.to.port());
         match self.protocol {

@@ -179,8 +179,12 @@ fn service_name(process: &str) -> String {
     }
 }
 
-const EGRESS_CLOSED: &str = Reason::EgressClosed.word();
-const EGRESS_DENIED: &str = Reason::EgressDenied.word();
+/// Whether it is the way out that is closed.
+fn leaves(why: &str) -> bool {
+    [Reason::EgressClosed, Reason::EgressDenied]
+        .map(Reason::word)
+        .contains(&why)
+}
 
 /// Connections that end the same way: whether they were accepted, the protocol, the port of the service, whose, why.
 type Group<'a> = (bool, u8, u16, Option<&'a Process>, &'static str);
@@ -265,16 +269,11 @@ fn lost(
         true => format!("{count} to {who} on {port}, from {at}{mine}, would be cut ({why})"),
         false => format!("{count} of {who} to {at}, opened by this host, would be cut ({why})"),
     };
-    let fix = match *why {
-        EGRESS_CLOSED => format!("ravelin egress add NAME {port} --to {}", incoming.from.ip()),
-        EGRESS_DENIED => format!(
-            "a deny of an egress rule names {}: ravelin services shows them",
-            incoming.from.ip()
-        ),
-        _ => judge
-            .advice(incoming)
-            .unwrap_or_else(|| "ravelin explain tells each step of the decision".to_owned()),
+    let advice = match leaves(why) {
+        true => judge.advice_out(incoming),
+        false => judge.advice(incoming),
     };
+    let fix = advice.unwrap_or_else(|| "ravelin explain tells each step of the decision".to_owned());
     Finding::new(Severity::Fail, Area::Connection, port, text).fix(fix)
 }
 
