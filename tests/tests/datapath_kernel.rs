@@ -528,15 +528,23 @@ fn detaching_one_interface_and_everything() {
     assert_eq!(lines[0], "detached from up0");
     assert!(!lab.pins.exists());
     // In another namespace the number may be somebody else's.
-    let mut datapath = lab.open();
-    datapath.switch(&policy(false, 1), 1).unwrap();
-    lab.attach(&mut datapath);
-    drop(datapath);
-    let lines = lab.peer.run(|| detach_all(&lab.pins)).unwrap();
-    assert_eq!(
-        lines[0],
-        format!("detached from interface {ifindex} of another network namespace")
-    );
+    for hook in [Hook::Xdp, Hook::Tc] {
+        for (there, named) in [
+            (&lab.node, "detached from up0".to_owned()),
+            (
+                &lab.peer,
+                format!("detached from interface {ifindex} of another network namespace"),
+            ),
+        ] {
+            let mut datapath = lab.open();
+            datapath.switch(&policy(false, 1), 1).unwrap();
+            let interface = lab.interface("up0");
+            lab.node.run(|| datapath.attach(&interface, hook)).unwrap();
+            drop(datapath);
+            let lines = there.run(|| detach_all(&lab.pins)).unwrap();
+            assert_eq!(lines[0], named, "{hook:?}");
+        }
+    }
     assert_eq!(
         lab.node.run(|| detach_all(&lab.pins)).unwrap(),
         Vec::<String>::new()

@@ -4,7 +4,7 @@
 //! `egress-<ifindex>`. Filters of the clsact qdisc have no links; directories note them: `ingress-<ifindex>`,
 //! `clsact-<ifindex>` (egress), and `qdisc-<ifindex>` if the qdisc was made for them, too.
 
-use super::{attach::AttachError, load, netlink, sys};
+use super::{attach::AttachError, clsact, load, netlink, sys};
 use std::{
     fs, io,
     os::fd::{AsFd, OwnedFd},
@@ -69,11 +69,24 @@ pub fn remove_zombies(pins: &Path) -> Result<(), AttachError> {
 /// Whether an interface that has programs of ours is one of this network namespace, whose numbers say nothing in
 /// another. `None` if the pins do not tell.
 pub fn is_here(pins: &Path, ifindex: u32) -> Option<bool> {
-    let link = sys::open_pin(&path(pins, XDP, ifindex)).ok()?;
-    let info = sys::link_info(link.as_fd()).ok()?;
-    let on_it = netlink::xdp_programs(ifindex).ok()?;
-    let ours = |id: Option<u32>| id == Some(info.program_id);
-    Some(on_it.is_some_and(|on_it| ours(on_it.native) || ours(on_it.generic)))
+    let link = |kind: &str| {
+        let link = sys::open_pin(&path(pins, kind, ifindex)).ok()?;
+        Some(sys::link_info(link.as_fd()).ok()?.program_id)
+    };
+    if let Some(program) = link(XDP) {
+        let on_it = netlink::xdp_programs(ifindex).ok()?.unwrap_or_default();
+        return Some([on_it.native, on_it.generic].contains(&Some(program)));
+    }
+    for (kind, attach_type) in [(TC, sys::ATTACH_TCX_INGRESS), (EGRESS, sys::ATTACH_TCX_EGRESS)] {
+        if let Some(program) = link(kind) {
+            // No such interface is an error here.
+            let on_it = sys::programs_at(ifindex, attach_type).unwrap_or_default();
+            return Some(on_it.contains(&program));
+        }
+    }
+    let noted = |kind: &str| path(pins, kind, ifindex).exists();
+    (noted(INGRESS_FILTER) || noted(EGRESS_FILTER))
+        .then(|| clsact::all(ifindex).is_ok_and(|filters| filters.iter().any(|filter| filter.ours)))
 }
 
 /// The interface in the name of a pin of these kinds.
