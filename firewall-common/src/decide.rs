@@ -174,7 +174,6 @@ pub enum Step {
 pub fn ingress<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &mut Packet) -> Outcome {
     let mut parsed = Parsed::new(parse(frame, packet));
     kernel.settle(&mut parsed);
-    kernel.settle(packet);
     let kind = match parsed.result() {
         Ok(kind) => kind,
         Err(reason) => {
