@@ -431,7 +431,7 @@ impl Left {
 
 /// The flow table as one packet sees it.
 pub struct Flows<'a, T: Table> {
-    pub table: &'a T,
+    pub table: T,
     /// [`crate::control::Control::seed`].
     pub seed: u64,
     pub timeouts: &'a [u32; State::COUNT],
@@ -618,7 +618,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn flows<'a>(memory: &'a &'a Memory, now_s: u32) -> Flows<'a, &'a Memory> {
+    fn flows(memory: &Memory, now_s: u32) -> Flows<'_, &Memory> {
         Flows {
             table: memory,
             seed: 7,
@@ -655,11 +655,11 @@ pub(crate) mod tests {
     }
 
     fn out(memory: &Memory, now_s: u32, packet: &Packet) -> Left {
-        flows(&memory, now_s).went_out(&Key::egress(packet), sends(packet), 2)
+        flows(memory, now_s).went_out(&Key::egress(packet), sends(packet), 2)
     }
 
     fn back(memory: &Memory, now_s: u32, sent: &Packet, tcp_flags: u8) -> Option<State> {
-        flows(&memory, now_s).came_in(&Key::egress(sent), tcp_flags)
+        flows(memory, now_s).came_in(&Key::egress(sent), tcp_flags)
     }
 
     #[test]

@@ -72,14 +72,14 @@ pub struct Remembered {
 }
 
 /// The fragment table as one packet sees it.
-pub struct Fragments<'a, T: Table> {
-    pub table: &'a T,
+pub struct Fragments<T: Table> {
+    pub table: T,
     pub seed: u64,
     /// Monotonic clock, seconds.
     pub now_s: u32,
 }
 
-impl<T: Table> Fragments<'_, T> {
+impl<T: Table> Fragments<T> {
     /// Remembers a first fragment that was admitted.
     ///
     /// # Errors
@@ -318,7 +318,7 @@ mod tests {
         }
     }
 
-    fn table<'a>(memory: &'a &'a Memory, now_s: u32) -> Fragments<'a, &'a Memory> {
+    fn table(memory: &Memory, now_s: u32) -> Fragments<&Memory> {
         Fragments {
             table: memory,
             seed: 3,
@@ -339,7 +339,7 @@ mod tests {
         let orders = [[1, 2, 3], [1, 3, 2], [2, 1, 3], [2, 3, 1], [3, 1, 2], [3, 2, 1]];
         for order in orders {
             let memory = &Memory::new(1);
-            let table = table(&memory, 10);
+            let table = table(memory, 10);
             first(&table, &part(7, 0, 1480, true)).unwrap();
             for n in order {
                 let part = part(7, n * 1480, if n == 3 { 77 } else { 1480 }, n != 3);
@@ -353,18 +353,18 @@ mod tests {
     #[test]
     fn a_later_part_without_its_first_or_after_the_timeout_drops() {
         let memory = &Memory::new(4);
-        assert_eq!(later(&table(&memory, 10), &part(7, 1480, 8, false)), Err(Reason::Fragment));
-        first(&table(&memory, 10), &part(7, 0, 1480, true)).unwrap();
+        assert_eq!(later(&table(memory, 10), &part(7, 1480, 8, false)), Err(Reason::Fragment));
+        first(&table(memory, 10), &part(7, 0, 1480, true)).unwrap();
         let mut others = [part(7, 1480, 8, false); 4];
         others[0].fragment.id = 8;
         others[1].protocol = protocol::TCP;
         others[2].src.low = 9;
         others[3].dst.low = 9;
         for other in others {
-            assert_eq!(later(&table(&memory, 10), &other), Err(Reason::Fragment));
+            assert_eq!(later(&table(memory, 10), &other), Err(Reason::Fragment));
         }
-        assert_eq!(later(&table(&memory, 40), &part(7, 1480, 8, false)), Err(Reason::Fragment));
-        assert_eq!(later(&table(&memory, 39), &part(7, 1480, 8, false)), Ok(FIRST));
+        assert_eq!(later(&table(memory, 40), &part(7, 1480, 8, false)), Err(Reason::Fragment));
+        assert_eq!(later(&table(memory, 39), &part(7, 1480, 8, false)), Ok(FIRST));
     }
 
     #[test]
@@ -379,7 +379,7 @@ mod tests {
         ];
         for bad in overlaps {
             let memory = &Memory::new(1);
-            let table = table(&memory, 10);
+            let table = table(memory, 10);
             first(&table, &part(7, 0, 1480, true)).unwrap();
             // 2,960 to 4,488, the end.
             assert_eq!(later(&table, &part(7, 2960, 1528, false)), Ok(FIRST));
@@ -395,7 +395,7 @@ mod tests {
     #[test]
     fn a_first_part_twice_is_an_overlap() {
         let memory = &Memory::new(1);
-        let table = table(&memory, 10);
+        let table = table(memory, 10);
         first(&table, &part(7, 0, 1480, true)).unwrap();
         assert_eq!(
             first(&table, &part(7, 0, 24, true)),
@@ -412,15 +412,15 @@ mod tests {
             part(7, 1480, 0, false),
         ] {
             let memory = &Memory::new(1);
-            first(&table(&memory, 10), &part(7, 0, 1480, true)).unwrap();
-            assert_eq!(later(&table(&memory, 10), &bad), Err(Reason::FragmentOverlap), "{bad:?}");
+            first(&table(memory, 10), &part(7, 0, 1480, true)).unwrap();
+            assert_eq!(later(&table(memory, 10), &bad), Err(Reason::FragmentOverlap), "{bad:?}");
         }
     }
 
     #[test]
     fn more_gaps_than_fit_end_the_datagram() {
         let memory = &Memory::new(1);
-        let table = table(&memory, 10);
+        let table = table(memory, 10);
         first(&table, &part(7, 0, 8, true)).unwrap();
         for n in 1..MAX_STRETCHES as u16 {
             assert_eq!(later(&table, &part(7, n * 16, 8, true)), Ok(FIRST));
@@ -432,9 +432,9 @@ mod tests {
     fn under_pressure_the_oldest_goes() {
         let memory = &Memory::new(1);
         for id in 0..=WAYS {
-            first(&table(&memory, 10 + id), &part(id, 0, 8, true)).unwrap();
+            first(&table(memory, 10 + id), &part(id, 0, 8, true)).unwrap();
         }
-        let late = |id| later(&table(&memory, 20), &part(id, 8, 8, true));
+        let late = |id| later(&table(memory, 20), &part(id, 8, 8, true));
         assert_eq!(late(0), Err(Reason::Fragment));
         assert!((1..=WAYS).all(|id| late(id) == Ok(FIRST)));
     }
@@ -448,7 +448,7 @@ mod tests {
         let mut last = part(7, 1480, 8, false);
         last.version = 6;
         last.protocol = protocol::DESTINATION;
-        first(&table(&memory, 1), &start).unwrap();
-        assert_eq!(later(&table(&memory, 1), &last), Ok(FIRST));
+        first(&table(memory, 1), &start).unwrap();
+        assert_eq!(later(&table(memory, 1), &last), Ok(FIRST));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The BPF verifier walks a global function once, for any arguments, and not at each place and on each way that leads to
 //! it (kernel commit 51c39bb1d5d1; pointers to memory since e5069b9c23b3, 5.12). So what is not on the way of most
-//! packets, and what loops, stands here. A call costs 1-2 ns. Arguments are structs of plain words, results are words.
+//! packets, and what loops, stands here. A call costs 1-2 ns. Arguments are words and structs of words, results are words.
 
 use crate::frame::{BareFrame, SkbFrame, XdpFrame};
 use crate::kernel::{Context, Node, PolicyPage, config, control, now_s, policy_pages, zero};
@@ -18,63 +18,39 @@ use firewall_common::packet::{Fragment, Frame, Packet};
 use firewall_common::quote::quoted;
 use firewall_common::verdict::Reason;
 
-/// What both tables are asked.
-#[repr(C)]
-pub struct Asked {
-    pub key: Key,
-    /// Slot of the configuration in force.
-    pub config: u32,
-    pub ifindex: u32,
-    /// TCP flags of what came in, [`Sends`] of what goes out.
-    pub what: u32,
-    pub pad: u32,
-}
-
-/// [`Flows::came_in`]: the number of a state, 0 for no flow.
+/// [`Flows::came_in`] with the configuration of a slot: the number of a state, 0 for no flow.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn flow_in(asked: *const Asked) -> u64 {
-    // SAFETY: the verifier lets callers pass a whole struct or null only.
-    let Some(asked) = (unsafe { asked.as_ref() }) else {
+pub extern "C" fn flow_in(key: *const Key, config: u32, tcp_flags: u32) -> u64 {
+    // SAFETY: the verifier lets callers pass a whole key or null only.
+    let (Some(key), Some(flows)) = (unsafe { key.as_ref() }, flows(config)) else {
         return 0;
     };
-    let (Some(control), Some(config)) = (control(), config(asked.config)) else {
-        return 0;
-    };
-    let flows = Flows {
-        table: &FlowTable {
-            mask: control.flow_mask,
-        },
-        seed: control.seed,
-        timeouts: &config.flow_timeouts,
-        now_s: now_s(),
-    };
-    flows
-        .came_in(&asked.key, asked.what as u8)
-        .map_or(0, |state| state as u64)
+    flows.came_in(key, tcp_flags as u8).map_or(0, |state| state as u64)
 }
 
-/// [`Flows::went_out`]: the number of a [`Left`].
+/// [`Flows::went_out`] with the configuration of a slot: the number of a [`Left`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn flow_out(asked: *const Asked) -> u64 {
+pub extern "C" fn flow_out(key: *const Key, config: u32, sends: u32, ifindex: u32) -> u64 {
     // SAFETY: as in `flow_in`.
-    let Some(asked) = (unsafe { asked.as_ref() }) else {
+    let (Some(key), Some(flows)) = (unsafe { key.as_ref() }, flows(config)) else {
         return Left::Lost as u64;
     };
-    let (Some(control), Some(config)) = (control(), config(asked.config)) else {
-        return Left::Lost as u64;
-    };
-    let flows = Flows {
-        table: &FlowTable {
+    flows.went_out(key, Sends::from_number(sends as u8), ifindex) as u64
+}
+
+#[inline(always)]
+fn flows(config_slot: u32) -> Option<Flows<'static, FlowTable>> {
+    let control = control()?;
+    Some(Flows {
+        table: FlowTable {
             mask: control.flow_mask,
         },
         seed: control.seed,
-        timeouts: &config.flow_timeouts,
+        timeouts: &config(config_slot)?.flow_timeouts,
         now_s: now_s(),
-    };
-    let sends = Sends::from_number(asked.what as u8);
-    flows.went_out(&asked.key, sends, asked.ifindex) as u64
+    })
 }
 
 /// A fragment, and how its first one ended: asked for a first one, answered for a later one.
@@ -117,9 +93,9 @@ pub extern "C" fn fragment_later(part: *mut Part) -> u64 {
 }
 
 #[inline(always)]
-fn fragments() -> Fragments<'static, FragmentTable> {
+fn fragments() -> Fragments<FragmentTable> {
     Fragments {
-        table: &FragmentTable,
+        table: FragmentTable,
         seed: control().map_or(0, |control| control.seed),
         now_s: now_s(),
     }
@@ -142,19 +118,19 @@ pub extern "C" fn class_of(first: *const PageBytes, slot: u32, version: u32, hig
     class.map_or(NO_CLASS, |class| class as u64)
 }
 
-/// [`quoted`]: 1 with the key in `asked`, or 0.
+/// [`quoted`]: 1 with the answer in `key`, or 0.
 macro_rules! quote {
     ($name:ident, $raw:ty, $context:expr, $frame:expr) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $name(ctx: *mut $raw, packet: *const Packet, asked: *mut Asked) -> u64 {
+        pub extern "C" fn $name(ctx: *mut $raw, packet: *const Packet, key: *mut Key) -> u64 {
             // SAFETY: as in `flow_in`.
-            let (Some(packet), Some(asked)) = (unsafe { (packet.as_ref(), asked.as_mut()) }) else {
+            let (Some(packet), Some(key)) = (unsafe { (packet.as_ref(), key.as_mut()) }) else {
                 return 0;
             };
             match quoted(&$frame(&$context(ctx)), packet) {
-                Some(key) => {
-                    asked.key = key;
+                Some(found) => {
+                    *key = found;
                     1
                 }
                 None => 0,
@@ -177,12 +153,12 @@ pub const UNREADABLE: u64 = u64::MAX;
 /// [`decide::sends`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn sends(asked: *const Asked, slot: u32) -> u64 {
+pub extern "C" fn sends(key: *const Key, slot: u32, config: u32) -> u64 {
     // SAFETY: as in `flow_in`.
-    let Some(asked) = (unsafe { asked.as_ref() }) else {
+    let Some(key) = (unsafe { key.as_ref() }) else {
         return UNREADABLE;
     };
-    match decide::sends(&Node::of(&Nowhere, slot, asked.config), &asked.key) {
+    match decide::sends(&Node::of(&Nowhere, slot, config), key) {
         Some(known) => known as u64,
         None => UNREADABLE,
     }
@@ -195,10 +171,10 @@ impl Context for Nowhere {
     fn ifindex(&self) -> u32 {
         0
     }
-    fn socket(&self, _asked: &Asked) -> u64 {
+    fn socket(&self, _key: &Key) -> u64 {
         0
     }
-    fn quote<F: Frame>(&self, _packet: &Packet, _asked: &mut Asked) -> u64 {
+    fn quote<F: Frame>(&self, _packet: &Packet, _key: &mut Key) -> u64 {
         0
     }
 }
@@ -209,11 +185,11 @@ pub const NO_ENTRY: u64 = u64::MAX;
 /// [`decide::failsafe`] in the configuration of a slot.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn failsafe_of(asked: *const Asked) -> u64 {
+pub extern "C" fn failsafe_of(key: *const Key, config_slot: u32) -> u64 {
     // SAFETY: as in `flow_in`.
-    let Some(asked) = (unsafe { asked.as_ref() }) else {
+    let Some(key) = (unsafe { key.as_ref() }) else {
         return NO_ENTRY;
     };
-    let entry = config(asked.config).and_then(|config| decide::failsafe(config, &asked.key));
+    let entry = config(config_slot).and_then(|config| decide::failsafe(config, key));
     entry.map_or(NO_ENTRY, |entry| entry as u64)
 }

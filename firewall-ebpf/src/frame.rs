@@ -34,9 +34,14 @@ pub struct SkbFrame {
     data: usize,
     data_end: usize,
     len: u32,
-    wire_len: u32,
-    link: Link,
+    /// Tag control information that was taken out of the frame, and [`TAGGED`] if any was. A plain word: kernels before
+    /// 6.3 take the other half of an enum for undefined.
+    tag: u32,
 }
+
+/// See [`SkbFrame::tag`]. Twice, or the verifier would tell tagged frames from others to the end for the sake of their length.
+const TAGGED: u32 = 1 << 16;
+const TAGGED_TOO: u32 = 1 << 17;
 
 impl SkbFrame {
     #[inline(always)]
@@ -44,21 +49,28 @@ impl SkbFrame {
         pull_headers(ctx);
         let (data, data_end) = linear(ctx);
         let skb = ctx.skb.skb;
-        // SAFETY: a field of the context that the program was called with. Read twice, or the verifier would tell tagged
-        // frames from others to the end for the sake of their length.
-        let tagged = || unsafe { (&raw const (*skb).vlan_present).read_volatile() };
-        let len = ctx.len();
+        // SAFETY: fields of the context that the program was called with.
+        let (tagged, more, tci) = unsafe {
+            (
+                (&raw const (*skb).vlan_present).read_volatile(),
+                (&raw const (*skb).vlan_present).read_volatile(),
+                (&raw const (*skb).vlan_tci).read_volatile(),
+            )
+        };
         SkbFrame {
             data,
             data_end,
-            len,
-            wire_len: len + (tagged() & 1) * 4,
-            link: if tagged() == 0 {
-                Link::Ethernet
-            } else {
-                // SAFETY: as before.
-                Link::Untagged(unsafe { (&raw const (*skb).vlan_tci).read_volatile() } as u16)
-            },
+            len: ctx.len(),
+            tag: (more & 1) << 17 | (tagged & 1) << 16 | tci & 0xffff,
+        }
+    }
+
+    #[inline(always)]
+    fn tag(&self) -> Link {
+        if self.tag & TAGGED == 0 {
+            Link::Ethernet
+        } else {
+            Link::Untagged(self.tag as u16)
         }
     }
 }
@@ -85,13 +97,21 @@ impl BareFrame {
         let (whole, far) = (ctx.len(), before as u32 == FAR);
         let len = whole.saturating_sub(before as u32);
         BareFrame {
-            data: data + before as usize,
+            data: data + bounded(before) as usize,
             data_end,
             len: if far { 0 } else { len },
             wire_len: if far { whole } else { len },
             ethertype: u16::from_be(protocol as u16),
         }
     }
+}
+
+/// At most [`FAR`], in the very register that is given back: see [`Frame::window`] below.
+#[inline(always)]
+fn bounded(mut before: u64) -> u64 {
+    // SAFETY: a move of a register to itself.
+    unsafe { asm!("{0} = {0}", inout(reg) before, options(pure, nomem, nostack, preserves_flags)) };
+    before & FAR as u64
 }
 
 /// Bytes of the headers that nearly all packets have: two tags, IP with options and transport, or what an ICMP error
@@ -220,7 +240,7 @@ macro_rules! frame {
 }
 
 frame!(XdpFrame, self, bare false, link Link::Ethernet, wire self.len, readable true);
-frame!(SkbFrame, self, bare false, link self.link, wire self.wire_len, readable true);
+frame!(SkbFrame, self, bare false, link self.tag(), wire self.len + (self.tag & TAGGED_TOO) / TAGGED_TOO * 4, readable true);
 frame!(BareFrame, self, bare true, link Link::Bare(self.ethertype), wire self.wire_len, readable self.len != 0);
 
 /// A load of a whole word from a packet, wherever it stands. The kernel allows it on machines that do, the verifier

@@ -3,7 +3,7 @@
 use core::arch::asm;
 
 use crate::maps::{CONFIG, CONTROL, GATE, IMAGES, ImageMap, LOCAL, TALLIES};
-use crate::apart::{self, Asked, Part};
+use crate::apart::{self, Part};
 use crate::sockets;
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::{TcContext, XdpContext};
@@ -22,9 +22,9 @@ pub trait Context {
     /// The device that the packet came in on, or leaves by.
     fn ifindex(&self) -> u32;
     /// [`crate::sockets`].
-    fn socket(&self, asked: &Asked) -> u64;
+    fn socket(&self, key: &Key) -> u64;
     /// [`firewall_common::quote::quoted`] for a frame of this kind, see [`crate::apart`].
-    fn quote<F: Frame>(&self, packet: &Packet, asked: &mut Asked) -> u64;
+    fn quote<F: Frame>(&self, packet: &Packet, key: &mut Key) -> u64;
 }
 
 impl Context for XdpContext {
@@ -34,13 +34,13 @@ impl Context for XdpContext {
     }
 
     #[inline(always)]
-    fn socket(&self, asked: &Asked) -> u64 {
-        sockets::socket_xdp(self.ctx, asked)
+    fn socket(&self, key: &Key) -> u64 {
+        sockets::socket_xdp(self.ctx, key)
     }
 
     #[inline(always)]
-    fn quote<F: Frame>(&self, packet: &Packet, asked: &mut Asked) -> u64 {
-        apart::quote_xdp(self.ctx, packet, asked)
+    fn quote<F: Frame>(&self, packet: &Packet, key: &mut Key) -> u64 {
+        apart::quote_xdp(self.ctx, packet, key)
     }
 }
 
@@ -52,16 +52,16 @@ impl Context for TcContext {
     }
 
     #[inline(always)]
-    fn socket(&self, asked: &Asked) -> u64 {
-        sockets::socket_skb(self.skb.skb, asked)
+    fn socket(&self, key: &Key) -> u64 {
+        sockets::socket_skb(self.skb.skb, key)
     }
 
     #[inline(always)]
-    fn quote<F: Frame>(&self, packet: &Packet, asked: &mut Asked) -> u64 {
+    fn quote<F: Frame>(&self, packet: &Packet, key: &mut Key) -> u64 {
         if F::BARE {
-            apart::quote_raw(self.skb.skb, packet, asked)
+            apart::quote_raw(self.skb.skb, packet, key)
         } else {
-            apart::quote_skb(self.skb.skb, packet, asked)
+            apart::quote_skb(self.skb.skb, packet, key)
         }
     }
 }
@@ -166,14 +166,13 @@ impl<C: Context> Kernel for Node<'_, C> {
 
     #[inline(always)]
     fn came_in(&self, key: &Key, tcp_flags: u8) -> Option<State> {
-        let asked = self.asked(key, tcp_flags);
-        State::from_number(apart::flow_in(&asked) as u8)
+        State::from_number(apart::flow_in(key, self.config_slot, tcp_flags as u32) as u8)
     }
 
     #[inline(always)]
     fn went_out(&self, key: &Key, sends: Sends) -> Left {
-        let asked = self.asked(key, sends as u8);
-        Left::from_number(apart::flow_out(&asked) as u8)
+        let left = apart::flow_out(key, self.config_slot, sends as u32, self.ctx.ifindex());
+        Left::from_number(left as u8)
     }
 
     #[inline(always)]
@@ -213,16 +212,16 @@ impl<C: Context> Kernel for Node<'_, C> {
 
     #[inline(always)]
     fn quoted<F: Frame>(&self, _frame: &F, packet: &Packet) -> Option<Key> {
-        let mut asked = self.asked(&Key::default(), 0);
-        match self.ctx.quote::<F>(packet, &mut asked) {
+        let mut key = Key::default();
+        match self.ctx.quote::<F>(packet, &mut key) {
             0 => None,
-            _ => Some(asked.key),
+            _ => Some(key),
         }
     }
 
     #[inline(always)]
     fn sends(&self, key: &Key) -> Option<bool> {
-        match apart::sends(&self.asked(key, 0), self.slot) {
+        match apart::sends(key, self.slot, self.config_slot) {
             apart::UNREADABLE => None,
             known => Some(known != 0),
         }
@@ -230,7 +229,7 @@ impl<C: Context> Kernel for Node<'_, C> {
 
     #[inline(always)]
     fn failsafe(&self, key: &Key) -> Option<u32> {
-        match apart::failsafe_of(&self.asked(key, 0)) {
+        match apart::failsafe_of(key, self.config_slot) {
             apart::NO_ENTRY => None,
             entry => Some(entry as u32),
         }
@@ -270,7 +269,7 @@ impl<C: Context> Kernel for Node<'_, C> {
 
     #[inline(always)]
     fn socket(&self, key: &Key) -> Socket {
-        match self.ctx.socket(&self.asked(key, 0)) {
+        match self.ctx.socket(key) {
             1 => Socket::Accepted,
             2 => Socket::Opened,
             _ => Socket::Unknown,
@@ -282,19 +281,6 @@ impl<C: Context> Kernel for Node<'_, C> {
         if let Some(cell) = TALLIES.get_ptr_mut(tally as u32) {
             // SAFETY: this CPU's own cell.
             unsafe { *cell += 1 };
-        }
-    }
-}
-
-impl<C: Context> Node<'_, C> {
-    #[inline(always)]
-    fn asked(&self, key: &Key, what: u8) -> Asked {
-        Asked {
-            key: *key,
-            config: self.config_slot,
-            ifindex: self.ctx.ifindex(),
-            what: what as u32,
-            pad: 0,
         }
     }
 }

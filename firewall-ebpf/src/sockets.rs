@@ -1,6 +1,5 @@
 //! What the socket table knows of a flow: functions of their own, see [`crate::apart`].
 
-use crate::apart::Asked;
 use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as TupleV6};
 use aya_ebpf::bindings::{__sk_buff, bpf_sock, xdp_md};
 use aya_ebpf::bindings::{bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as TupleV4};
@@ -17,26 +16,26 @@ const OPENED: u64 = 2;
 /// The socket of a TCP or UDP flow.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn socket_xdp(ctx: *mut xdp_md, asked: *const Asked) -> u64 {
-    lookup(ctx.cast(), asked)
+pub extern "C" fn socket_xdp(ctx: *mut xdp_md, key: *const Key) -> u64 {
+    lookup(ctx.cast(), key)
 }
 
 /// The same at TC.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn socket_skb(ctx: *mut __sk_buff, asked: *const Asked) -> u64 {
-    lookup(ctx.cast(), asked)
+pub extern "C" fn socket_skb(ctx: *mut __sk_buff, key: *const Key) -> u64 {
+    lookup(ctx.cast(), key)
 }
 
 #[inline(always)]
-fn lookup(ctx: *mut c_void, asked: *const Asked) -> u64 {
-    // SAFETY: the verifier lets callers pass a whole struct or null only.
-    let Some(asked) = (unsafe { asked.as_ref() }) else {
+fn lookup(ctx: *mut c_void, key: *const Key) -> u64 {
+    // SAFETY: the verifier lets callers pass a whole key or null only.
+    let Some(key) = (unsafe { key.as_ref() }) else {
         return UNKNOWN;
     };
-    match asked.key.protocol() {
-        protocol::TCP => tcp(ctx, &asked.key),
-        _ => udp(ctx, &asked.key),
+    match key.protocol() {
+        protocol::TCP => tcp(ctx, key),
+        _ => udp(ctx, key),
     }
 }
 

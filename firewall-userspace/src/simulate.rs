@@ -143,16 +143,16 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn table(&self) -> flow::Flows<'_, &'a Memory> {
         flow::Flows {
-            table: &self.flows,
+            table: self.flows,
             seed: self.node.flows.seed,
             timeouts: &self.node.config.flow_timeouts,
             now_s: self.node.flows.now_s,
         }
     }
 
-    fn fragments(&self) -> Fragments<'_, &'a Memory> {
+    fn fragments(&self) -> Fragments<&'a Memory> {
         Fragments {
-            table: &self.fragments,
+            table: self.fragments,
             seed: self.node.flows.seed,
             now_s: self.node.flows.now_s,
         }
