@@ -1,6 +1,5 @@
 //! What leaves, judged by the loaded program and the host build alike: a table of frames, and random policies against a
 //! scan of all rules.
-#![expect(clippy::unwrap_used, reason = "a test that unwraps says where it failed")]
 
 use firewall_common::image::PortKey;
 use firewall_common::packet::{ethertype, tcp};
