@@ -473,6 +473,9 @@ impl<T: Table> Flows<'_, T> {
     /// Notes a packet that goes out.
     #[inline(always)]
     pub fn went_out(&self, key: &Key, sends: Sends, ifindex: u32) -> Left {
+        if sends == Sends::Nothing {
+            return Left::Untouched;
+        }
         let hash = key.hash(self.seed);
         if let Some(found) = self.find(key, hash) {
             return self.refresh(found, sends);
@@ -747,6 +750,21 @@ pub(crate) mod tests {
         assert_eq!(memory.words(), before);
         back(&memory, 150, &segment(0), tcp::FIN | tcp::ACK);
         assert_ne!(memory.words(), before);
+    }
+
+    #[test]
+    fn an_echo_reply_refreshes_no_flow_of_echo_requests() {
+        let memory = Memory::new(1);
+        let echo = |icmp_type| Packet {
+            protocol: protocol::ICMP,
+            icmp_type,
+            echo_id: 7,
+            ..segment(0)
+        };
+        assert_eq!(out(&memory, 100, &echo(8)), Left::Created);
+        assert_eq!(out(&memory, 110, &echo(0)), Left::Untouched);
+        assert_eq!(back(&memory, 129, &echo(0), 0), Some(State::Echo));
+        assert_eq!(back(&memory, 130, &echo(0), 0), None);
     }
 
     #[test]
