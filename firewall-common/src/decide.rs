@@ -159,11 +159,19 @@ pub enum Step {
     /// A fragment after the first: how its first one ended.
     Later(Option<Reason>),
     /// An ICMP error, and whether it is about something that this host sends.
-    Quote { known: bool },
+    Quote {
+        known: bool,
+    },
     /// A service answers: its port was asked for what leaves.
-    Answer { key: PortKey, service: u16 },
+    Answer {
+        key: PortKey,
+        service: u16,
+    },
     /// The egress rules were asked.
-    Egress { key: PortKey, row: u16 },
+    Egress {
+        key: PortKey,
+        row: u16,
+    },
     Default {
         allow: bool,
     },
@@ -520,8 +528,7 @@ fn is_reply<K: Kernel>(kernel: &K, packet: &Packet, service: u16) -> bool {
     // the connection, which only TCP tells from an answer.
     let possible = match packet.protocol {
         protocol::TCP => {
-            !packet.opens_tcp()
-                && (service == NO_SERVICE || is_open(kernel, Bank::Tcp, packet.dst_port))
+            !packet.opens_tcp() && (service == NO_SERVICE || is_open(kernel, Bank::Tcp, packet.dst_port))
         }
         _ if packet.is_icmp() => is_echo_reply(packet),
         _ => service == NO_SERVICE,
@@ -730,12 +737,7 @@ pub fn answer_key(packet: &Packet) -> Option<PortKey> {
 
 /// The egress rules and the default.
 #[inline(always)]
-fn rule<K: Kernel, P: Pages>(
-    kernel: &K,
-    packet: &Packet,
-    image: &Image<P>,
-    class: u32,
-) -> Option<Outcome> {
+fn rule<K: Kernel, P: Pages>(kernel: &K, packet: &Packet, image: &Image<P>, class: u32) -> Option<Outcome> {
     if !packet.opens_tcp()
         && let Some(entry) = kernel.failsafe(&Key::egress(packet))
     {

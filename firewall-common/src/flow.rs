@@ -815,14 +815,20 @@ pub(crate) mod tests {
         assert_eq!(back(&memory, 10, &segment(0), tcp::ACK), Some(State::Reset));
         assert_eq!(back(&memory, 11, &segment(0), tcp::ACK), None);
         out(&memory, 20, &segment(tcp::ACK | tcp::PSH));
-        assert_eq!(back(&memory, 500, &segment(0), tcp::ACK), Some(State::Established));
+        assert_eq!(
+            back(&memory, 500, &segment(0), tcp::ACK),
+            Some(State::Established)
+        );
     }
 
     #[test]
     fn a_full_set_gives_up_the_expired_then_the_longest_idle() {
         let memory = Memory::new(1);
         for port in 0..WAYS as u16 {
-            assert_eq!(out(&memory, 100 + u32::from(port), &datagram(port)), Left::Created);
+            assert_eq!(
+                out(&memory, 100 + u32::from(port), &datagram(port)),
+                Left::Created
+            );
         }
         // Port 0 speaks again, so port 1 is the idlest.
         out(&memory, 110, &datagram(0));

@@ -26,7 +26,9 @@ pub extern "C" fn flow_in(key: *const Key, config: u32, tcp_flags: u32) -> u64 {
     let (Some(key), Some(flows)) = (unsafe { key.as_ref() }, flows(config)) else {
         return 0;
     };
-    flows.came_in(key, tcp_flags as u8).map_or(0, |state| state as u64)
+    flows
+        .came_in(key, tcp_flags as u8)
+        .map_or(0, |state| state as u64)
 }
 
 /// [`Flows::went_out`] with the configuration of a slot: the number of a [`Left`].

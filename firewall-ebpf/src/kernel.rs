@@ -2,8 +2,8 @@
 
 use core::arch::asm;
 
-use crate::maps::{CONFIG, CONTROL, GATE, IMAGES, ImageMap, LOCAL, TALLIES};
 use crate::apart::{self, Part};
+use crate::maps::{CONFIG, CONTROL, GATE, IMAGES, ImageMap, LOCAL, TALLIES};
 use crate::sockets;
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::{TcContext, XdpContext};

@@ -6,9 +6,9 @@ use aya_ebpf::macros::btf_map;
 use firewall_common::control::{AddressKey, Config, Control, SLOTS};
 use firewall_common::counter::{Counter, INTERFACE_CELLS, InterfaceCounter, Tally};
 use firewall_common::event::{Event, Sampler};
-use firewall_common::{flow, fragment};
 use firewall_common::image::PAGE_SIZE;
 use firewall_common::verdict::Reason;
+use firewall_common::{flow, fragment};
 
 /// A page of an image, aligned for words.
 #[repr(C, align(8))]

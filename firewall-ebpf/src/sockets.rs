@@ -1,7 +1,7 @@
 //! What the socket table knows of a flow: functions of their own, see [`crate::apart`].
 
-use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as TupleV6};
 use aya_ebpf::bindings::{__sk_buff, bpf_sock, xdp_md};
+use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as TupleV6};
 use aya_ebpf::bindings::{bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as TupleV4};
 use aya_ebpf::helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
 use core::ffi::c_void;

@@ -188,4 +188,3 @@ pub fn icmp(src: &str, icmp_type: u8, hop_limit: u8) -> FrameBuilder {
     frame.hop_limit = hop_limit;
     frame
 }
-

@@ -1,6 +1,5 @@
 //! Flows, fragments and ICMP errors on the loaded programs and on the host build: verdict, reason, counters and the tables
 //! themselves are the same on both sides.
-#![expect(clippy::unwrap_used, reason = "a test that unwraps says where it failed")]
 
 use firewall_common::counter::Tally;
 use firewall_common::flow::State;
@@ -234,19 +233,35 @@ fn later_fragments_of_ipv4_follow_their_first() {
     let (client, stranger) = ("198.51.100.7", "192.0.2.9");
     // 8 bytes of UDP and 32 of payload are five units.
     for (what, frame, reason) in [
-        ("without a first", part4(client, MORE | 5, raw, &[0; 40]), Fragment),
+        (
+            "without a first",
+            part4(client, MORE | 5, raw, &[0; 40]),
+            Fragment,
+        ),
         ("the first", part4(client, MORE, first, &[0; 32]), Allowed),
         ("the third", part4(client, MORE | 10, raw, &[0; 40]), Allowed),
         ("the second", part4(client, MORE | 5, raw, &[0; 40]), Allowed),
-        ("another's", part4("198.51.100.8", MORE | 15, raw, &[0; 40]), Fragment),
+        (
+            "another's",
+            part4("198.51.100.8", MORE | 15, raw, &[0; 40]),
+            Fragment,
+        ),
         ("the last", part4(client, 15, raw, &[0; 13]), Allowed),
         ("after the last", part4(client, 20, raw, &[0; 8]), Fragment),
         ("a stranger's", part4(stranger, MORE, first, &[0; 32]), NotAllowed),
         ("after a stranger's", part4(stranger, 5, raw, &[0; 32]), Fragment),
         ("another first", part4(client, MORE, first, &[0; 32]), Allowed),
         ("an overlap", part4(client, 4, raw, &[0; 32]), FragmentOverlap),
-        ("after the overlap", part4(client, 5, raw, &[0; 32]), FragmentOverlap),
-        ("too short", part4("198.51.100.9", MORE, tiny, &[0; 8]), FragmentShort),
+        (
+            "after the overlap",
+            part4(client, 5, raw, &[0; 32]),
+            FragmentOverlap,
+        ),
+        (
+            "too short",
+            part4("198.51.100.9", MORE, tiny, &[0; 8]),
+            FragmentShort,
+        ),
     ] {
         assert_eq!(both.judge(&frame), reason, "{what}");
     }
@@ -267,8 +282,16 @@ fn later_fragments_of_ipv6_follow_their_first() {
         ("another's", part6(client, 40, false, 10, &[0; 33]), Fragment),
         ("a stranger's", part6(stranger, 0, true, 9, &body), NotAllowed),
         ("another first", part6(client, 0, true, 11, &body), Allowed),
-        ("an overlap", part6(client, 32, false, 11, &[0; 33]), FragmentOverlap),
-        ("atomic and short", part6(client, 0, false, 12, &body[..8]), UdpHeader),
+        (
+            "an overlap",
+            part6(client, 32, false, 11, &[0; 33]),
+            FragmentOverlap,
+        ),
+        (
+            "atomic and short",
+            part6(client, 0, false, 12, &body[..8]),
+            UdpHeader,
+        ),
     ] {
         assert_eq!(both.judge(&frame), reason, "{what}");
     }
@@ -289,7 +312,15 @@ fn error(router: &str, icmp_type: u8, sent: &[u8]) -> Vec<u8> {
 fn icmp_errors_pass_if_they_are_about_what_this_host_sends() {
     let mut both = Both::new(&policy(POLICY));
     for (router, peer, client, stranger, denied, unreachable, request) in [
-        ("192.0.2.254", "192.0.2.53", "198.51.100.7", "192.0.2.9", "203.0.113.66", 3, 8),
+        (
+            "192.0.2.254",
+            "192.0.2.53",
+            "198.51.100.7",
+            "192.0.2.9",
+            "203.0.113.66",
+            3,
+            8,
+        ),
         (
             "2001:db8::fe",
             "2001:db8:53::1",

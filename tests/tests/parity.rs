@@ -1,6 +1,5 @@
 //! The loaded program and the host build of the same decision agree on every frame, verdict, reason and counters, and both
 //! agree with a naive reading of the policy.
-#![expect(clippy::unwrap_used, reason = "a test that unwraps says where it failed")]
 
 use firewall_common::image::PortKey;
 use firewall_common::packet::{protocol, tcp};

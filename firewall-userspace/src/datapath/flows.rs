@@ -48,7 +48,8 @@ impl FlowTable {
     }
 
     fn word(&self, set: usize, index: u32) -> u64 {
-        self.words.load_u64((set * SET_WORDS as usize + index as usize) * 8)
+        self.words
+            .load_u64((set * SET_WORDS as usize + index as usize) * 8)
     }
 
     /// All flows, with those that have expired and wait to be displaced.
@@ -88,7 +89,8 @@ impl FlowTable {
         for set in 0..self.sets() {
             for way in 0..WAYS {
                 let tag = Tag(self.word(set, way));
-                live += usize::from(State::from_number(tag.state()).is_some() && tag.is_live(timeouts, now_s));
+                live +=
+                    usize::from(State::from_number(tag.state()).is_some() && tag.is_live(timeouts, now_s));
             }
         }
         Ok(live)

@@ -5,12 +5,12 @@
 //! compares and swaps, against what it read before it asked for sockets and flows: one that was opened in between has
 //! changed its cell, or is in the dump.
 
+use super::flows::{Flow, now_s};
 use super::{
     DatapathError,
     sys::Mapping,
     wire::{self, Connection, NetlinkError, Request},
 };
-use super::flows::{Flow, now_s};
 use firewall_common::gate::{Bank, CELLS, CELLS_PER_BANK, Cell};
 use firewall_common::packet::protocol;
 use rtnetlink::sys::protocols::NETLINK_SOCK_DIAG;

@@ -145,11 +145,7 @@ impl Programs {
 }
 
 /// Loads the programs over the maps pinned in `directory`, which are made where they are missing.
-pub(super) fn load(
-    directory: &Path,
-    frags: bool,
-    flow_sets: u32,
-) -> Result<(Programs, Maps), DatapathError> {
+pub(super) fn load(directory: &Path, frags: bool, flow_sets: u32) -> Result<(Programs, Maps), DatapathError> {
     let mut loader = EbpfLoader::new();
     loader.map_max_entries("FLOWS", flow_sets);
     for Shape(name, ..) in MAPS {

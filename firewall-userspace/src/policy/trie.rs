@@ -356,7 +356,7 @@ mod tests {
     fn a_flat_table_takes_the_place_of_many_runs() {
         // Every other /24 of a /16, and one /16 more with few.
         let mut prefixes: Vec<(Prefix, u32)> = (0..128_u128)
-            .map(|index| (10 << 120 | index * 2 << 104, 24, 1))
+            .map(|index| ((10 << 120) | ((index * 2) << 104), 24, 1))
             .chain([(11 << 120 | 7 << 104, 24, 1), (11 << 120 | 9 << 104, 24, 1)])
             .map(|(address, len, class)| (Prefix { address, len }, class))
             .collect();
