@@ -28,6 +28,15 @@ impl Kernel {
     /// # Errors
     /// Loading failed; needs root.
     pub fn new() -> Result<Kernel> {
+        // A small table, so that tests can compare the whole of it.
+        Kernel::with_flows(512)
+    }
+
+    /// [`Kernel::new`] with room for so many flows.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_flows(flows: u32) -> Result<Kernel> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!(
             "test-{}-{}",
@@ -35,9 +44,8 @@ impl Kernel {
             NUMBER.fetch_add(1, Ordering::Relaxed)
         );
         let pins = Path::new("/sys/fs/bpf/ravelin").join(name);
-        // A small table, so that tests can compare the whole of it.
         let options = Options {
-            flows: 512,
+            flows,
             ..Options::default()
         };
         let mut datapath = Datapath::open_with(&pins, options)?;
