@@ -3,6 +3,7 @@
 //! A [`Config`] is valid by construction: words are parsed into types while the file is read, so a mistake carries
 //! its line and column. Whether the things it names exist is found out later, by those who use them.
 
+use super::timeouts::Timeouts;
 use crate::datapath::{Features, Hook, Options};
 use firewall_common::control::{Failsafe, LINK_EAPOL, LINK_LACP, LINK_LLDP, LINK_STP, MAX_FAILSAFE};
 use ipnetwork::IpNetwork;
@@ -148,6 +149,7 @@ pub struct Config {
     pub failsafe: Vec<FailsafeRule>,
     /// Flows that the table remembers at most.
     pub flows_max: u32,
+    pub flow_timeouts: Timeouts,
     /// Set of `firewall_common::control::LINK_*`.
     pub link_control: u32,
     pub detach_on_exit: bool,
@@ -217,6 +219,7 @@ impl Config {
             .instance
             .or(file.instance)
             .map_or_else(|| DEFAULT_INSTANCE.to_owned(), |name| name.0);
+        let flows = file.flows.unwrap_or_default();
         let config = Config {
             policy: absolute(args.policy, file.policy, "policy")?.unwrap_or_else(|| DEFAULT_POLICY.into()),
             interfaces: many(args.interfaces, file.interfaces),
@@ -233,11 +236,8 @@ impl Config {
             mode_by_flag: args.mode.is_some(),
             mode: args.mode.or(file.mode).unwrap_or_default(),
             failsafe,
-            flows_max: args
-                .flows_max
-                .or(file.flows.unwrap_or_default().max)
-                .unwrap_or_default()
-                .0,
+            flows_max: args.flows_max.or(flows.max).unwrap_or_default().0,
+            flow_timeouts: flows.timeouts,
             link_control: args
                 .link_control
                 .or(file.link_control.map(LinkControl::all_of))
@@ -721,6 +721,8 @@ impl FromStr for FailsafeRule {
 #[serde(deny_unknown_fields)]
 struct FlowsSection {
     max: Option<FlowsMax>,
+    #[serde(default)]
+    timeouts: Timeouts,
 }
 
 /// How many flows to remember, within [`Options::FLOWS`].
@@ -836,6 +838,7 @@ mod tests {
             ("hook = [\"tc\", \"eth1=xpd\"]", "line 1, column 8", "eth1=tc"),
             ("without = \"dcx\"", "line 1, column 11", "native, frags and tcx"),
             ("[flows]\nmax = 100", "line 2, column 7", "512 to 16777216"),
+            ("[flows.timeouts]\nudp = \"1s\"", "line 2, column 7", "2s to 365d"),
             (
                 "[flows]\nmaximum = 1000",
                 "line 2, column 1",

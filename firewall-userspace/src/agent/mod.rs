@@ -25,6 +25,7 @@ pub mod owner;
 pub mod reload;
 pub mod sockets;
 pub mod temporary;
+pub mod timeouts;
 pub mod views;
 pub mod watch;
 

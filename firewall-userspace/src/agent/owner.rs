@@ -500,7 +500,7 @@ impl Owner {
             link_control: self.config.link_control,
             failsafe: self.config.failsafe_entries(),
             own: self.links.own_addresses(),
-            ..NodeConfig::default()
+            flow_timeouts: self.config.flow_timeouts.0,
         }
     }
 

@@ -12,7 +12,7 @@ mod counters;
 mod deny;
 mod detach;
 mod doctor;
-mod duration;
+pub mod duration;
 mod egress;
 mod explain;
 mod flows;
