@@ -243,7 +243,7 @@ fn an_expired_flow_admits_nothing_however_busy_its_peer() -> Result<()> {
     let config = tempfile::NamedTempFile::new()?;
     std::fs::write(
         config.path(),
-        "[flows]\nudp = \"2s\"\nudp_conversation = \"2s\"\n",
+        "[flows.timeouts]\nudp = \"2s\"\nudp_conversation = \"2s\"\n",
     )?;
     let flags = ["--config", &config.path().to_string_lossy()];
     let agent = Agent::start_with(&stage.lab.node, &INTERFACES, CLOSED, &flags)?;
