@@ -57,6 +57,25 @@ pub fn left_out(interface: &Interface, known: &Known) -> Option<Why> {
     }
 }
 
+/// Whether packets by an interface are judged: on it, on its members, or on what it stands on.
+pub fn judged(index: u32, known: &Known, filtered: &impl Fn(u32) -> bool) -> bool {
+    if filtered(index) {
+        return true;
+    }
+    let Some(interface) = known.get(&index) else {
+        return false;
+    };
+    match left_out(interface, known) {
+        Some(Why::Members) => known
+            .values()
+            .any(|one| one.master == Some(index) && judged(one.index, known, filtered)),
+        Some(Why::Parent) => interface
+            .parent
+            .is_some_and(|parent| judged(parent, known, filtered)),
+        _ => false,
+    }
+}
+
 /// Why an interface is not filtered, in words; `filtered` says which are. With `named`, somebody named those that are to
 /// be.
 pub fn words(interface: &Interface, known: &Known, filtered: impl Fn(u32) -> bool, named: bool) -> String {
@@ -203,6 +222,10 @@ mod tests {
             assert_eq!(net.why(index), why);
             assert_eq!(net.words(index, &[port], false), by_default);
         }
+        for (index, is_judged) in [(bond, true), (vlan, true), (bridge, true), (pair, false), (99, false)] {
+            assert_eq!(judged(index, &net.0, &|one| one == port), is_judged, "{index}");
+        }
+        assert!(!judged(bridge, &net.0, &|one| one == above));
         // Somebody named other ones.
         for (index, words) in [
             (

@@ -4,7 +4,7 @@
 //! renamed one stays the same and is judged by its new name.
 
 use super::config::Pattern;
-use super::coverage::{left_out, words};
+use super::coverage::{judged, left_out, words};
 use crate::datapath::netlink::{Change, Interface};
 use crate::datapath::{Attachment, Part};
 use std::collections::{BTreeMap, BTreeSet};
@@ -77,6 +77,12 @@ impl Links {
             pattern.matches(&interface.name) && (!interface.loopback || pattern.is_exact())
         };
         self.patterns.iter().any(named)
+    }
+
+    /// Whether packets by an interface are, or are about to be, judged: on it or on a lower device.
+    pub fn is_judged(&self, index: u32) -> bool {
+        let wanted = |index| self.known.get(&index).is_some_and(|one| self.wanted(one));
+        judged(index, &self.known, &wanted)
     }
 
     /// Takes a whole list, at the start and when changes were lost.

@@ -232,9 +232,17 @@ impl Owner {
 
         self.configure_now()
             .map_err(|error| StartError::Datapath(boxed(error)))?;
+        let fresh = self.datapath.as_ref().is_some_and(Datapath::is_fresh);
         self.sweep();
+        if fresh {
+            self.seed_flows();
+        }
         let since = Instant::now();
         self.carry_out(todo, since);
+        if fresh {
+            // What was opened since, before egress was there to see it.
+            self.seed_flows();
+        }
         self.detach_strays();
         for missing in self.links.unmatched() {
             log::warn!("nothing here is called {missing}: filtered as soon as it comes");
@@ -408,6 +416,18 @@ impl Owner {
             _ => {}
         }
         self.flows_told = warning.is_some();
+    }
+
+    fn seed_flows(&self) {
+        let Some(datapath) = &self.datapath else { return };
+        match datapath.seed_flows(|index| self.links.is_judged(index)) {
+            Ok(0) => {}
+            Ok(flows) => log::info!("{flows} flows that conntrack knows go on"),
+            Err(error) => log::warn!(
+                "replies to what containers opened before the agent started may be dropped: {}",
+                chain(&error)
+            ),
+        }
     }
 
     pub(super) fn note(&mut self, topic: &'static str, text: Option<String>) {

@@ -1,13 +1,14 @@
 //! The flow table seen from user space: read in place, and forgotten in parts when what was open closes.
 //!
 //! Layout and meaning: `firewall_common::flow`. The kernel writes words without locks; a flow that changes while it is read is
-//! skipped, and what is forgotten is compared and swapped.
+//! skipped, and what is forgotten is compared and swapped. Flows older than the programs are written by the same code as the
+//! kernel's.
 
-use super::{DatapathError, sys::Mapping};
+use super::{DatapathError, conntrack::Known, sys::Mapping};
 use firewall_common::control::Config;
-use firewall_common::flow::{Key, OPENED, SET_WORDS, State, Tag, WAYS, entry};
+use firewall_common::flow::{self, Key, Left, OPENED, SET_WORDS, Sends, Set, State, Table, Tag, WAYS, entry};
 use nix::time::{ClockId, clock_gettime};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// One flow of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +97,48 @@ impl FlowTable {
         Ok(live)
     }
 
+    /// Notes a flow that was there before the programs, as if egress had seen it; not if egress has seen it by now. Whether the
+    /// flow is in the table.
+    pub fn note(&self, known: &Known, seed: u64, timeouts: &[u32; State::COUNT], now_s: u32) -> bool {
+        let table = self;
+        let at = |now_s| flow::Flows {
+            table,
+            seed,
+            timeouts,
+            now_s,
+        };
+        if at(now_s).came_in(&known.key, 0).is_some() {
+            return true;
+        }
+        let sent: &[Sends] = match known.state {
+            State::Asked => &[Sends::Datagram],
+            State::Conversation => &[Sends::Datagram, Sends::Datagram],
+            State::Echo => &[Sends::Echo],
+            State::Other => &[Sends::Other],
+            State::SynSent => &[Sends::Syn],
+            State::Established => &[Sends::Syn, Sends::Segment],
+            State::FinOut | State::FinIn | State::Closing => &[Sends::Syn, Sends::Segment, Sends::Fin],
+            State::Reset => &[],
+        };
+        let timeout = timeouts.get(known.state as usize).copied().unwrap_or(0);
+        // So long ago that no more is left than conntrack leaves; what came before the last packet a second earlier, or there
+        // would be no conversation.
+        let last_s = now_s.saturating_sub(timeout.saturating_sub(known.left_s));
+        let mut left = sent.len();
+        for sends in sent {
+            left -= 1;
+            let sent_s = if left == 0 {
+                last_s
+            } else {
+                last_s.saturating_sub(1)
+            };
+            if at(sent_s).went_out(&known.key, *sends, known.ifindex) == Left::Lost {
+                return false;
+            }
+        }
+        !sent.is_empty()
+    }
+
     /// Forgets all that are not connections: when what was open closes, the peers that servers answered until now look like
     /// peers that the host asked. Of TCP, only what the host opened is here.
     pub fn forget_datagrams(&self) {
@@ -118,6 +161,45 @@ impl FlowTable {
     pub fn words(&self) -> Vec<u64> {
         let words = self.words.len() / 8;
         (0..words).map(|index| self.words.load_u64(index * 8)).collect()
+    }
+}
+
+impl<'a> Table for &'a FlowTable {
+    type Set = MappedSet<'a>;
+
+    fn set(&self, hash: u32) -> Option<MappedSet<'a>> {
+        let set = hash as usize & self.sets().checked_sub(1)?;
+        Some(MappedSet {
+            words: &self.words,
+            at: set * SET_WORDS as usize * 8,
+        })
+    }
+}
+
+/// A set of the table, in the kernel's memory.
+#[derive(Clone, Copy)]
+pub(super) struct MappedSet<'a> {
+    words: &'a Mapping,
+    at: usize,
+}
+
+impl<'a> MappedSet<'a> {
+    fn cell(self, index: u32) -> &'a AtomicU64 {
+        self.words.u64(self.at + (index % SET_WORDS) as usize * 8)
+    }
+}
+
+impl Set for MappedSet<'_> {
+    fn word(self, index: u32) -> u64 {
+        self.cell(index).load(Ordering::Relaxed)
+    }
+    fn put(self, index: u32, word: u64) {
+        self.cell(index).store(word, Ordering::Relaxed);
+    }
+    fn swap(self, index: u32, old: u64, new: u64) -> bool {
+        self.cell(index)
+            .compare_exchange(old, new, Ordering::SeqCst, Ordering::Relaxed)
+            .is_ok()
     }
 }
 

@@ -8,6 +8,7 @@
 use super::flows::{Flow, now_s};
 use super::{
     DatapathError,
+    conntrack::Known,
     sys::Mapping,
     wire::{self, Connection, NetlinkError, Request},
 };
@@ -88,6 +89,16 @@ impl Gate {
         }
         self.stale = stale;
         Ok(())
+    }
+
+    /// Opens the cell of a flow that was there before the programs.
+    pub fn open(&self, known: &Known, now_s: u32) {
+        let bank = match known.key.protocol() {
+            protocol::TCP => Bank::Tcp,
+            protocol::UDP => Bank::Udp,
+            _ => return,
+        };
+        let _ = self.swap(bank.cell(known.key.local_port()), 0, Cell::new(now_s).0);
     }
 
     /// The cells that are open now, by index.

@@ -109,6 +109,14 @@ impl Slots {
         Some(slot.image.load_u32(field::FLAGS as usize) & FLAG_DEFAULT_ALLOW != 0)
     }
 
+    /// A copy of the image in force.
+    pub fn image(&self) -> Option<Vec<u8>> {
+        let image = &self.in_force.as_ref()?.image;
+        let mut bytes = vec![0; image.len()];
+        image.read(0, &mut bytes);
+        Some(bytes)
+    }
+
     pub fn in_force(&self) -> Option<InForce> {
         let slot = self.in_force.as_ref()?;
         let generation = self.generation(self.selector().image());

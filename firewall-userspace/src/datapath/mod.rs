@@ -9,6 +9,7 @@
 
 mod attach;
 mod clsact;
+mod conntrack;
 mod counters;
 pub mod device;
 mod events;
@@ -219,6 +220,7 @@ pub struct Datapath {
     interfaces: PerCpuArray<MapData, [u64; size_of::<InterfaceCounter>() / 8]>,
     sampler: PerCpuArray<MapData, [u64; 3]>,
     gate: Mutex<Gate>,
+    fresh: bool,
     flows: FlowTable,
     fragments: Mapping,
     tallies: PerCpuArray<MapData, u64>,
@@ -297,6 +299,7 @@ impl Datapath {
             interfaces: maps.take("IFACES")?,
             sampler: maps.take("SAMPLER")?,
             gate: Mutex::new(Gate::new(gate, fresh)),
+            fresh,
             flows: FlowTable::new(flows),
             fragments,
             tallies: maps.take("TALLIES")?,
@@ -535,6 +538,37 @@ impl Datapath {
         // A panic in between leaves nothing half done: cells are single words.
         let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         gate.refresh(|| self.flows.read(&self.flow_timeouts()?))
+    }
+
+    /// Whether egress had kept neither gate nor flows when this was opened: nothing was attached to these maps.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// Takes over from conntrack what containers behind this host, and its sockets without a peer, have under way: see
+    /// [`conntrack`]. To be called the first time, with the policy in force: before attaching, and again after it for what was
+    /// opened in between. `filtered` tells whether packets by an interface are judged, there or on a lower device.
+    /// Returns how many flows the table got; none without a policy, or without conntrack.
+    ///
+    /// # Errors
+    /// Conntrack is there and cannot be read.
+    pub fn seed_flows(&self, filtered: impl Fn(u32) -> bool) -> Result<usize, DatapathError> {
+        let Some(image) = self.slots.image() else {
+            return Ok(0);
+        };
+        let known = conntrack::under_way(filtered, &image)?;
+        let seed = self.slots.control().load_u64(offset_of!(Control, seed));
+        let timeouts = self.flow_timeouts()?;
+        let now_s = flows::now_s()?;
+        let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = 0;
+        for one in &known {
+            if self.flows.note(one, seed, &timeouts, now_s) {
+                gate.open(one, now_s);
+                noted += 1;
+            }
+        }
+        Ok(noted)
     }
 
     /// All flows that the table holds, with those that have expired and wait to be displaced.

@@ -17,6 +17,8 @@ const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_GETROUTE: u16 = 26;
 const RTNLGRP_LINK: u32 = 1;
 const RTNLGRP_IPV4_IFADDR: u32 = 5;
 const RTNLGRP_IPV6_IFADDR: u32 = 9;
@@ -34,9 +36,14 @@ const IFLA_XDP_DRV_PROG_ID: u16 = 5;
 const IFLA_XDP_SKB_PROG_ID: u16 = 6;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTN_UNICAST: u8 = 1;
+const RTN_LOCAL: u8 = 2;
 
 const IFINFOMSG: usize = 16;
 const IFADDRMSG: usize = 8;
+const RTMSG: usize = 12;
 const ARPHRD_ETHER: u16 = 1;
 /// PPP, raw IP of modems, IPIP, IPv6 tunnels, SIT, GRE, GRE over IPv6, and what says "none": tun, wireguard, xfrm.
 const ARPHRD_BARE: [u16; 8] = [512, 519, 768, 769, 776, 778, 823, 0xfffe];
@@ -141,6 +148,66 @@ pub struct XdpPrograms {
     pub generic: Option<u32>,
     /// Whichever mode.
     pub any: Option<u32>,
+}
+
+/// The routes of this host, asked for one address at a time.
+pub(super) struct Routes {
+    connection: Connection,
+    known: HashMap<IpAddr, Option<(u32, bool)>>,
+}
+
+impl Routes {
+    pub fn open() -> Result<Routes, NetlinkError> {
+        Ok(Routes {
+            connection: Connection::open(NETLINK_ROUTE)?,
+            known: HashMap::new(),
+        })
+    }
+
+    /// The interface that packets to an address leave by, and whether it is this host's own. `None`: none leads there, or to
+    /// many at once.
+    pub fn to(&mut self, address: IpAddr) -> Option<(u32, bool)> {
+        let connection = &self.connection;
+        *self
+            .known
+            .entry(address)
+            .or_insert_with(|| route(connection, address))
+    }
+}
+
+/// A refusal says that there is no route.
+fn route(connection: &Connection, address: IpAddr) -> Option<(u32, bool)> {
+    let mut fixed = [0; RTMSG];
+    let request = |fixed: [u8; RTMSG], address: &[u8]| {
+        Request::new(RTM_GETROUTE, wire::NLM_F_ACK, &fixed).attribute(RTA_DST, address)
+    };
+    let request = match address {
+        IpAddr::V4(address) => {
+            (fixed[0], fixed[1]) = (libc::AF_INET as u8, 32);
+            request(fixed, &address.octets())
+        }
+        IpAddr::V6(address) => {
+            (fixed[0], fixed[1]) = (libc::AF_INET6 as u8, 128);
+            request(fixed, &address.octets())
+        }
+    };
+    let mut found = None;
+    let answer = |message: Message<'_>| {
+        let kind = message.body.get(7).copied();
+        let local = match kind {
+            Some(RTN_LOCAL) => true,
+            Some(RTN_UNICAST) => false,
+            _ => return,
+        };
+        if message.kind == RTM_NEWROUTE {
+            let interface = message.attributes(RTMSG).find(|(kind, _)| *kind == RTA_OIF);
+            found = interface
+                .and_then(|(_, index)| wire::u32_at(index, 0))
+                .map(|index| (index, local));
+        }
+    };
+    connection.call("asking for a route", request, answer).ok()?;
+    found
 }
 
 /// What the interface itself says of its XDP programs; `None` if there is no such interface.
@@ -312,6 +379,25 @@ mod tests {
         assert_eq!(loopback.name, "lo");
         assert!(!loopback.physical && !loopback.ethernet);
         assert!(!loopback.up || loopback.addresses.contains(&Ipv4Addr::LOCALHOST.into()));
+    }
+
+    #[test]
+    fn the_loopback_is_this_hosts_own_and_groups_are_nobodys() {
+        let loopback = interfaces()
+            .unwrap()
+            .into_iter()
+            .find(|one| one.loopback)
+            .unwrap();
+        let mut routes = Routes::open().unwrap();
+        for _ in 0..2 {
+            if loopback.up {
+                assert_eq!(
+                    routes.to(Ipv4Addr::LOCALHOST.into()),
+                    Some((loopback.index, true))
+                );
+            }
+            assert_eq!(routes.to(Ipv4Addr::BROADCAST.into()), None);
+        }
     }
 
     #[test]
