@@ -110,6 +110,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
         "tests/src/rotate.rs",
         "a program assembled by hand, loaded by raw bpf() calls",
     ),
+    ("tests/src/tun.rs", "the ioctl that makes a TUN device"),
 ];
 
 pub fn run(args: &Args) -> Result<()> {
