@@ -5,6 +5,7 @@
 //! kept twice: the agent writes the idle copy, then switches the selector.
 
 use crate::flow::State;
+pub use crate::packet::{LINK_EAPOL, LINK_LACP, LINK_LLDP, LINK_STP};
 
 /// Slots for images (with their counters) and for configurations: one in force, one to prepare.
 pub const SLOTS: u32 = 2;
@@ -81,10 +82,6 @@ pub struct Config {
 
 pub const BLOOM_WORDS: usize = 64;
 pub const MAX_FAILSAFE: usize = 32;
-pub const LINK_LACP: u32 = 1;
-pub const LINK_LLDP: u32 = 2;
-pub const LINK_EAPOL: u32 = 4;
-pub const LINK_STP: u32 = 8;
 
 /// A (protocol, port, prefix) that no policy can close. TCP, UDP or SCTP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

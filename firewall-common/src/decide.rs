@@ -61,14 +61,6 @@ pub trait Kernel {
     fn quoted<F: Frame>(&self, frame: &F, packet: &Packet) -> Option<Key> {
         quoted(frame, packet)
     }
-    /// [`sends`].
-    #[inline(always)]
-    fn sends(&self, key: &Key) -> Option<bool>
-    where
-        Self: Sized,
-    {
-        sends(self, key)
-    }
     /// The failsafe entry that names a flow, if one does.
     #[inline(always)]
     fn failsafe(&self, key: &Key) -> Option<u32> {
@@ -565,7 +557,7 @@ fn related<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &Packet) -> Optio
         protocol::UDP => Some(Bank::Udp),
         _ => None,
     };
-    let known = kernel.sends(&key)?
+    let known = sends(kernel, &key)?
         || match bank {
             Some(bank) => kernel.gate(bank, key.local_port()).is_open() && has_socket(kernel, &key),
             None => false,
@@ -577,7 +569,7 @@ fn related<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &Packet) -> Optio
 /// Whether this host sends by such a flow, as far as policy, failsafe and flow table know: a service to a peer that
 /// it allows, or what the host opened itself.
 #[inline(always)]
-pub fn sends<K: Kernel>(kernel: &K, key: &Key) -> Option<bool> {
+fn sends<K: Kernel>(kernel: &K, key: &Key) -> Option<bool> {
     let image = Image::open(kernel.pages()?)?;
     let port = match key.protocol() {
         protocol::TCP => Some(PortKey::tcp(key.local_port())),

@@ -102,11 +102,17 @@ pub mod tcp {
     pub const URG: u8 = 32;
 }
 
+/// Link protocols that are told apart; [`crate::control::Config::link_control`] is a set of them.
+pub const LINK_LACP: u32 = 1;
+pub const LINK_LLDP: u32 = 2;
+pub const LINK_EAPOL: u32 = 4;
+pub const LINK_STP: u32 = 8;
+
 /// What a frame was read as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Arp,
-    /// To a link-local group address (01:80:c2:00:00:0x): a `LINK_*` bit of [`crate::control`].
+    /// To a link-local group address (01:80:c2:00:00:0x): a `LINK_*` bit.
     LinkControl(u32),
     /// IPv4 or IPv6: addresses and protocol are set, and ports unless it is a fragment after the first.
     Ip,
@@ -375,9 +381,9 @@ fn other<F: Frame>(frame: &F, at: u32, kind: u16) -> Result<Kind, Reason> {
     Ok(match kind {
         ethertype::ARP if frame.window::<28>(at).is_some() => Kind::Arp,
         ethertype::ARP => return Err(Reason::ArpShort),
-        ethertype::LACP if to_link => Kind::LinkControl(crate::control::LINK_LACP),
-        ethertype::LLDP if to_link => Kind::LinkControl(crate::control::LINK_LLDP),
-        ethertype::EAPOL if to_link => Kind::LinkControl(crate::control::LINK_EAPOL),
+        ethertype::LACP if to_link => Kind::LinkControl(LINK_LACP),
+        ethertype::LLDP if to_link => Kind::LinkControl(LINK_LLDP),
+        ethertype::EAPOL if to_link => Kind::LinkControl(LINK_EAPOL),
         length if length < ethertype::FIRST => Kind::Llc,
         _ => Kind::Other,
     })

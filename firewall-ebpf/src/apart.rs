@@ -5,8 +5,8 @@
 //! packets, and what loops, stands here. A call costs 1-2 ns. Arguments are words and structs of words, results are words.
 
 use crate::frame::{BareFrame, SkbFrame, XdpFrame};
-use crate::kernel::{Context, Node, PolicyPage, config, control, now_s, policy_pages, zero};
 use crate::maps::PageBytes;
+use crate::state::{PolicyPage, config, control, now_s, policy_pages, zero};
 use crate::tables::{FlowTable, FragmentTable};
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::programs::{TcContext, XdpContext};
@@ -14,7 +14,7 @@ use firewall_common::decide;
 use firewall_common::flow::{Flows, Key, Left, Sends};
 use firewall_common::fragment::{Fragments, Remembered};
 use firewall_common::image::Image;
-use firewall_common::packet::{Fragment, Frame, Packet};
+use firewall_common::packet::{Fragment, Packet};
 use firewall_common::quote::quoted;
 use firewall_common::verdict::Reason;
 
@@ -148,38 +148,6 @@ quote!(quote_raw, __sk_buff, TcContext::new, |ctx| BareFrame::new(
     ctx,
     control().map_or(0, zero)
 ));
-
-/// The image cannot be read, of [`sends`].
-pub const UNREADABLE: u64 = u64::MAX;
-
-/// [`decide::sends`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn sends(key: *const Key, slot: u32, config: u32) -> u64 {
-    // SAFETY: as in `flow_in`.
-    let Some(key) = (unsafe { key.as_ref() }) else {
-        return UNREADABLE;
-    };
-    match decide::sends(&Node::of(&Nowhere, slot, config), key) {
-        Some(known) => known as u64,
-        None => UNREADABLE,
-    }
-}
-
-/// The context of what needs none.
-struct Nowhere;
-
-impl Context for Nowhere {
-    fn ifindex(&self) -> u32 {
-        0
-    }
-    fn socket(&self, _key: &Key) -> u64 {
-        0
-    }
-    fn quote<F: Frame>(&self, _packet: &Packet, _key: &mut Key) -> u64 {
-        0
-    }
-}
 
 /// No entry, of [`failsafe_of`].
 pub const NO_ENTRY: u64 = u64::MAX;

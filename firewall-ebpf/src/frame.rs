@@ -1,6 +1,5 @@
 //! Bounds-checked reads of a frame: the only arithmetic on packet pointers.
 
-use crate::kernel::settle;
 use core::arch::asm;
 
 use aya_ebpf::EbpfContext as _;
@@ -188,6 +187,16 @@ fn before_network(ctx: &TcContext) -> u32 {
         }
     }
     FAR
+}
+
+/// Takes a value through memory, where the verifier forgets what it knew of bytes and half words.
+#[inline(always)]
+pub fn settle<T>(value: &mut T) {
+    let mut pointer: *mut T = value;
+    // SAFETY: a move of a register to itself; what the pointer leads to is not touched, but the compiler has to
+    // take it for written.
+    unsafe { asm!("{0} = {0}", inout(reg) pointer, options(nostack, preserves_flags)) };
+    let _ = pointer;
 }
 
 macro_rules! frame {

@@ -1,11 +1,10 @@
-//! The decision's surroundings over maps and helpers: configuration, image, gate, clock.
-
-use core::arch::asm;
+//! The decision's surroundings over maps and helpers: one value for each packet.
 
 use crate::apart::{self, Part};
-use crate::maps::{CONFIG, CONTROL, GATE, IMAGES, ImageMap, LOCAL, TALLIES};
+use crate::frame::settle;
+use crate::maps::{GATE, LOCAL, TALLIES};
 use crate::sockets;
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use crate::state::{self, PolicyPages, config, control, policy_pages};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use firewall_common::control::{AddressKey, Config, Control, Selector};
 use firewall_common::counter::Tally;
@@ -13,7 +12,7 @@ use firewall_common::decide::{Kernel, Socket};
 use firewall_common::flow::{Key, Left, Sends, State};
 use firewall_common::fragment::Remembered;
 use firewall_common::gate::{Bank, Cell};
-use firewall_common::image::{Image, PAGE_SIZE, Page, Pages};
+use firewall_common::image::Image;
 use firewall_common::packet::{Address, Fragment, Frame, Packet};
 use firewall_common::verdict::Reason;
 
@@ -102,47 +101,6 @@ impl<'a, C: Context> Node<'a, C> {
     }
 }
 
-#[inline(always)]
-pub fn control() -> Option<&'static Control> {
-    CONTROL.get(0)
-}
-
-#[inline(always)]
-pub fn config(slot: u32) -> Option<&'static Config> {
-    CONFIG.get(slot)
-}
-
-/// The image of a slot. Before the first policy the slots are empty.
-#[inline(always)]
-pub fn policy_pages(slot: u32, control: Option<&'static Control>) -> Option<PolicyPages> {
-    let zero = control.map_or(0, zero);
-    IMAGES.get(slot).map(|pages| PolicyPages { pages, zero })
-}
-
-/// Zero, but nobody tells the verifier: a word of a map is any number to the verifier.
-#[inline(always)]
-pub fn zero(control: &Control) -> u64 {
-    // SAFETY: an aligned word of a map that nobody writes; volatile, or it would be read again at every use.
-    unsafe { (&raw const control.zero).read_volatile() }
-}
-
-/// Monotonic clock of the last tick, seconds.
-#[inline(always)]
-pub fn now_s() -> u32 {
-    // SAFETY: the helper takes no arguments. It costs 3-7 ns, the exact clock ten times as much.
-    (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
-}
-
-/// Takes a value through memory, where the verifier forgets what it knew of bytes and half words.
-#[inline(always)]
-pub fn settle<T>(value: &mut T) {
-    let mut pointer: *mut T = value;
-    // SAFETY: a move of a register to itself; what the pointer leads to is not touched, but the compiler has to
-    // take it for written.
-    unsafe { asm!("{0} = {0}", inout(reg) pointer, options(nostack, preserves_flags)) };
-    let _ = pointer;
-}
-
 impl<C: Context> Kernel for Node<'_, C> {
     type Pages = PolicyPages;
 
@@ -220,14 +178,6 @@ impl<C: Context> Kernel for Node<'_, C> {
     }
 
     #[inline(always)]
-    fn sends(&self, key: &Key) -> Option<bool> {
-        match apart::sends(key, self.slot, self.config_slot) {
-            apart::UNREADABLE => None,
-            known => Some(known != 0),
-        }
-    }
-
-    #[inline(always)]
     fn failsafe(&self, key: &Key) -> Option<u32> {
         match apart::failsafe_of(key, self.config_slot) {
             apart::NO_ENTRY => None,
@@ -259,7 +209,7 @@ impl<C: Context> Kernel for Node<'_, C> {
 
     #[inline(always)]
     fn now_s(&self) -> u32 {
-        now_s()
+        state::now_s()
     }
 
     #[inline(always)]
@@ -282,57 +232,5 @@ impl<C: Context> Kernel for Node<'_, C> {
             // SAFETY: this CPU's own cell.
             unsafe { *cell += 1 };
         }
-    }
-}
-
-/// The pages of the image that a packet is judged by.
-pub struct PolicyPages {
-    pages: &'static ImageMap,
-    zero: u64,
-}
-
-impl Pages for PolicyPages {
-    type Page = PolicyPage;
-
-    #[inline(always)]
-    fn page(&self, index: u32) -> Option<PolicyPage> {
-        self.pages.get_ptr(index).map(|page| PolicyPage(page.cast()))
-    }
-
-    #[inline(always)]
-    fn opaque(&self, word: u64) -> u64 {
-        word ^ self.zero
-    }
-}
-
-/// One page in the map.
-#[derive(Clone, Copy)]
-pub struct PolicyPage(pub *const u8);
-
-impl PolicyPage {
-    #[inline(always)]
-    fn at<T: Copy>(self, at: u32) -> T {
-        let at = at as usize & (PAGE_SIZE - size_of::<T>());
-        // SAFETY: the mask keeps an aligned T inside of the page, which is aligned for u64.
-        unsafe { self.0.add(at).cast::<T>().read() }
-    }
-}
-
-impl Page for PolicyPage {
-    #[inline(always)]
-    fn u8(self, at: u32) -> u8 {
-        self.at(at)
-    }
-    #[inline(always)]
-    fn u16(self, at: u32) -> u16 {
-        self.at(at)
-    }
-    #[inline(always)]
-    fn u32(self, at: u32) -> u32 {
-        self.at(at)
-    }
-    #[inline(always)]
-    fn u64(self, at: u32) -> u64 {
-        self.at(at)
     }
 }

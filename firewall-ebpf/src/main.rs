@@ -22,6 +22,8 @@ mod programs;
 #[cfg(target_arch = "bpf")]
 mod sockets;
 #[cfg(target_arch = "bpf")]
+mod state;
+#[cfg(target_arch = "bpf")]
 mod tables;
 
 #[cfg(not(target_arch = "bpf"))]

@@ -2,7 +2,8 @@
 
 use crate::account::{Direction, account};
 use crate::frame::{BareFrame, SkbFrame, XdpFrame};
-use crate::kernel::{Context, Node, control, zero};
+use crate::kernel::{Context, Node};
+use crate::state::{control, zero};
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::bpf_xdp_get_buff_len;
