@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, Map, MapData};
+use ravelin::api::types::FlowList;
 use ravelin_tests::kernel::flood;
 use ravelin_tests::lab::{FAMILIES, Family, INTERFACES};
 use ravelin_tests::packet::{self, ACK, FIN, Piece, RST, SYN, TCP, UDP, Wire};
@@ -9,8 +10,9 @@ use ravelin_tests::program::run;
 use ravelin_tests::rotate::{End, Rotation, SOURCES};
 use ravelin_tests::topology::{BEHIND, Containers};
 use ravelin_tests::traffic::{self, ping_reaches};
-use ravelin_tests::{Agent, Lab, Namespace};
+use ravelin_tests::{Agent, Lab, Namespace, wait};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
 
 /// Anybody may reach 8080; all else is closed.
 const WEB: &str = r#"
@@ -237,22 +239,86 @@ fn flows_survive_the_death_and_restart_of_the_agent() -> Result<()> {
     Ok(())
 }
 
+/// An agent whose flows live as long as this section says.
+fn agent_with_timeouts(stage: &Containers, timeouts: &str) -> Result<Agent> {
+    let config = tempfile::NamedTempFile::new()?;
+    std::fs::write(config.path(), format!("[flows.timeouts]\n{timeouts}"))?;
+    let flags = ["--config", &config.path().to_string_lossy()];
+    Agent::start_with(&stage.lab.node, &INTERFACES, CLOSED, &flags)
+}
+
+/// Waits until no live flow leads to this peer; gives how long that took.
+fn wait_until_gone(agent: &Agent, peer: SocketAddr) -> Duration {
+    wait::until(&format!("the flow to {peer} to end"), || {
+        let list: FlowList = agent.json(&["flows"]).map_err(|error| format!("{error:#}"))?;
+        let left = list
+            .flows
+            .into_iter()
+            .find(|flow| flow.remote == peer.ip().to_string() && flow.remote_port == Some(peer.port()));
+        match left {
+            None => Ok(()),
+            Some(flow) => Err(format!("{flow:?}")),
+        }
+    })
+    .1
+}
+
+#[test]
+fn an_orderly_end_ends_the_flow() -> Result<()> {
+    let stage = Containers::routed()?;
+    let agent = agent_with_timeouts(&stage, "closing = \"2s\"\nreset = \"2s\"\n")?;
+    let wire = Wire::open((&stage.lab.friend, "eth0"), (&stage.lab.node, "eth0"))?;
+    for (_, _, friend, _) in BEHIND {
+        let peer = SocketAddr::new(friend, 7000);
+        let (near, far) = traffic::tcp_pair(&stage.container, &stage.lab.friend, peer)?;
+        let local = far.peer_addr()?;
+        for (one, other) in [(&near, &far), (&far, &near)] {
+            one.shutdown(std::net::Shutdown::Write)?;
+            assert_eq!(other.peek(&mut [0])?, 0, "the end arrives");
+        }
+        assert!(wait_until_gone(&agent, peer) < Duration::from_secs(5));
+        agent.expect(STRAY, 1, || wire.send(&packet::tcp(peer, local, ACK, 1)))?;
+    }
+    Ok(())
+}
+
+/// It shortens what is left of the flow to `reset`; the host's next word makes good for it.
+#[test]
+fn a_forged_reset_lasts_until_the_host_speaks() -> Result<()> {
+    let stage = Containers::routed()?;
+    let agent = agent_with_timeouts(&stage, "reset = \"2s\"\n")?;
+    let wire = Wire::open((&stage.lab.friend, "eth0"), (&stage.lab.node, "eth0"))?;
+    for (_, _, friend, _) in BEHIND {
+        let peer = SocketAddr::new(friend, 7000);
+        let (mut near, mut far) = traffic::tcp_pair(&stage.container, &stage.lab.friend, peer)?;
+        let local = far.peer_addr()?;
+        let reset = packet::tcp(peer, local, RST, 0x1234_5678);
+        agent.expect(REPLY, 1, || wire.send(&reset))?;
+        wait_until_gone(&agent, peer);
+        agent.expect(STRAY, 1, || wire.send(&packet::tcp(peer, local, ACK, 1)))?;
+        assert!(traffic::tcp_hears(&mut near, &mut far));
+        assert!(traffic::tcp_hears(&mut far, &mut near));
+        // While the host speaks, none of them has an effect.
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(3) {
+            wire.send(&reset)?;
+            assert!(traffic::tcp_hears(&mut near, &mut far));
+            assert!(traffic::tcp_hears(&mut far, &mut near));
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn an_expired_flow_admits_nothing_however_busy_its_peer() -> Result<()> {
     let stage = Containers::routed()?;
-    let config = tempfile::NamedTempFile::new()?;
-    std::fs::write(
-        config.path(),
-        "[flows.timeouts]\nudp = \"2s\"\nudp_conversation = \"2s\"\n",
-    )?;
-    let flags = ["--config", &config.path().to_string_lossy()];
-    let agent = Agent::start_with(&stage.lab.node, &INTERFACES, CLOSED, &flags)?;
+    let agent = agent_with_timeouts(&stage, "udp = \"2s\"\nudp_conversation = \"2s\"\n")?;
     for (_, _, friend, _) in BEHIND {
         let at = SocketAddr::new(friend, 7000);
         let (here, there) = traffic::udp_pair(&stage.container, &stage.lab.friend, at, true)?;
-        let asked = std::time::Instant::now();
+        let asked = Instant::now();
         // The peer never falls silent; the container does.
-        here.set_read_timeout(Some(std::time::Duration::from_millis(200)))?;
+        here.set_read_timeout(Some(Duration::from_millis(200)))?;
         let mut answers = 0;
         while there.send(b"more").is_ok() && here.recv(&mut [0; 16]).is_ok() {
             answers += 1;
