@@ -1,6 +1,6 @@
 //! What a container behind the host opens, and what is published for it: nftables translates, ravelin judges the wire.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ravelin_tests::lab::{self, EVERYTHING, INTERFACES, NODE, NODE_B, NODE6, NODE6_B, NOTHING};
 use ravelin_tests::program::nft;
 use ravelin_tests::topology::{BEHIND, CONTAINER, CONTAINER6, Containers};
@@ -155,5 +155,45 @@ fn revoking_cuts_a_connection_to_a_published_port() -> Result<()> {
     assert!(streams.iter_mut().all(traffic::tcp_echoes));
     agent.apply(CLOSED)?;
     assert!(!streams.iter_mut().any(traffic::tcp_echoes));
+    Ok(())
+}
+
+#[test]
+fn connections_of_containers_survive_the_first_start() -> Result<()> {
+    for stage in [Containers::masqueraded()?, Containers::routed()?] {
+        // Without a translation the kernel tracks connections only if somebody asks it to.
+        nft(
+            &stage.lab.node,
+            "table inet track { chain forward { type filter hook forward priority 0; ct state invalid drop\n}\n}\n",
+        )?;
+        let mut pairs = Vec::new();
+        for (_, _, friend, _) in BEHIND {
+            let at = SocketAddr::new(friend, 7000);
+            pairs.push((
+                traffic::tcp_pair(&stage.container, &stage.lab.friend, at)
+                    .context("a connection of the container")?,
+                traffic::udp_pair(&stage.container, &stage.lab.friend, at, true)?,
+            ));
+        }
+        for ((near, far), (here, there)) in &mut pairs {
+            assert!(
+                traffic::tcp_hears(near, far) && traffic::tcp_hears(far, near),
+                "the stage itself"
+            );
+            // An exchange both ways, so that connection tracking knows both directions.
+            assert!(traffic::udp_hears(there, here) && traffic::udp_hears(here, there));
+        }
+        let _agent = agent(&stage, CLOSED)?;
+        for ((near, far), (here, there)) in &mut pairs {
+            // The far end speaks first: the container has sent nothing since the agent is there.
+            assert!(traffic::tcp_hears(far, near), "TCP from {:?}", far.local_addr());
+            assert!(
+                traffic::udp_hears(there, here),
+                "UDP from {:?}",
+                there.local_addr()
+            );
+            assert!(traffic::tcp_hears(near, far) && traffic::tcp_hears(far, near));
+        }
+    }
     Ok(())
 }
