@@ -222,7 +222,13 @@ mod tests {
             assert_eq!(net.why(index), why);
             assert_eq!(net.words(index, &[port], false), by_default);
         }
-        for (index, is_judged) in [(bond, true), (vlan, true), (bridge, true), (pair, false), (99, false)] {
+        for (index, is_judged) in [
+            (bond, true),
+            (vlan, true),
+            (bridge, true),
+            (pair, false),
+            (99, false),
+        ] {
             assert_eq!(judged(index, &net.0, &|one| one == port), is_judged, "{index}");
         }
         assert!(!judged(bridge, &net.0, &|one| one == above));

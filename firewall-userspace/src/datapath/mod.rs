@@ -324,8 +324,8 @@ impl Datapath {
         }
         if !self.features.tcx {
             lacks.push(
-                "this kernel has no TCX links (6.6 has them): egress is a clsact filter, which `tc qdisc del` can \
-                 remove without the agent's knowledge"
+                "this kernel has no TCX links (6.6 has them): programs at TC are filters of clsact, which `tc qdisc \
+                 del` takes off until the agent puts them back"
                     .to_owned(),
             );
         }
