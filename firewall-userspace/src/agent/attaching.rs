@@ -4,7 +4,7 @@ use super::links::{State, Todo};
 use super::owner::Owner;
 use super::reload::chain;
 use super::views::egress_word;
-use crate::datapath::{Datapath, Part, netlink};
+use crate::datapath::{Datapath, netlink};
 use std::sync::PoisonError;
 use std::time::Instant;
 
@@ -101,7 +101,7 @@ impl Owner {
         if !pinned && let Err(error) = std::fs::create_dir_all(&self.config.pins) {
             log::error!("cannot make {}: {error}", self.config.pins.display());
         }
-        let lost: Vec<(u32, String, Vec<(Part, String)>)> = self
+        let lost: Vec<_> = self
             .links
             .states()
             .filter_map(|(interface, state)| match state {

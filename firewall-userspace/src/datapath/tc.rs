@@ -131,7 +131,7 @@ fn remove_filter(pins: &Path, ifindex: u32, direction: Direction) -> Result<bool
     let qdisc = pins::path(pins, pins::QDISC, ifindex);
     // The qdisc serves both directions.
     let last = !direction.other().note(pins, ifindex).exists();
-    if !note.exists() && !(last && qdisc.exists()) {
+    if !(note.exists() || (last && qdisc.exists())) {
         return Ok(false);
     }
     let found = clsact::detach(ifindex, direction, last && qdisc.exists())?;
