@@ -111,7 +111,7 @@ pub fn fragment(src: IpAddr, dst: IpAddr, protocol: u8, piece: Piece, payload: &
             let mut packet = frame::ipv4(src, dst, protocol, &[], payload);
             packet[4..6].copy_from_slice(&(piece.id as u16).to_be_bytes());
             let flags = if piece.more { 0x2000 } else { 0 };
-            packet[6..8].copy_from_slice(&(flags | offset / 8).to_be_bytes());
+            packet[6..8].copy_from_slice(&(flags | (offset / 8)).to_be_bytes());
             packet[10..12].fill(0);
             let sum = checksum(&packet[..20]);
             packet[10..12].copy_from_slice(&sum.to_be_bytes());

@@ -103,6 +103,32 @@ fn path_mtu_discovery_of_udp() -> Result<()> {
     Ok(())
 }
 
+/// Of IPv6 only hosts cut datagrams up: the error quotes a fragment, and the first one tells of which flow.
+#[test]
+fn path_mtu_discovery_of_a_datagram_in_fragments() -> Result<()> {
+    let path = NarrowPath::new()?;
+    let agent = Agent::start(&path.node, &["eth0"], WEB)?;
+    let (node, far) = ENDS[1];
+    let answers = |here: &UdpSocket, there: &UdpSocket| -> Result<()> {
+        agent.expect(RELATED, 1, || {
+            here.send(&[7; 4000])?;
+            Ok(())
+        })?;
+        assert_eq!(learned(&path.node, far)?, Some(NARROW));
+        here.take_error()?;
+        here.send(&[7; 4000])?;
+        assert_eq!(there.recv(&mut [0; 5000])?, 4000);
+        Ok(())
+    };
+    // What the host asks.
+    let (here, there) = traffic::udp_pair(&path.node, &path.far, (far, 7000).into(), true)?;
+    answers(&here, &there)?;
+    // What a service answers.
+    path.node.ip("-6 route flush cache")?;
+    let (there, here) = traffic::udp_pair(&path.far, &path.node, (node, 8080).into(), true)?;
+    answers(&here, &there)
+}
+
 #[test]
 fn path_mtu_discovery_of_a_service() -> Result<()> {
     let path = NarrowPath::new()?;

@@ -201,7 +201,7 @@ fn spoof(from: &Namespace, ipv6: bool, frames: &[Vec<u8>], times: u32) -> Result
     let sources: Vec<IpAddr> = (0..SOURCES as u32)
         .map(|n| match ipv6 {
             false => IpAddr::V4((0x2d00_0000 + n * 251).into()),
-            true => IpAddr::V6((0x2001_0db8_0066 << 80 | u128::from(n) * 65_537).into()),
+            true => IpAddr::V6(((0x2001_0db8_0066 << 80) | (u128::from(n) * 65_537)).into()),
         })
         .collect();
     let ifindex = from.ifindex("eth0")?;
