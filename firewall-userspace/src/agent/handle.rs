@@ -26,6 +26,8 @@ pub enum Command {
     Counters(Reply<Vec<CounterRow>>),
     Scrape(Reply<Scrape>),
     PolicyText(Reply<Option<String>>),
+    /// What is in force, unless an earlier agent put it there.
+    Policy(Reply<Option<Arc<Policy>>>),
     Explain(Reply<Option<ExplainBasis>>),
     Flows(Reply<FlowBasis>),
     Suppressed(Reply<u64>),

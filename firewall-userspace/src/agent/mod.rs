@@ -22,6 +22,7 @@ pub mod links;
 pub mod lock;
 pub mod log;
 pub mod owner;
+pub mod published;
 pub mod reload;
 pub mod sockets;
 pub mod temporary;

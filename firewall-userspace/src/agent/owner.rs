@@ -455,6 +455,9 @@ impl Owner {
             Command::PolicyText(reply) => {
                 drop(reply.send(self.desired.as_ref().map(|desired| desired.text.to_string())));
             }
+            Command::Policy(reply) => {
+                drop(reply.send(self.desired.as_ref().map(|desired| desired.policy.clone())));
+            }
             Command::Explain(reply) => drop(reply.send(self.explain_basis())),
             Command::Flows(reply) => drop(reply.send(self.flow_basis())),
             Command::Suppressed(reply) => {

@@ -99,6 +99,8 @@ impl Owner {
                     reason,
                 })
                 .collect(),
+            // Found on request, by whoever asks: see `crate::api::server`.
+            published: Vec::new(),
             unmatched: self.links.unmatched(),
             failsafe: self.config.failsafe.iter().map(ToString::to_string).collect(),
             flows: FlowStatus {

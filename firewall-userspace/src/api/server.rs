@@ -7,7 +7,7 @@
 use super::types::{ApiError, ApplyRequest, Detached, Edit, ExplainRequest, FlowQuery, ModeRequest};
 use crate::agent::handle::{Command, ExplainBasis, Handle, Outcome, Stopping};
 use crate::agent::reload::{Refusal, chain};
-use crate::agent::{flows, sockets};
+use crate::agent::{flows, published, sockets};
 use crate::host;
 use crate::monitor::Hub;
 use crate::policy::{compile::compile, explain};
@@ -101,6 +101,8 @@ fn router(shared: Shared) -> Router {
 struct Wait {
     wait_ms: Option<u64>,
     generation: Option<u64>,
+    #[serde(default)]
+    published: bool,
 }
 
 async fn status(
@@ -111,7 +113,17 @@ async fn status(
         let limit = Duration::from_millis(wait_ms).min(MAX_WAIT);
         shared.agent.ready(wait.generation.unwrap_or(0), limit).await;
     }
-    Ok(Json(shared.agent.ask(Command::Status).await?).into_response())
+    if !wait.published {
+        return Ok(Json(shared.agent.ask(Command::Status).await?).into_response());
+    }
+    // Programs of others take their time, and the agent has none for them.
+    let found = host::published::gather().await;
+    let mut status = shared.agent.ask(Command::Status).await?;
+    if let Some(policy) = shared.agent.ask(Command::Policy).await? {
+        status.published = published::rows(&found.ports, &policy);
+    }
+    status.degraded.extend(found.problems);
+    Ok(Json(status).into_response())
 }
 
 async fn services(State(shared): State<Shared>) -> Result<Response, Failure> {

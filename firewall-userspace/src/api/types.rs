@@ -4,7 +4,7 @@
 use crate::policy::model::Place;
 use serde::{Deserialize, Serialize};
 
-/// `GET /v1/status?wait_ms=N&generation=G` (waits until a policy is in force and attached).
+/// `GET /v1/status?wait_ms=N&generation=G&published=true` (waits until a policy is in force and attached).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     pub version: String,
@@ -19,6 +19,9 @@ pub struct Status {
     /// Interfaces that are not filtered.
     #[serde(default)]
     pub uncovered: Vec<Uncovered>,
+    /// Ports that nftables and iptables hand on to others, if `published=true` asks for them.
+    #[serde(default)]
+    pub published: Vec<PublishedPort>,
     /// Patterns asked for that no interface matches.
     pub unmatched: Vec<String>,
     pub failsafe: Vec<String>,
@@ -100,6 +103,23 @@ pub struct Uncovered {
     pub kind: String,
     /// A phrase: `its frames are judged on eth0`.
     pub reason: String,
+}
+
+/// A port whose packets are translated to another destination. The policy judges it before that, by this port.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PublishedPort {
+    /// `tcp/8080`, `udp/5000-5010`.
+    pub port: String,
+    /// The address that packets come to; none: any of this host, as far as the rule says.
+    pub address: Option<String>,
+    /// `10.88.0.2:80`; empty if the rule does not tell.
+    pub to: String,
+    /// `nftables` or `iptables`.
+    pub by: String,
+    /// That names the port. Empty: none.
+    pub service: String,
+    /// A phrase: `closed: no service names it`.
+    pub ruling: String,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

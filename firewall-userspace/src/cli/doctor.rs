@@ -3,6 +3,7 @@
 use super::{Answer, Context};
 use crate::agent::config::{self, Config, FailsafeRule, Pattern};
 use crate::agent::links::Links;
+use crate::agent::published;
 use crate::api::client::{Client, ClientError};
 use crate::api::types::Status;
 use crate::datapath::{self, Interface, device, netlink, others};
@@ -99,6 +100,9 @@ fn examine(args: &Args, context: &Context) -> anyhow::Result<Report> {
     )));
     let (policy, loaded) = policy(args, context, &setup, &mut found)?;
     if let Some(loaded) = loaded {
+        let ports = context.wait(async { Ok(crate::host::published::gather().await) })?;
+        let rows = published::rows(&ports.ports, &loaded.policy);
+        found.extend(doctor::published::findings(&rows, &ports.problems));
         let unfiltered: Vec<IpAddr> = match facts.is_empty() {
             true => Vec::new(),
             false => others.iter().flat_map(|one| one.addresses.clone()).collect(),

@@ -26,7 +26,7 @@ const RETRY: Duration = Duration::from_millis(50);
 pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
     let status = context.wait(async {
         match args.wait {
-            None => Ok(context.client().get::<Status>("/v1/status").await?),
+            None => Ok(context.client().get::<Status>("/v1/status?published=true").await?),
             Some(patience) => {
                 Ok(wait_for(&context.client().patient(patience), Instant::now() + patience).await?)
             }
@@ -54,7 +54,7 @@ async fn wait_for(client: &Client, deadline: Instant) -> Result<Status, ClientEr
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match client
-            .get::<Status>(&format!("/v1/status?wait_ms={}", left.as_millis()))
+            .get::<Status>(&format!("/v1/status?published=true&wait_ms={}", left.as_millis()))
             .await
         {
             Ok(status) => return Ok(status),

@@ -1,13 +1,15 @@
 //! `ravelin doctor`: what would stop this host from working under default deny, each with its fix.
 //!
 //! Looks and never touches: nothing is attached, loaded or changed. Each file judges one kind of facts, which it is
-//! given, so that the judgement is tested without the facts: [`kernel`], [`interfaces`], [`agent`], [`sockets`]. What the
+//! given, so that the judgement is tested without the facts: [`kernel`], [`interfaces`], [`agent`], [`sockets`],
+//! [`published`]. What the
 //! policy does to a socket's packets is asked of the one decision ([`judge`]).
 
 pub mod agent;
 pub mod interfaces;
 pub mod judge;
 pub mod kernel;
+pub mod published;
 pub mod sockets;
 
 use serde::Serialize;
@@ -45,6 +47,7 @@ pub enum Area {
     Policy,
     Listener,
     Connection,
+    Published,
     Interface,
     Program,
     Kernel,

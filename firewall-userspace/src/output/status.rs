@@ -3,7 +3,7 @@
 use super::Style;
 use super::human::{bytes, duration, number, utc};
 use super::table::{indent, left, right, table, words};
-use crate::api::types::{InterfaceStatus, Status, Uncovered};
+use crate::api::types::{InterfaceStatus, PublishedPort, Status, Uncovered};
 use comfy_table::{Cell, Color};
 use std::fmt::Write;
 use std::time::Duration;
@@ -114,6 +114,10 @@ pub fn status(record: &Status, now: u64, style: &Style) -> String {
         out.push('\n');
         out.push_str(&uncovered(&record.uncovered, style));
     }
+    if !record.published.is_empty() {
+        out.push('\n');
+        out.push_str(&published(&record.published, style));
+    }
     if !record.unmatched.is_empty() {
         let text = format!("No interface matches {}.", record.unmatched.join(", "));
         let _ = writeln!(out, "\n{}", style.warn(&text));
@@ -216,6 +220,21 @@ fn interfaces(records: &[InterfaceStatus], style: &Style) -> String {
             Cell::new(number(each.dropped.packets)),
             Cell::new(bytes(each.dropped.bytes)),
             Cell::new(each.detail.as_deref().unwrap_or("")),
+        ]
+    });
+    table(style, &columns, rows)
+}
+
+fn published(records: &[PublishedPort], style: &Style) -> String {
+    let columns = [left("PUBLISHED"), left("AT"), left("TO"), left("BY"), words("POLICY")];
+    let rows = records.iter().map(|each| {
+        let colour = if each.service.is_empty() { Color::Yellow } else { Color::Green };
+        vec![
+            Cell::new(&each.port),
+            Cell::new(each.address.as_deref().unwrap_or("any")),
+            Cell::new(&each.to),
+            Cell::new(&each.by),
+            Cell::new(&each.ruling).fg(colour),
         ]
     });
     table(style, &columns, rows)
@@ -410,6 +429,30 @@ Degraded
         assert_eq!(
             headline(&record, &Style::PLAIN),
             "default: not ready: no policy is in force\n"
+        );
+    }
+
+    #[test]
+    fn published_ports_are_listed_with_what_the_policy_says() {
+        let row = |port: &str, address: Option<&str>, service: &str, ruling: &str| PublishedPort {
+            port: port.into(),
+            address: address.map(str::to_owned),
+            to: "10.88.0.2:80".into(),
+            by: "nftables".into(),
+            service: service.into(),
+            ruling: ruling.into(),
+        };
+        let rows = [
+            row("tcp/8080", None, "web", "the service web says who reaches it"),
+            row("udp/5000-5010", Some("192.0.2.1"), "", "closed: no service names it"),
+        ];
+        assert_eq!(
+            published(&rows, &Style::PLAIN),
+            "\
+PUBLISHED      AT         TO            BY        POLICY
+tcp/8080       any        10.88.0.2:80  nftables  the service web says who reaches it
+udp/5000-5010  192.0.2.1  10.88.0.2:80  nftables  closed: no service names it
+"
         );
     }
 }
