@@ -1,5 +1,5 @@
-//! What a bulk transfer loses to the filter: iperf3 over veth with GSO, without a filter, with ravelin, and with nftables
-//! and its connection tracking, on the same wire and in turns.
+//! What a bulk transfer loses to the filter: iperf3 over veth with GSO, without a filter, with an XDP program that does
+//! nothing, with ravelin, and with nftables and its connection tracking, on the same wire and in turns.
 //!
 //! Other work on the machine moves all figures of a round; so each is set against the unfiltered one of the same
 //! round, and the median of the rounds counts.
@@ -7,10 +7,13 @@
 use anyhow::{Context, Result};
 use ravelin_tests::agent::PREFIX;
 use ravelin_tests::bench::{Record, quick, wanted};
+use ravelin_tests::kernel::attach_xdp;
 use ravelin_tests::netns::{Namespace, link};
 use ravelin_tests::program::{Daemon, nft, run};
+use ravelin_tests::rotate::empty_pass;
 use ravelin_tests::stack::wait_for_port;
 use ravelin_tests::{Agent, lab};
+use std::os::fd::AsFd;
 
 const TABLE: &str = "iperf3 over veth with GSO, share of no filter";
 const RATE: &str = "iperf3 over veth with GSO, no filter";
@@ -23,7 +26,8 @@ const RULES: &str = "table inet filter {\nchain input {\ntype filter hook input 
                      ct state established,related accept\nip saddr 192.0.2.2 tcp dport 5201 accept\n}\n}\n";
 
 /// (row, how)
-const FILTERS: [(&str, Filter); 3] = [
+const FILTERS: [(&str, Filter); 4] = [
+    ("an empty XDP program", Filter::EmptyXdp),
     ("ravelin, hook = xdp", Filter::Ravelin("xdp")),
     ("ravelin, hook = tc", Filter::Ravelin("tc")),
     ("nftables with conntrack", Filter::Nftables),
@@ -34,6 +38,7 @@ const DIRECTIONS: [(&str, Option<&str>); 2] = [("in", None), ("out", Some("-R"))
 
 #[derive(Clone, Copy)]
 enum Filter {
+    EmptyXdp,
     Ravelin(&'static str),
     Nftables,
 }
@@ -61,6 +66,11 @@ fn main() -> Result<()> {
         }
         for (shares, (_, filter)) in shares.iter_mut().zip(FILTERS) {
             let rates = match filter {
+                Filter::EmptyXdp => {
+                    let (program, ifindex) = (empty_pass()?, node.ifindex("eth0")?);
+                    let _link = node.run(|| attach_xdp(program.as_fd(), ifindex))?;
+                    measure(&peer, seconds)?
+                }
                 Filter::Ravelin(hook) => {
                     let _agent = Agent::start_with(&node, &["eth0"], POLICY, &["--hook", hook])?;
                     measure(&peer, seconds)?
