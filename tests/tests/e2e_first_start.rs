@@ -265,3 +265,43 @@ fn the_answer_to_a_question_of_the_host_comes_in() -> Result<()> {
     }
     Ok(())
 }
+
+/// Conntrack that begins midway takes whoever speaks first for the one that opened: here the server.
+#[test]
+fn who_opened_what_conntrack_found_midway_is_not_believed() -> Result<()> {
+    let stage = Containers::routed()?;
+    let lab = &stage.lab;
+    let mut opened = Vec::new();
+    for (container, _, _, _) in BEHIND {
+        let at = SocketAddr::new(container, 9000);
+        opened.push(tcp_through(&lab.stranger, &stage.container, at, at)?);
+    }
+    if !track(&lab.node)? {
+        return Ok(());
+    }
+    for (_, (near, far)) in &mut opened {
+        ensure!(tcp_hears(far, near), "before there is an agent");
+    }
+    let table = lab
+        .node
+        .run(|| std::fs::read_to_string("/proc/thread-self/net/nf_conntrack"));
+    if let Ok(table) = table {
+        for (container, ..) in BEHIND {
+            let known = |line: &str| match container {
+                IpAddr::V4(own) => line.contains(&format!("ESTABLISHED src={own} ")),
+                // Written in full.
+                IpAddr::V6(_) => line.contains("ESTABLISHED src=fd00:0088:"),
+            };
+            assert!(
+                table.lines().any(known),
+                "the server is taken for the one that opened: {table}"
+            );
+        }
+    }
+    let agent = lab.agent(CLOSED)?;
+    for (_, (near, far)) in &mut opened {
+        assert!(!tcp_hears(near, far), "{:?}", near.local_addr());
+    }
+    assert!(agent.counts()?.of("", "drop", "closed") >= 2);
+    Ok(())
+}
