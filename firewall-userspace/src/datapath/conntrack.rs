@@ -757,7 +757,7 @@ mod tests {
         // What egress has seen meanwhile is newer.
         at(NOW + 5).went_out(&known.key, firewall_common::flow::Sends::Fin, 3);
         known.state = State::Established;
-        assert!(table.note(&known, 7, &TIMEOUTS, NOW + 5));
+        assert!(!table.note(&known, 7, &TIMEOUTS, NOW + 5));
         assert_eq!(at(NOW + 5).came_in(&known.key, 0), Some(State::FinOut));
     }
 

@@ -97,8 +97,8 @@ impl FlowTable {
         Ok(live)
     }
 
-    /// Notes a flow that was there before the programs, as if egress had seen it; not if egress has seen it by now. Whether the
-    /// flow is in the table.
+    /// Notes a flow that was there before the programs, as if egress had seen it. False if the table has it already, which then
+    /// knows better, or has no place.
     pub fn note(&self, known: &Known, seed: u64, timeouts: &[u32; State::COUNT], now_s: u32) -> bool {
         let table = self;
         let at = |now_s| flow::Flows {
@@ -108,7 +108,7 @@ impl FlowTable {
             now_s,
         };
         if at(now_s).came_in(&known.key, 0).is_some() {
-            return true;
+            return false;
         }
         let sent: &[Sends] = match known.state {
             State::Asked => &[Sends::Datagram],

@@ -548,7 +548,7 @@ impl Datapath {
     /// Takes over from conntrack what containers behind this host, and its sockets without a peer, have under way: see
     /// [`conntrack`]. To be called the first time, with the policy in force: before attaching, and again after it for what was
     /// opened in between. `filtered` tells whether packets by an interface are judged, there or on a lower device.
-    /// Returns how many flows the table got; none without a policy, or without conntrack.
+    /// Returns how many flows are new to the table; none without a policy, or without conntrack.
     ///
     /// # Errors
     /// Conntrack is there and cannot be read.
