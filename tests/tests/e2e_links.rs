@@ -54,7 +54,11 @@ fn each_interface_is_counted_apart() -> Result<()> {
     let (friend, stranger) = (of("eth0")?, of("eth1")?);
     assert!(friend.passed.packets >= 6, "{friend:?}");
     assert!(stranger.dropped.packets >= 4, "{stranger:?}");
-    assert_eq!((friend.hook.as_str(), friend.mode.as_str()), ("xdp", "native"), "{friend:?}");
+    assert_eq!(
+        (friend.hook.as_str(), friend.mode.as_str()),
+        ("xdp", "native"),
+        "{friend:?}"
+    );
     Ok(())
 }
 

@@ -77,12 +77,11 @@ fn each_matcher_ends_as_its_table_says() {
     padding.extend(syn(allowed4, 8443).build()[38..].iter());
     let mut v6_bad = syn(allowed6, 8443).build();
     v6_bad[14] = 0x40;
-    let fragment6 =
-        |offset: u16| {
-            // Of a datagram of its own each.
-            let header = [0, (offset >> 8) as u8, offset as u8, 0, 0, 0, offset as u8];
-            syn(allowed6, 8443).payload(&[0; 4]).extension(44, &header)
-        };
+    let fragment6 = |offset: u16| {
+        // Of a datagram of its own each.
+        let header = [0, (offset >> 8) as u8, offset as u8, 0, 0, 0, offset as u8];
+        syn(allowed6, 8443).payload(&[0; 4]).extension(44, &header)
+    };
     let eight = (0..8).fold(syn(allowed6, 8443), |frame, _| frame.extension(60, PADDED));
     let nine = (0..9).fold(syn(allowed6, 8443), |frame, _| frame.extension(60, PADDED));
     let ra = |src: &str, hop_limit| icmp(src, 134, hop_limit).build();

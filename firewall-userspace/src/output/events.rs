@@ -56,7 +56,11 @@ fn line(record: &EventRecord, style: &Style) -> String {
         more.push(format!("vlan {}", tags.join(",")));
     }
     let verdict = style.verdict(&record.verdict, &format!("{:<7}", record.verdict));
-    let way = if record.direction == Direction::Egress.word() { "out" } else { "in" };
+    let way = if record.direction == Direction::Egress.word() {
+        "out"
+    } else {
+        "in"
+    };
     let text = format!(
         "{time:<12} {:<10} {way:<3} {verdict} {:<15} {:<14} {:<6} {:<42} {:>5}  {}",
         record.interface,

@@ -244,25 +244,44 @@ mod tests {
         let told = explain(&loaded.policy, text, &compiled, &node, packet).unwrap();
         assert_eq!(told.direction, "egress");
         let steps = told.steps[1..].iter();
-        let steps = steps.map(|step| format!("{}: {}", step.step, step.finding)).collect();
+        let steps = steps
+            .map(|step| format!("{}: {}", step.step, step.finding))
+            .collect();
         (told, steps)
     }
 
     #[test]
     fn what_leaves_is_told_by_rule_and_place() {
         let (told, steps) = leaves(LEAVES, "out tcp -> 198.51.100.7:443");
-        assert_eq!(told.packet, "out tcp 192.0.2.1:49152 -> 198.51.100.7:443 flags syn");
-        assert_eq!((told.verdict.as_str(), told.reason.as_str()), ("pass", "egress-allowed"));
-        assert_eq!((told.service.as_deref(), told.rule.as_deref()), (Some("https"), Some("allow @sites")));
+        assert_eq!(
+            told.packet,
+            "out tcp 192.0.2.1:49152 -> 198.51.100.7:443 flags syn"
+        );
+        assert_eq!(
+            (told.verdict.as_str(), told.reason.as_str()),
+            ("pass", "egress-allowed")
+        );
+        assert_eq!(
+            (told.service.as_deref(), told.rule.as_deref()),
+            (Some("https"), Some("allow @sites"))
+        );
         assert_eq!(told.place.unwrap().line, 13);
         assert_eq!(told.line.as_deref(), Some("to = [\"@sites\", \"203.0.113.5\"]"));
-        let [port, peer, rule] = steps.as_slice() else { panic!("{steps:?}") };
+        let [port, peer, rule] = steps.as_slice() else {
+            panic!("{steps:?}")
+        };
         assert_eq!(port, "port: egress rules https and lan hold tcp/443");
         assert!(peer.starts_with("peer: 198.51.100.7 is in class "), "{peer}");
-        assert_eq!(rule, "rule: allow @sites of egress rule https: 198.51.100.7 is in 198.51.100.0/24");
+        assert_eq!(
+            rule,
+            "rule: allow @sites of egress rule https: 198.51.100.7 is in 198.51.100.0/24"
+        );
 
         let (told, steps) = leaves(LEAVES, "out tcp -> 203.0.113.5:443");
-        assert_eq!((told.verdict.as_str(), told.reason.as_str()), ("drop", "egress-denied"));
+        assert_eq!(
+            (told.verdict.as_str(), told.reason.as_str()),
+            ("drop", "egress-denied")
+        );
         assert_eq!(told.service.as_deref(), Some("lan"));
         assert_eq!(
             steps.last().unwrap(),
@@ -270,10 +289,15 @@ mod tests {
         );
         assert_eq!(
             told.hint.as_deref(),
-            Some("deny beats allow: to let it out, take 203.0.113.0/24 out of the deny list of egress rule lan (policy.toml:17:9)")
+            Some(
+                "deny beats allow: to let it out, take 203.0.113.0/24 out of the deny list of egress rule lan (policy.toml:17:9)"
+            )
         );
         let (told, _) = leaves(LEAVES, "out udp -> [2001:db8:9::53]:53");
-        assert_eq!((told.reason.as_str(), told.rule.as_deref()), ("egress-allowed", Some("allow any")));
+        assert_eq!(
+            (told.reason.as_str(), told.rule.as_deref()),
+            ("egress-allowed", Some("allow any"))
+        );
     }
 
     #[test]
@@ -281,31 +305,50 @@ mod tests {
         let closed = LEAVES.replace("to = [\"any\"]", "to = [\"10.0.0.0/8\"]");
         let told = |packet: &str| {
             let (told, steps) = leaves(&closed, packet);
-            assert_eq!((told.verdict.as_str(), told.reason.as_str()), ("drop", "egress-closed"), "{packet}");
+            assert_eq!(
+                (told.verdict.as_str(), told.reason.as_str()),
+                ("drop", "egress-closed"),
+                "{packet}"
+            );
             assert_eq!((told.service, told.place), (None, None));
             (steps, told.hint.unwrap_or_default())
         };
         let (steps, hint) = told("out udp -> 198.51.100.53:53");
         assert_eq!(steps[0], "port: egress rules lan and dns hold udp/53");
         assert_eq!(steps[2], "rule: lan and dns do not name 198.51.100.53");
-        assert_eq!(steps[3], "default: what no egress rule names: deny (egress in [defaults])");
+        assert_eq!(
+            steps[3],
+            "default: what no egress rule names: deny (egress in [defaults])"
+        );
         // The rule for this port, not the one for every port.
         assert_eq!(hint, "to let it out: ravelin allow dns 198.51.100.53");
         let (_, hint) = told("out icmp echo to 198.51.100.7");
-        assert_eq!(hint, "to let it out: ravelin egress add NAME icmpv4/echo --to 198.51.100.7");
+        assert_eq!(
+            hint,
+            "to let it out: ravelin egress add NAME icmpv4/echo --to 198.51.100.7"
+        );
         let (_, hint) = told("out tcp -> 198.51.100.7:0");
         assert_eq!(hint, "");
         let (told, steps) = leaves("version = 1\n", "out tcp -> 198.51.100.7:443");
         assert_eq!(told.reason, "default-allow");
-        assert_eq!(steps, ["default: what no egress rule names: allow (egress in [defaults])"]);
+        assert_eq!(
+            steps,
+            ["default: what no egress rule names: allow (egress in [defaults])"]
+        );
     }
 
     #[test]
     fn an_answer_is_told_by_the_rule_that_let_the_question_in() {
         let (told, steps) = leaves(LEAVES, "out tcp 443 -> 192.0.2.77:5555 flags syn,ack");
         assert_eq!((told.verdict.as_str(), told.reason.as_str()), ("pass", "answer"));
-        assert_eq!((told.service.as_deref(), told.rule.as_deref()), (Some("web"), Some("allow 192.0.2.0/24")));
-        assert_eq!(steps, ["answer: tcp/443 belongs to service web (policy.toml:7:8): allow 192.0.2.0/24"]);
+        assert_eq!(
+            (told.service.as_deref(), told.rule.as_deref()),
+            (Some("web"), Some("allow 192.0.2.0/24"))
+        );
+        assert_eq!(
+            steps,
+            ["answer: tcp/443 belongs to service web (policy.toml:7:8): allow 192.0.2.0/24"]
+        );
         let closed = LEAVES.replace("to = [\"any\"]", "to = []");
         let (told, steps) = leaves(&closed, "out tcp 443 -> 198.18.0.77:5555 flags ack");
         assert_eq!(told.reason, "egress-closed");
@@ -315,6 +358,9 @@ mod tests {
         );
         let (told, steps) = leaves(&closed, "out udp 68 -> 192.0.2.2:67");
         assert_eq!(told.reason, "dhcp-client");
-        assert_eq!(steps, ["essential: a request of the DHCP client of this host: no policy closes it"]);
+        assert_eq!(
+            steps,
+            ["essential: a request of the DHCP client of this host: no policy closes it"]
+        );
     }
 }

@@ -149,7 +149,10 @@ impl<'a> Account<'a> {
         Some(match *each {
             Step::Malformed(reason) => step("packet", meaning(reason).to_owned()),
             Step::Martian => step("packet", self.martian()),
-            Step::Essential(reason) => step("essential", format!("{}: no policy closes it", self.essential(reason))),
+            Step::Essential(reason) => step(
+                "essential",
+                format!("{}: no policy closes it", self.essential(reason)),
+            ),
             Step::Failsafe(index) => step("failsafe", self.failsafe(index)),
             Step::NotFailsafe => step("failsafe", "no failsafe rule of the agent names it".to_owned()),
             Step::Port { key, service } => step("port", self.port(key, service)),
@@ -186,16 +189,18 @@ impl<'a> Account<'a> {
             ),
             Step::Later(Some(reason)) => step(
                 "fragment",
-                format!("it follows the first fragment of its datagram ({})", reason.word()),
+                format!(
+                    "it follows the first fragment of its datagram ({})",
+                    reason.word()
+                ),
             ),
             Step::Quote { known: true } => step(
                 "related",
                 "it reports an error of something that this host sends".to_owned(),
             ),
-            Step::Quote { known: false } => step(
-                "related",
-                "it quotes nothing that this host sends".to_owned(),
-            ),
+            Step::Quote { known: false } => {
+                step("related", "it quotes nothing that this host sends".to_owned())
+            }
             Step::Answer { key, service } => step("answer", self.answer(key, service)?),
             Step::Egress { key, .. } => step("port", self.egress_port(key)),
             Step::Socket(socket) => step(
@@ -336,7 +341,12 @@ impl<'a> Account<'a> {
     /// What leaves from a port of a service is an answer if the service allows the peer.
     fn answer(&self, key: PortKey, service: u16) -> Option<String> {
         let service = self.service_of(service_id(service)?)?;
-        let from = format!("{} belongs to service {} ({})", show_port(key), service.name, service.place);
+        let from = format!(
+            "{} belongs to service {} ({})",
+            show_port(key),
+            service.name,
+            service.place
+        );
         let peer = self.spec.peer;
         Some(match (self.outcome.reason, self.rule()) {
             (Reason::Answer, Some(rule)) => format!("{from}: {}", self.rule_words(rule)),
