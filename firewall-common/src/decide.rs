@@ -17,7 +17,7 @@ use crate::fragment::{self, Remembered};
 use crate::gate::{self, Bank};
 use crate::image::{Image, NO_SERVICE, Pages, PortKey};
 use crate::packet::{Address, Fragment, Frame, Kind, Link, Packet, Parsed, parse, protocol};
-use crate::quote::quoted;
+use crate::quote::{ECHO_REPLY, quoted};
 use crate::verdict::{Reason, Verdict};
 
 /// What a decision asks of its surroundings. One value serves one packet. Methods with a body are parts of the decision
@@ -575,6 +575,8 @@ fn sends<K: Kernel>(kernel: &K, key: &Key) -> Option<bool> {
         protocol::TCP => Some(PortKey::tcp(key.local_port())),
         protocol::UDP => Some(PortKey::udp(key.local_port())),
         protocol::SCTP => Some(PortKey::sctp(key.local_port())),
+        protocol::ICMP if key.remote_port() == ECHO_REPLY => Some(PortKey::icmp(8)),
+        protocol::ICMPV6 if key.remote_port() == ECHO_REPLY => Some(PortKey::icmpv6(128)),
         _ => None,
     };
     if let Some(port) = port {

@@ -5,6 +5,9 @@
 use crate::flow::Key;
 use crate::packet::{Address, Frame, Packet, Window as _, protocol};
 
+/// Remote port of the key of an echo reply, which answers and so is of no flow: flows of echoes have 0.
+pub const ECHO_REPLY: u16 = 1;
+
 /// The flow that the error in `packet` is about, as this host sent it. `None`: no error that concerns flows, a quote too short
 /// to tell, one of a fragment after the first, or one of a packet that the error's receiver did not send.
 #[inline(always)]
@@ -61,11 +64,12 @@ pub fn quoted<F: Frame>(frame: &F, packet: &Packet) -> Option<Key> {
         }
         protocol::ICMP | protocol::ICMPV6 => {
             let echo = frame.window::<8>(at)?;
-            let request = if packet.version == 4 { 8 } else { 128 };
-            if echo.u8::<0>() != request {
-                return None;
+            let (request, reply) = if packet.version == 4 { (8, 0) } else { (128, 129) };
+            match echo.u8::<0>() {
+                kind if kind == request => (echo.u16::<4>(), 0),
+                kind if kind == reply => (echo.u16::<4>(), ECHO_REPLY),
+                _ => return None,
             }
-            (echo.u16::<4>(), 0)
         }
         _ => (0, 0),
     };

@@ -5,7 +5,7 @@ use ravelin_tests::agent::PREFIX;
 use ravelin_tests::lab::{FAMILIES, Family};
 use ravelin_tests::netns::link;
 use ravelin_tests::packet::{self, ACK, ICMP, ICMPV6, TCP, UDP, Wire};
-use ravelin_tests::program::nft;
+use ravelin_tests::program::{nft, run};
 use ravelin_tests::topology::{ENDS, NARROW, NarrowPath};
 use ravelin_tests::traffic;
 use ravelin_tests::{Agent, Lab, Namespace};
@@ -168,6 +168,35 @@ fn path_mtu_discovery_of_a_masqueraded_container() -> Result<()> {
         assert!(carries(near_end, far_end)?, "TCP to {far}");
         assert_eq!(learned(&container, far)?, Some(NARROW));
         assert!(agent.counts()?.since(&before).of("", "pass", "related") >= 1);
+    }
+    Ok(())
+}
+
+/// A service without ports: what it sends is an echo reply, and an error about that one quotes it.
+#[test]
+fn path_mtu_discovery_of_echo_replies() -> Result<()> {
+    let path = NarrowPath::new()?;
+    let policy = "version = 1\n[[service]]\nname = \"ping\"\nports = [\"icmp/echo\"]\nallow = [\"any\"]\n";
+    let _agent = Agent::start(&path.node, &["eth0"], policy)?;
+    for (node, _) in ENDS {
+        // The first ones of each end are lost to discovery.
+        let arguments = [
+            "-n",
+            "-c",
+            "5",
+            "-i",
+            "0.2",
+            "-W",
+            "1",
+            "-s",
+            "1400",
+            &node.to_string(),
+        ];
+        let said = run(&path.far, "ping", &arguments)?;
+        assert!(
+            said.contains(" 3 received") || said.contains(" 4 received") || said.contains(" 5 received"),
+            "{said}"
+        );
     }
     Ok(())
 }

@@ -311,7 +311,7 @@ fn error(router: &str, icmp_type: u8, sent: &[u8]) -> Vec<u8> {
 #[test]
 fn icmp_errors_pass_if_they_are_about_what_this_host_sends() {
     let mut both = Both::new(&policy(POLICY));
-    for (router, peer, client, stranger, denied, unreachable, request) in [
+    for (router, peer, client, stranger, denied, unreachable, request, reply) in [
         (
             "192.0.2.254",
             "192.0.2.53",
@@ -320,6 +320,7 @@ fn icmp_errors_pass_if_they_are_about_what_this_host_sends() {
             "203.0.113.66",
             3,
             8,
+            0,
         ),
         (
             "2001:db8::fe",
@@ -329,6 +330,7 @@ fn icmp_errors_pass_if_they_are_about_what_this_host_sends() {
             "2001:db8:bad::1",
             1,
             128,
+            129,
         ),
     ] {
         let report = |both: &mut Both, sent: &[u8]| both.judge(&error(router, unreachable, sent));
@@ -348,6 +350,8 @@ fn icmp_errors_pass_if_they_are_about_what_this_host_sends() {
         assert_eq!(report(&mut both, &by_service(client, 8443)), Related);
         assert_eq!(report(&mut both, &by_service(stranger, 8443)), IcmpError);
         assert_eq!(report(&mut both, &by_service(client, 8444)), IcmpError);
+        // Echo is open to everybody; a reply that nobody may ask for would be another matter.
+        assert_eq!(report(&mut both, &out(stranger, echo(reply, 9))), Related);
         let sent = out(peer, tcp(40_000, 443, ACK));
         // What another host sent is nothing to this one.
         let foreign = FrameBuilder::new(ip(stranger), ip(peer), tcp(40_000, 443, ACK));

@@ -26,7 +26,10 @@ const RETRY: Duration = Duration::from_millis(50);
 pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
     let status = context.wait(async {
         match args.wait {
-            None => Ok(context.client().get::<Status>("/v1/status?published=true").await?),
+            None => Ok(context
+                .client()
+                .get::<Status>("/v1/status?published=true")
+                .await?),
             Some(patience) => {
                 Ok(wait_for(&context.client().patient(patience), Instant::now() + patience).await?)
             }

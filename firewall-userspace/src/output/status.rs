@@ -226,9 +226,19 @@ fn interfaces(records: &[InterfaceStatus], style: &Style) -> String {
 }
 
 fn published(records: &[PublishedPort], style: &Style) -> String {
-    let columns = [left("PUBLISHED"), left("AT"), left("TO"), left("BY"), words("POLICY")];
+    let columns = [
+        left("PUBLISHED"),
+        left("AT"),
+        left("TO"),
+        left("BY"),
+        words("POLICY"),
+    ];
     let rows = records.iter().map(|each| {
-        let colour = if each.service.is_empty() { Color::Yellow } else { Color::Green };
+        let colour = if each.service.is_empty() {
+            Color::Yellow
+        } else {
+            Color::Green
+        };
         vec![
             Cell::new(&each.port),
             Cell::new(each.address.as_deref().unwrap_or("any")),
@@ -444,7 +454,12 @@ Degraded
         };
         let rows = [
             row("tcp/8080", None, "web", "the service web says who reaches it"),
-            row("udp/5000-5010", Some("192.0.2.1"), "", "closed: no service names it"),
+            row(
+                "udp/5000-5010",
+                Some("192.0.2.1"),
+                "",
+                "closed: no service names it",
+            ),
         ];
         assert_eq!(
             published(&rows, &Style::PLAIN),
