@@ -668,11 +668,13 @@ fn leave<K: Kernel>(kernel: &K, packet: &Packet, image: &Image<K::Pages>) -> Opt
             });
         }
     }
-    let outcome = if rules {
-        rule(kernel, packet, image, class)?
-    } else {
+    let outcome = if !rules {
         kernel.step(Step::Default { allow: true });
         Outcome::out(Reason::DefaultAllow)
+    } else if service == NO_SERVICE && image.default_allows() && may_answer(kernel, packet, answers) {
+        Outcome::out(Reason::Answer)
+    } else {
+        rule(kernel, packet, image, class)?
     };
     if outcome.reason.verdict() == Verdict::Pass {
         remember(kernel, packet, service);
@@ -682,6 +684,19 @@ fn leave<K: Kernel>(kernel: &K, packet: &Packet, image: &Image<K::Pages>) -> Opt
     } else {
         outcome
     })
+}
+
+/// Whether a packet answers what the default let in. TCP tells; of UDP, SCTP and protocols without ports nothing does.
+#[inline(always)]
+fn may_answer<K: Kernel>(kernel: &K, packet: &Packet, answers: Option<PortKey>) -> bool {
+    if answers.is_none() {
+        return false;
+    }
+    match packet.protocol {
+        // What the host opened itself has a flow.
+        protocol::TCP => kernel.came_in(&Key::egress(packet), 0).is_none(),
+        _ => packet.is_icmp(),
+    }
 }
 
 /// What a host cannot live without sending, and errors about what it received.

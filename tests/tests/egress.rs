@@ -207,6 +207,53 @@ fn a_frame_cut_short_anywhere_does_not_leave_under_a_default_of_deny() {
     }
 }
 
+#[test]
+fn what_the_default_lets_in_is_answered_by_tcp_and_pings() {
+    use Reason::*;
+    let mut both = Both::new(&policy(
+        "version = 1\n[defaults]\ningress = \"allow\"\negress = \"deny\"\n",
+    ));
+    let peer = "192.0.2.53";
+    let tcp = |src_port, dst_port, flags| Transport::Tcp {
+        src_port,
+        dst_port,
+        flags,
+    };
+    let (syn, ack) = (tcp::SYN, tcp::ACK);
+    for (transport, reason) in [
+        (tcp(7000, 40_000, syn | ack), Answer),
+        (tcp(7000, 40_000, ack), Answer),
+        (tcp(40_000, 443, syn), EgressClosed),
+        (
+            Transport::Udp {
+                src_port: 7001,
+                dst_port: 40_000,
+            },
+            EgressClosed,
+        ),
+        (
+            Transport::Icmp {
+                icmp_type: 0,
+                code: 0,
+                id: 7,
+            },
+            Answer,
+        ),
+        (
+            Transport::Icmp {
+                icmp_type: 8,
+                code: 0,
+                id: 7,
+            },
+            EgressClosed,
+        ),
+    ] {
+        let reached = both.judge_egress(&out(ip(peer), transport).build());
+        assert_eq!(reached, reason, "{transport:?}");
+    }
+    both.assert_same_tables();
+}
+
 /// Policies with services and egress rules in text.
 fn policies() -> impl Strategy<Value = String> {
     let prefix = prop_oneof![

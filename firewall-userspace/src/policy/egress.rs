@@ -58,6 +58,13 @@ pub(super) fn warn(policy: &Policy, written: &Written, findings: &mut Findings<'
         }
         return;
     };
+    if policy.default_allow {
+        let message = "the default for ingress is to allow and for egress to deny: of what the default lets in, only TCP and \
+                       pings are answered";
+        let hint =
+            "name the UDP ports that this host serves in a [[service]]: what leaves from there answers";
+        findings.warn(default, message, Some(hint.into()));
+    }
     let opens = |key: PortKey| {
         policy.rules.iter().any(|rule| {
             let Owner::Egress(id) = rule.owner else {
