@@ -7,11 +7,11 @@
 use crate::api::types::Count;
 use crate::datapath::{EndingCounter, EndingCounters};
 use crate::policy::compile::{Compiled, Ending};
-use crate::policy::model::{Action, Owner, Policy};
+use crate::policy::model::{Action, Owner, Policy, RuleId};
 use firewall_common::counter::Counter;
 use firewall_common::verdict::{Direction, Reason, Verdict};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// What happened to a packet, and to what.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -135,7 +135,8 @@ impl RuleKey {
     }
 }
 
-/// The names of a policy's endings, in the order of the endings.
+/// The names of a policy's endings, in the order of the endings; then those of the rules that decide nothing for now,
+/// since others decide before them: what they counted is kept until they leave the policy.
 pub fn names(policy: &Policy, compiled: &Compiled) -> Vec<EndingName> {
     let of = |owner: Owner| policy.owner_name(owner).unwrap_or_default().to_owned();
     let name = |ending: &Ending| EndingName {
@@ -160,7 +161,32 @@ pub fn names(policy: &Policy, compiled: &Compiled) -> Vec<EndingName> {
                 source: rule.source.clone(),
             }),
     };
-    compiled.endings.iter().map(name).collect()
+    let decides: HashSet<(Option<RuleId>, Direction)> = compiled
+        .endings
+        .iter()
+        .map(|ending| (ending.rule, ending.direction))
+        .collect();
+    let shadowed = (0..).map(RuleId).zip(&policy.rules).flat_map(|(id, rule)| {
+        let outcomes: &[(Direction, Reason)] = match (rule.owner, rule.action) {
+            (Owner::Policy, _) => &[(Direction::Ingress, Reason::Denied)],
+            (Owner::Service(_), Action::Allow) => &[
+                (Direction::Ingress, Reason::Allowed),
+                (Direction::Egress, Reason::Answer),
+            ],
+            (Owner::Service(_), Action::Deny) => &[(Direction::Ingress, Reason::ServiceDenied)],
+            (Owner::Egress(_), Action::Allow) => &[(Direction::Egress, Reason::EgressAllowed)],
+            (Owner::Egress(_), Action::Deny) => &[(Direction::Egress, Reason::EgressDenied)],
+        };
+        outcomes.iter().map(move |&(direction, reason)| Ending {
+            direction,
+            reason: Some(reason),
+            service: rule.owner.service(),
+            rule: Some(id),
+        })
+    });
+    let shadowed = shadowed.filter(|ending| !decides.contains(&(ending.rule, ending.direction)));
+    let endings = compiled.endings.iter().copied().chain(shadowed);
+    endings.map(|ending| name(&ending)).collect()
 }
 
 /// Counts by name. Every name of the policy is there from the start, at zero.
@@ -452,6 +478,49 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_that_a_deny_shadows_keeps_what_it_counted() {
+        const POLICY: &str = "version = 1\n[[service]]\nname = \"api\"\nports = [\"tcp/443\"]\nallow = [\"192.0.2.7\"]\n\
+                              [[egress]]\nname = \"dns\"\nto = [\"192.0.2.53\"]\n";
+        let named = |text: &str| {
+            let loaded = crate::policy::file::parse(text, std::path::Path::new("p"), 0).unwrap();
+            let compiled = crate::policy::compile::compile(&loaded.policy).unwrap();
+            (names(&loaded.policy, &compiled), compiled.endings.len())
+        };
+        let counted = |ledger: &Ledger, live: &EndingCounters| -> Vec<(String, u64)> {
+            let totals = ledger.totals(Some(live), false);
+            let mine = totals.rules.iter().filter(|(key, _)| key.action == "allow");
+            mine.map(|(key, count)| (format!("{} {}", key.direction, key.source), count.packets))
+                .collect()
+        };
+        let (open, endings) = named(POLICY);
+        assert_eq!(open.len(), endings);
+        let once = counters(7, &vec![1; endings]);
+        let ledger = Ledger::new(7, open.clone(), Totals::default());
+        let before = counted(&ledger, &once);
+        assert_eq!(before.len(), 6);
+        assert!(before.iter().all(|(_, packets)| *packets > 0), "{before:?}");
+
+        let shadow = POLICY.replace("version = 1\n", "version = 1\ndeny = [\"192.0.2.7\"]\n");
+        let shadow = shadow + "deny = [\"192.0.2.53\"]\n";
+        let (shadowed, endings) = named(&shadow);
+        assert_eq!(shadowed.len(), endings + 3);
+        let ledger = ledger.turn(Some(&once), 8, shadowed);
+        let none = counters(8, &vec![0; endings]);
+        assert_eq!(counted(&ledger, &none), before);
+        let ledger = ledger.turn(Some(&none), 9, open);
+        assert_eq!(counted(&ledger, &counters(9, &[])), before);
+        // One that leaves the policy takes its counts with it.
+        let (gone, _) = named(&POLICY.replace("192.0.2.7", "192.0.2.8"));
+        let ledger = ledger.turn(Some(&counters(9, &[])), 10, gone);
+        let left = counted(&ledger, &counters(10, &[]));
+        assert!(left.contains(&("ingress 192.0.2.8".to_owned(), 0)), "{left:?}");
+        assert!(
+            !left.iter().any(|(name, _)| name.ends_with("192.0.2.7")),
+            "{left:?}"
+        );
+    }
+
+    #[test]
     fn both_directions_are_counted_apart_and_survive_a_switch() {
         const POLICY: &str = "version = 1\n[defaults]\negress = \"deny\"\n[groups]\nus = [\"192.0.2.0/24\"]\n\
                               [[service]]\nname = \"web\"\nports = [\"tcp/443\"]\nallow = [\"@us\"]\n\
@@ -464,7 +533,7 @@ mod tests {
         let names = names(&policy, &compiled);
         let ledger = Ledger::new(7, names.clone(), Totals::default());
         // Each ending counts one packet more than the one before.
-        let each: Vec<u64> = (1..=names.len() as u64).collect();
+        let each: Vec<u64> = (1..=compiled.endings.len() as u64).collect();
         let live = counters(7, &each);
         let totals = ledger.totals(Some(&live), false);
         let sum: u64 = totals.services.values().map(|count| count.packets).sum();
@@ -502,6 +571,8 @@ mod tests {
         assert_eq!(
             rules,
             [
+                "dns egress allow 192.0.2.53",
+                "dns egress allow prefixes",
                 "dns egress deny @us",
                 "lan egress allow 198.51.100.0/24",
                 "lan egress allow prefixes",
