@@ -383,6 +383,7 @@ pub struct Explanation {
     pub direction: String,
     /// `pass` or `drop`.
     pub verdict: String,
+    /// `not-filtered`: it stays on this host.
     pub reason: String,
     /// Or the egress rule that decided.
     pub service: Option<String>,

@@ -41,12 +41,16 @@ pub fn explain(
 ) -> Result<Explanation, ExplainError> {
     let mut spec = packet::parse(packet)?;
     spec.own = Some(spec.own(node.own.iter().map(|key| address(*key)).filter(reachable)));
+    let (src, dst) = spec.ends();
+    let stays = dst.is_loopback() || node.own.contains(&simulate::address_key(dst));
+    if spec.direction == Direction::Egress && stays {
+        return Ok(words::unjudged(&spec));
+    }
     let frame = frame(&spec);
     let (outcome, steps) = match spec.direction {
         Direction::Ingress => simulate::decide(node, &frame),
         Direction::Egress => simulate::decide_egress(node, &frame),
     };
-    let (src, _) = spec.ends();
     let own_source = node.own.contains(&simulate::address_key(src));
     let account = Account {
         policy,
@@ -219,6 +223,41 @@ mod tests {
             finding("tcp 192.0.2.7 -> 127.0.0.1:80", &[]),
             "127.0.0.1 is a loopback address: nothing on a wire goes to it"
         );
+    }
+
+    #[test]
+    fn what_the_host_sends_to_itself_meets_no_filter() {
+        for packet in [
+            "out tcp -> 127.0.0.1:7000",
+            "out udp -> 198.51.100.1:53",
+            "out tcp -> [::1]:7000",
+        ] {
+            let told = explained(packet, &["198.51.100.1"]);
+            assert_eq!(
+                (told.verdict.as_str(), told.reason.as_str(), told.hint),
+                ("pass", "not-filtered", None),
+                "{packet}"
+            );
+            assert!(
+                told.steps[1].finding.ends_with("nothing judges it"),
+                "{:?}",
+                told.steps
+            );
+        }
+        assert_eq!(
+            explained("out tcp -> 198.51.100.2:53", &["198.51.100.1"]).reason,
+            "default-allow"
+        );
+        for packet in ["tcp 127.0.0.1 -> 80", "tcp 198.51.100.1 -> 80"] {
+            let told = explained(packet, &["198.51.100.1"]);
+            assert_eq!(told.reason, "martian", "{packet}");
+            assert!(
+                told.hint
+                    .is_some_and(|hint| hint.ends_with("nothing judges that")),
+                "{packet}"
+            );
+        }
+        assert_eq!(explained("tcp 192.0.2.7 -> 127.0.0.1:80", &[]).hint, None);
     }
 
     const LEAVES: &str = "version = 1\n[defaults]\negress = \"deny\"\n[groups]\nsites = [\"198.51.100.0/24\", \"2001:db8:5::/48\"]\n\

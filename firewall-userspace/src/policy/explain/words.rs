@@ -104,7 +104,7 @@ impl<'a> Account<'a> {
     }
 
     fn steps(&self) -> Vec<ExplainStep> {
-        let mut steps = vec![step("packet", self.packet())];
+        let mut steps = vec![step("packet", packet(self.spec))];
         steps.extend(self.steps.iter().filter_map(|each| self.step(each)));
         if self.config.observe != 0 && self.outcome.reason.verdict() == Verdict::Drop {
             steps.push(step(
@@ -113,35 +113,6 @@ impl<'a> Account<'a> {
             ));
         }
         steps
-    }
-
-    fn packet(&self) -> String {
-        let family = if self.spec.is_ipv4() { "IPv4" } else { "IPv6" };
-        let transport = match self.spec.transport {
-            Transport::Tcp { .. } => format!("TCP, {}", self.spec.flags()),
-            Transport::Udp { .. } => "UDP".to_owned(),
-            Transport::Sctp { .. } => "SCTP".to_owned(),
-            Transport::Icmp { icmp_type, code, .. } => {
-                let protocol = if self.spec.is_ipv4() { "ICMP" } else { "ICMPv6" };
-                format!(
-                    "{protocol} {} (type {icmp_type}, code {code})",
-                    self.spec.icmp_name()
-                )
-            }
-            Transport::Raw(number) => format!("protocol {number}"),
-        };
-        let tags = match self.spec.vlan.len() {
-            0 => "",
-            1 => ", a VLAN tag, which changes nothing",
-            _ => ", two VLAN tags, which change nothing",
-        };
-        let hops = match (self.spec.hop_limit(), self.spec.is_ipv4()) {
-            (64, _) => String::new(),
-            (hops, true) => format!(", TTL {hops}"),
-            (hops, false) => format!(", hop limit {hops}"),
-        };
-        let way = if self.leaves() { ", leaves this host" } else { "" };
-        format!("{family}, {transport}{hops}{tags}{way}")
     }
 
     fn step(&self, each: &Step) -> Option<ExplainStep> {
@@ -459,6 +430,57 @@ impl<'a> Account<'a> {
             None => "the agent's failsafe admits it: no policy closes it".to_owned(),
         }
     }
+}
+
+/// A packet that stays on this host. No filter sees it, so none is asked.
+pub fn unjudged(spec: &PacketSpec) -> Explanation {
+    let finding = format!(
+        "{} is this host itself: it does not leave by a filtered interface; nothing judges it",
+        spec.peer
+    );
+    Explanation {
+        packet: spec.to_string(),
+        direction: spec.direction.word().to_owned(),
+        verdict: "pass".to_owned(),
+        reason: "not-filtered".to_owned(),
+        service: None,
+        rule: None,
+        place: None,
+        line: None,
+        generation: 0,
+        steps: vec![step("packet", packet(spec)), step("interface", finding)],
+        hint: None,
+    }
+}
+
+fn packet(spec: &PacketSpec) -> String {
+    let family = if spec.is_ipv4() { "IPv4" } else { "IPv6" };
+    let transport = match spec.transport {
+        Transport::Tcp { .. } => format!("TCP, {}", spec.flags()),
+        Transport::Udp { .. } => "UDP".to_owned(),
+        Transport::Sctp { .. } => "SCTP".to_owned(),
+        Transport::Icmp { icmp_type, code, .. } => {
+            let protocol = if spec.is_ipv4() { "ICMP" } else { "ICMPv6" };
+            format!("{protocol} {} (type {icmp_type}, code {code})", spec.icmp_name())
+        }
+        Transport::Raw(number) => format!("protocol {number}"),
+    };
+    let tags = match spec.vlan.len() {
+        0 => "",
+        1 => ", a VLAN tag, which changes nothing",
+        _ => ", two VLAN tags, which change nothing",
+    };
+    let hops = match (spec.hop_limit(), spec.is_ipv4()) {
+        (64, _) => String::new(),
+        (hops, true) => format!(", TTL {hops}"),
+        (hops, false) => format!(", hop limit {hops}"),
+    };
+    let way = if spec.direction == Direction::Egress {
+        ", leaves this host"
+    } else {
+        ""
+    };
+    format!("{family}, {transport}{hops}{tags}{way}")
 }
 
 fn step(name: &str, finding: String) -> ExplainStep {

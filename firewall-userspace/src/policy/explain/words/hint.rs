@@ -101,6 +101,10 @@ impl<'a> Account<'a> {
                     ),
                 })
             }
+            Reason::Martian => (self.own_source || self.spec.ends().0.is_loopback()).then(|| {
+                "what this host sends to itself comes in by no filtered interface; nothing judges that"
+                    .to_owned()
+            }),
             Reason::NoPolicy => Some("no policy is in force: ravelin status tells why".to_owned()),
             _ => None,
         }
