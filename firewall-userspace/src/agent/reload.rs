@@ -194,10 +194,26 @@ impl Basis {
             edit::edit(text, change, self.clock.wall().as_secs())
                 .map_err(|error| Refusal::Invalid(chain(&error)))
         })
+        .map_err(|refusal| match (refusal, self.mistake()) {
+            (Refusal::Invalid(_), Some(mistake)) => Refusal::Invalid(mistake),
+            (refusal, _) => refusal,
+        })
         .map(|(mut candidate, written)| {
             // It stands in the file by now.
             candidate.told.clone_from(&candidate.warnings);
             (candidate, written)
+        })
+    }
+
+    /// What is wrong with the policy file as it stands.
+    fn mistake(&self) -> Option<String> {
+        let text = self.read().ok()?;
+        let parsed = file::parse(&text, &self.path, 0);
+        parsed.err().map(|error| {
+            let path = self.path.display();
+            format!(
+                "{error}\n\nthe policy file {path} has to be put right before it can be changed by command"
+            )
         })
     }
 
@@ -524,6 +540,33 @@ mod tests {
         assert_eq!(place.text(), POLICY);
         written.expect("made").undo();
         assert!(!place.basis.path.exists());
+    }
+
+    #[test]
+    fn an_edit_of_a_file_that_is_wrong_already_tells_its_own_mistake() {
+        let place = place();
+        let path = place.basis.path.display().to_string();
+        let allow = Edit::Allow {
+            service: "api".into(),
+            source: "198.51.100.7".into(),
+            for_seconds: None,
+        };
+        let wrong = POLICY.replace("\"tcp/443\"", "\"tcp/0\"");
+        let torn = POLICY.replace("name = \"api\"", "name = \"api");
+        for (text, line) in [(wrong, 8), (torn, 7)] {
+            std::fs::write(&place.basis.path, &text).expect("written");
+            let Err(Refusal::Invalid(told)) = place.basis.edit(&allow, &mut Seen::default()) else {
+                panic!("not refused: {text}")
+            };
+            assert!(told.starts_with(&format!("{path}:{line}:")), "{told}");
+            assert!(told.ends_with("before it can be changed by command"), "{told}");
+            assert_eq!(place.text(), text);
+        }
+        // An edit that takes the mistake out is taken.
+        let extra = format!("{POLICY}[[service]]\nname = \"web\"\nports = [\"tcp/443\"]\n");
+        std::fs::write(&place.basis.path, extra).expect("written");
+        let remove = Edit::ServiceRemove { name: "web".into() };
+        place.basis.edit(&remove, &mut Seen::default()).expect("taken");
     }
 
     #[test]
