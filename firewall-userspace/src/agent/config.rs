@@ -5,6 +5,7 @@
 
 use super::timeouts::Timeouts;
 use crate::datapath::{Features, Hook, Options};
+use crate::policy::diagnostic::{Diagnostic, Text, did_you_mean};
 use firewall_common::control::{Failsafe, LINK_EAPOL, LINK_LACP, LINK_LLDP, LINK_STP, MAX_FAILSAFE};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
@@ -34,7 +35,7 @@ pub fn default_pins(instance: &str) -> PathBuf {
 }
 
 /// The flags of `ravelin agent`. Each one is also a key of the configuration file (`state-dir` there is `state_dir`,
-/// and so on); a flag beats the file.
+/// and so on; `flows-max` is `max` under `[flows]`); a flag beats the file.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct Args {
     /// Configuration file [default: /etc/ravelin/agent.toml, if it is there]
@@ -163,8 +164,8 @@ pub struct Config {
 pub enum ConfigError {
     #[error("cannot read the configuration {}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{}: {message}", path.display())]
-    Parse { path: PathBuf, message: String },
+    #[error("{0}")]
+    Parse(Box<Diagnostic>),
     #[error(
         "{count} failsafe rules, more than the {limit} that the kernel side holds ('from any' takes two)"
     )]
@@ -203,10 +204,8 @@ impl Config {
 
     /// [`Config::resolve`] with the file's text at hand.
     fn merge(text: &str, path: &Path, args: Args) -> Result<Config, ConfigError> {
-        let file: File = toml::from_str(text).map_err(|error| ConfigError::Parse {
-            path: path.to_owned(),
-            message: error.to_string().trim_end().to_owned(),
-        })?;
+        let file: File = toml::from_str(text)
+            .map_err(|error| ConfigError::Parse(Box::new(mistake(text, path, &error))))?;
         let failsafe = many(args.failsafe, file.failsafe);
         let count = failsafe.iter().map(|rule| rule.entries().len()).sum();
         if count > MAX_FAILSAFE {
@@ -274,6 +273,30 @@ impl Config {
     pub fn failsafe_entries(&self) -> Vec<Failsafe> {
         self.failsafe.iter().flat_map(FailsafeRule::entries).collect()
     }
+}
+
+/// A mistake in the file, with its place and what is likely meant.
+fn mistake(text: &str, path: &Path, error: &toml::de::Error) -> Diagnostic {
+    let told = error.message();
+    let (message, hint) = match told
+        .strip_prefix("unknown field `")
+        .and_then(|rest| rest.split_once('`'))
+    {
+        Some((key, expected)) => {
+            let known: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
+            let hint = match key.strip_prefix("flows_").or(key.strip_prefix("flows-")) {
+                Some(of_flows) => Some(format!("write {of_flows} below [flows]")),
+                None => did_you_mean(key, "", known.iter().copied()),
+            };
+            (format!("unknown key \"{key}\" ({})", known.join(", ")), hint)
+        }
+        None => (told.replace(", expected i64", ", expected a number"), None),
+    };
+    let found = match error.span() {
+        Some(span) => Text::new(path, text).diagnostic(span, message),
+        None => Diagnostic::whole_file(path, message),
+    };
+    Diagnostic { hint, ..found }
 }
 
 /// Flags, or what the file has if there are none.
@@ -718,7 +741,10 @@ impl FromStr for FailsafeRule {
 
 /// `[flows]` of the file.
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "a table: [flows], and max = 262144 below it"
+)]
 struct FlowsSection {
     max: Option<FlowsMax>,
     #[serde(default)]
@@ -824,33 +850,37 @@ mod tests {
     #[test]
     fn mistakes_carry_their_place_and_what_would_be_accepted() {
         for (text, place, words) in [
-            ("polcy = \"x\"", "line 1, column 1", "unknown field `polcy`"),
-            ("\nmode = \"watch\"", "line 2, column 8", "enforce"),
-            ("metrics = \"9477\"", "line 1, column 11", "127.0.0.1:9477"),
-            (
-                "failsafe = [\"tcp/22\"]",
-                "line 1, column 12",
-                "PROTOCOL/PORT from PREFIX",
-            ),
-            ("instance = \"../etc\"", "line 1, column 12", "letters, digits"),
-            ("link_control = \"lacp,foo\"", "line 1, column 16", "\"foo\""),
-            ("log_level = \"loud\"", "line 1, column 13", "debug and trace"),
-            ("hook = [\"tc\", \"eth1=xpd\"]", "line 1, column 8", "eth1=tc"),
-            ("without = \"dcx\"", "line 1, column 11", "native, frags and tcx"),
-            ("[flows]\nmax = 100", "line 2, column 7", "512 to 16777216"),
-            ("[flows.timeouts]\nudp = \"1s\"", "line 2, column 7", "2s to 365d"),
+            ("polcy = \"x\"", "1:1", "unknown key \"polcy\""),
+            ("\nmode = \"watch\"", "2:8", "enforce"),
+            ("metrics = \"9477\"", "1:11", "127.0.0.1:9477"),
+            ("failsafe = [\"tcp/22\"]", "1:12", "PROTOCOL/PORT from PREFIX"),
+            ("instance = \"../etc\"", "1:12", "letters, digits"),
+            ("link_control = \"lacp,foo\"", "1:16", "\"foo\""),
+            ("log_level = \"loud\"", "1:13", "debug and trace"),
+            ("hook = [\"tc\", \"eth1=xpd\"]", "1:8", "eth1=tc"),
+            ("without = \"dcx\"", "1:11", "native, frags and tcx"),
+            ("[flows]\nmax = 100", "2:7", "512 to 16777216"),
+            ("[flows.timeouts]\nudp = \"1s\"", "2:7", "2s to 365d"),
             (
                 "[flows]\nmaximum = 1000",
-                "line 2, column 1",
-                "unknown field `maximum`",
+                "2:1",
+                "unknown key \"maximum\" (max, timeouts)",
             ),
-            ("log_level = \"info,aya=loud\"", "line 1, column 13", "\"loud\""),
+            ("state-dir = \"/x\"", "1:1", "did you mean \"state_dir\"?"),
+            ("flows_max = 1000", "1:1", "hint: write max below [flows]"),
+            ("[flow]\nmax = 1000", "1:2", "did you mean \"flows\"?"),
+            ("flows = 3", "1:9", "expected a table: [flows]"),
+            ("[flows]\nmax = \"1000\"", "2:7", "expected a number"),
+            (
+                "[flows]\ntimeouts = 3",
+                "2:12",
+                "expected a table: [flows.timeouts]",
+            ),
+            ("mode = ", "1:8", "agent.toml"),
+            ("log_level = \"info,aya=loud\"", "1:13", "\"loud\""),
         ] {
             let error = merge(text).expect_err(text).to_string();
-            assert!(
-                error.starts_with("agent.toml: ") && error.contains(place),
-                "{error}"
-            );
+            assert!(error.starts_with(&format!("agent.toml:{place}: ")), "{error}");
             assert!(error.contains(words), "{error}");
         }
         assert!(matches!(
@@ -874,7 +904,7 @@ mod tests {
             .expect_err("no such protocol")
             .to_string();
         assert!(
-            error.contains("line 1, column 16") && error.contains("\"foo\""),
+            error.starts_with("agent.toml:1:16: ") && error.contains("\"foo\""),
             "{error}"
         );
     }

@@ -16,7 +16,10 @@ impl Default for Timeouts {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "a table: [flows.timeouts], and established = \"5d\" below it"
+)]
 struct Written {
     udp: Option<Span>,
     udp_conversation: Option<Span>,
