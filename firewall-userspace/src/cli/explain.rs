@@ -18,7 +18,7 @@ use std::time::SystemTime;
 ///
 /// Prints the verdict, the rule, its place in the policy file, every step on the way, and what to do about a drop.
 /// The packet is judged by the very code that the kernel runs, on the policy in force, or on a file with --file, which
-/// needs no agent. Exits 0 if it would pass, 1 if it would drop. The agent knows what this host has opened, so a packet
+/// needs no agent. Exits 0 if the policy lets it pass, 1 if it drops it, also while the agent only observes. The agent knows what this host has opened, so a packet
 /// that answers it passes; with --file no connection is open.
 ///
 /// A packet is PROTOCOL SOURCE to DESTINATION. PROTOCOL is tcp (when left out), udp, sctp, icmp TYPE or proto NUMBER.

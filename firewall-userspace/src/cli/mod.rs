@@ -283,8 +283,8 @@ impl Context {
             let text = output::applied(record, false, &self.style);
             match lasts {
                 Some(Some(seconds)) => text + &output::ends(now.saturating_add(seconds), now),
-                // It was there for a time, or others hold it too.
-                Some(None) if record.diff.is_empty() => text + "now for good\n",
+                // It was there for a time, or others hold it or deny it.
+                Some(None) if record.diff.is_empty() => text + "it stands in the policy for good\n",
                 _ => text,
             }
         })

@@ -52,7 +52,7 @@ pub fn status(record: &Status, now: u64, style: &Style) -> String {
         field(
             "content",
             &format!(
-                "{}, {}, {} IPv4 and {} IPv6 prefixes in {} classes, image {}",
+                "{}, {}, {} IPv4 and {} IPv6 prefixes in {}, image {}",
                 match stats.egress {
                     0 => plural(stats.services, "service"),
                     egress => format!(
@@ -64,7 +64,7 @@ pub fn status(record: &Status, now: u64, style: &Style) -> String {
                 plural(stats.rules, "rule"),
                 number(stats.prefixes_v4 as u64),
                 number(stats.prefixes_v6 as u64),
-                number(stats.classes as u64),
+                plural(stats.classes, "class"),
                 bytes(stats.image_bytes as u64),
             ),
         );
