@@ -94,7 +94,7 @@ pub fn warnings(loaded: &Loaded, path: &Path, local: &LocalPorts) -> Vec<Diagnos
                 local.range.end()
             );
             let hint = format!(
-                "narrow the range, or keep it free: sysctl -w net.ipv4.ip_local_reserved_ports={first}-{last}"
+                "narrow the range, or add {first}-{last} to the list in net.ipv4.ip_local_reserved_ports"
             );
             text.diagnostic(range.span.clone(), message).hint(hint)
         })
@@ -138,7 +138,7 @@ mod tests {
         assert!(
             found[0]
                 .to_string()
-                .contains("ip_local_reserved_ports=60000-61000")
+                .contains("add 60000-61000 to the list in net.ipv4.ip_local_reserved_ports")
         );
         for (ports, allow) in [
             ("udp/61000-65535", "192.0.2.0/24"),

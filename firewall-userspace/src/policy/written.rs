@@ -125,8 +125,9 @@ fn known_keys(table: &DeTable<'_>, of: &str, known: &[&'static str], findings: &
         let name = key.get_ref().as_ref();
         if !known.contains(&name) {
             let message = format!("unknown key \"{name}\" in {of} ({})", known.join(", "));
-            let hint = match (name, known.contains(&"to")) {
-                ("allow", true) => Some("destinations stand in \"to\"".into()),
+            let hint = match (name, known.contains(&"to"), known.contains(&"allow")) {
+                ("allow", true, _) => Some("destinations stand in \"to\"".into()),
+                ("to", _, true) => Some("sources stand in \"allow\"; destinations are for [[egress]]".into()),
                 _ => did_you_mean(name, "", known.iter().copied()),
             };
             findings.error(&key.span(), message, hint);
@@ -180,12 +181,23 @@ fn read_defaults(defaults: &Spanned<DeValue<'_>>, written: &mut Written, finding
 }
 
 fn default(table: &DeTable<'_>, key: &str, findings: &mut Findings<'_>) -> Option<(Action, Span)> {
-    let value = word(table.get(key)?, key, findings)?;
+    let value = table.get(key)?;
+    let DeValue::String(_) = value.get_ref() else {
+        let message = format!("\"{key}\" is {}, not a string", kind(value.get_ref()));
+        let hint = format!("write {key} = \"deny\" or {key} = \"allow\"");
+        findings.error(&value.span(), message, Some(hint));
+        return None;
+    };
+    let value = word(value, key, findings)?;
     match value.text.as_str() {
         "deny" => Some((Action::Deny, value.span)),
         "allow" => Some((Action::Allow, value.span)),
         other => {
-            let hint = did_you_mean(other, "", ["deny", "allow"]);
+            let hint = match other.to_lowercase().as_str() {
+                "drop" | "block" | "reject" | "close" | "closed" => Some("did you mean \"deny\"?".into()),
+                "accept" | "pass" | "permit" | "open" => Some("did you mean \"allow\"?".into()),
+                _ => did_you_mean(other, "", ["deny", "allow"]),
+            };
             findings.error(
                 &value.span,
                 format!("unknown default \"{other}\" (\"deny\" or \"allow\")"),

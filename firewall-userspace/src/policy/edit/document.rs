@@ -42,6 +42,13 @@ impl Kind {
         }
     }
 
+    fn with_article(self) -> &'static str {
+        match self {
+            Kind::Service => "a service",
+            Kind::Egress => "an egress rule",
+        }
+    }
+
     /// The key of the list of those that are let through.
     pub(super) fn opens(self) -> &'static str {
         match self {
@@ -139,7 +146,14 @@ pub(super) fn block<'d>(
     wanted: &str,
 ) -> Result<Block<'d>, EditError> {
     let blocks = blocks(document, kind);
-    let hint = suggest_name(kind.word(), wanted, blocks.iter().filter_map(name));
+    let hint = match find(document, wanted) {
+        Some((other, _)) if other != kind => Some(format!(
+            "\"{wanted}\" is {}: see ravelin {} --help",
+            other.with_article(),
+            other.key()
+        )),
+        _ => suggest_name(kind.word(), wanted, blocks.iter().filter_map(name)),
+    };
     match blocks.into_iter().find(|block| name(block) == Some(wanted)) {
         Some(block) => Ok(block),
         None => refused(format!("no {} \"{wanted}\"", kind.word()), hint),

@@ -539,3 +539,20 @@ proptest! {
         prop_assert_eq!(left, wanted);
     }
 }
+
+#[test]
+fn a_name_of_the_other_kind_is_told_for_what_it_is() {
+    let text = "version = 1\n[[service]]\nname = \"web\"\nports = [\"tcp/80\"]\n[[egress]]\nname = \"dns\"\nto = [\"any\"]\n";
+    for (change, told) in [
+        (
+            Edit::EgressRemove { name: "web".into() },
+            "no egress rule \"web\"\n  hint: \"web\" is a service: see ravelin service --help",
+        ),
+        (
+            Edit::ServiceRemove { name: "dns".into() },
+            "no service \"dns\"\n  hint: \"dns\" is an egress rule: see ravelin egress --help",
+        ),
+    ] {
+        assert_eq!(edit(text, &change, 0).expect_err("refused").to_string(), told);
+    }
+}

@@ -254,6 +254,7 @@ policy.toml:3:16: "0.0.0.0/0" means everybody, which is written "any"
 policy.toml:5:11: unknown default "drop" ("deny" or "allow")
     5 | ingress = "drop"
       |           ^^^^^^
+  hint: did you mean "deny"?
 
 policy.toml:7:24: unknown group "@ofice"
     7 | web = ["10.20.0.0/16", "@ofice", 7]
@@ -606,6 +607,7 @@ ports = 53
     let expected = r#"policy.toml:3:10: unknown default "reject" ("deny" or "allow")
     3 | egress = "reject"
       |          ^^^^^^^^
+  hint: did you mean "deny"?
 
 policy.toml:6:6: group "a" contains itself: a -> b -> a
     6 | b = ["@a"]
@@ -762,4 +764,25 @@ fn egress_rules_that_do_nothing_are_warned_of() {
         )),
         ["6: egress rule \"a\" names tcp/53 twice: \"tcp/50-60\" at policy.toml:6:10 holds it"]
     );
+}
+
+#[test]
+fn a_word_of_the_other_kind_or_type_is_told_what_to_write() {
+    let text = "version = 1\n[defaults]\ningress = true\negress = \"Accept\"\n[[service]]\nname = \"web\"\n\
+                ports = [\"tcp/80\"]\nto = [\"any\"]\n";
+    let error = parse(text, Path::new("policy.toml"), 0).expect_err("three mistakes");
+    let hints: Vec<_> = error
+        .errors
+        .iter()
+        .filter_map(|each| each.hint.as_deref())
+        .collect();
+    assert_eq!(
+        hints,
+        [
+            "write ingress = \"deny\" or ingress = \"allow\"",
+            "did you mean \"allow\"?",
+            "sources stand in \"allow\"; destinations are for [[egress]]",
+        ]
+    );
+    assert_eq!(error.errors.len(), 3, "{error}");
 }
