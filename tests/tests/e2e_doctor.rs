@@ -162,5 +162,22 @@ fn another_ones_programs_are_named() -> Result<()> {
         "{report:#}"
     );
     assert_eq!(code, Some(0), "{report:#}");
+
+    // No configuration names the interface; its pins do.
+    let unnamed = [
+        "--socket",
+        "/nonexistent/ravelin.sock",
+        "--policy",
+        &open,
+        "--instance",
+        other.instance(),
+    ];
+    let (_, report) = doctor(&lab, &unnamed)?;
+    assert!(
+        about(&report, "agent")
+            .iter()
+            .any(|(severity, text)| *severity == "warn" && text.contains("in force on 1 interface,")),
+        "{report:#}"
+    );
     Ok(())
 }

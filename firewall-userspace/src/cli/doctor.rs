@@ -7,6 +7,7 @@ use crate::agent::published;
 use crate::api::client::{Client, ClientError};
 use crate::api::types::Status;
 use crate::datapath::{self, Interface, device, netlink, others};
+use crate::doctor::agent::Asked;
 use crate::doctor::judge::Judge;
 use crate::doctor::{self, Area, Finding, Report, Severity, interfaces, kernel, sockets};
 use crate::host::sysctl;
@@ -56,6 +57,10 @@ struct Setup {
     status: Option<Status>,
     /// Why there is no status.
     why: String,
+    /// There is none because nobody is there to ask.
+    nobody: bool,
+    /// Interfaces that the pins of an agent that is gone still filter.
+    held: HashSet<u32>,
     instance: String,
     pins: PathBuf,
     interfaces: Links,
@@ -69,6 +74,16 @@ fn examine(args: &Args, context: &Context) -> anyhow::Result<Report> {
     let mut setup = setup(args, context, &mut found)?;
     let all = netlink::interfaces().context("listing the interfaces")?;
     let _ = setup.interfaces.replace(all.clone());
+    let privileged = datapath::check_privileges().is_ok();
+    let held: HashSet<u32> = all
+        .iter()
+        .filter(|interface| setup.holds(&setup.occupants(interface)))
+        .map(|interface| interface.index)
+        .collect();
+    let attached = (privileged || !held.is_empty()).then_some(held.len());
+    if setup.status.is_none() && args.interfaces.is_empty() {
+        setup.held = held;
+    }
     let facts: Vec<interfaces::Facts> = all
         .iter()
         .filter(|interface| setup.filters(interface))
@@ -84,12 +99,7 @@ fn examine(args: &Args, context: &Context) -> anyhow::Result<Report> {
         .iter()
         .map(|one| (one.name.clone(), setup.why_not(one)))
         .collect();
-    found.extend(doctor::agent::findings(
-        setup.status.as_ref(),
-        &setup.why,
-        facts.iter().filter(|one| setup.holds(one)).count(),
-        &setup.failsafe,
-    ));
+    found.extend(doctor::agent::findings(setup.asked(), attached, &setup.failsafe));
     found.extend(interfaces::findings(&facts, &reasons));
     let sizes = facts
         .iter()
@@ -109,7 +119,7 @@ fn examine(args: &Args, context: &Context) -> anyhow::Result<Report> {
         };
         found.extend(socket_findings(&setup, loaded, &all, &unfiltered)?);
     }
-    if datapath::check_privileges().is_err() {
+    if !privileged {
         let text = "without root it cannot be seen whose sockets and programs there are";
         found.push(Finding::new(Severity::Info, Area::Agent, "privileges", text).fix("run it as root"));
     }
@@ -120,7 +130,7 @@ impl Setup {
     fn filters(&self, interface: &Interface) -> bool {
         match &self.status {
             Some(status) => status.interfaces.iter().any(|one| one.ifindex == interface.index),
-            None => self.interfaces.wanted(interface),
+            None => self.held.contains(&interface.index) || self.interfaces.wanted(interface),
         }
     }
 
@@ -146,28 +156,41 @@ impl Setup {
             interface: interface.clone(),
             driver: interfaces::driver(interface),
             device: device::device(interface.index),
-            // What may not be seen is left out; that is said once.
-            occupants: others::occupants(&self.pins, interface.index).unwrap_or_default(),
+            occupants: self.occupants(interface),
             status: known.find(|one| one.ifindex == interface.index).cloned(),
             instance: self.instance.clone(),
         }
     }
 
-    fn holds(&self, facts: &interfaces::Facts) -> bool {
-        facts
-            .occupants
+    /// What may not be seen is left out; that is said once.
+    fn occupants(&self, interface: &Interface) -> Vec<others::Occupant> {
+        others::occupants(&self.pins, interface.index).unwrap_or_default()
+    }
+
+    fn holds(&self, occupants: &[others::Occupant]) -> bool {
+        occupants
             .iter()
             .any(|one| one.instance.as_ref() == Some(&self.instance))
+    }
+
+    fn asked(&self) -> Asked<'_> {
+        match &self.status {
+            Some(status) => Asked::Answered(status),
+            None if self.nobody => Asked::Nobody(&self.why),
+            None => Asked::Unheard(&self.why),
+        }
     }
 }
 
 /// The agent's, if it answers; otherwise what its configuration file and the flags say.
 fn setup(args: &Args, context: &Context, found: &mut Vec<Finding>) -> anyhow::Result<Setup> {
     let status = context.wait(async { Ok(context.client().get::<Status>("/v1/status").await) })?;
-    let (status, why) = match status {
-        Ok(status) => (Some(status), String::new()),
-        Err(ClientError::NoAgent { socket, .. }) => (None, format!("nobody listens at {}", socket.display())),
-        Err(error) => (None, format!("{:#}", anyhow::Error::from(error))),
+    let (status, why, nobody) = match status {
+        Ok(status) => (Some(status), String::new(), false),
+        Err(ClientError::NoAgent { socket, .. }) => {
+            (None, format!("nobody listens at {}", socket.display()), true)
+        }
+        Err(error) => (None, format!("{:#}", anyhow::Error::from(error)), false),
     };
     let flags = config::Args {
         config: args.config.clone(),
@@ -206,6 +229,8 @@ fn setup(args: &Args, context: &Context, found: &mut Vec<Finding>) -> anyhow::Re
             .map_or_else(|| config.pins.clone(), Path::to_owned),
         status,
         why,
+        nobody,
+        held: HashSet::new(),
         interfaces: Links::new(config.interfaces),
         failsafe,
         link_control: config.link_control,

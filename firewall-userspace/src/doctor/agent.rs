@@ -4,28 +4,53 @@ use super::{Area, Finding, Severity};
 use crate::agent::config::FailsafeRule;
 use crate::api::types::Status;
 
-/// `status` is `None` if no agent could be asked; `why` says so. `attached`: how many interfaces the pins of an agent
-/// that is gone still filter.
-pub fn findings(
-    status: Option<&Status>,
-    why: &str,
-    attached: usize,
-    failsafe: &[FailsafeRule],
-) -> Vec<Finding> {
+/// What came of asking the agent.
+#[derive(Clone, Copy, Debug)]
+pub enum Asked<'a> {
+    Answered(&'a Status),
+    /// There is none to ask; why that is known.
+    Nobody(&'a str),
+    /// One may well run, but did not say; why not.
+    Unheard(&'a str),
+}
+
+/// `attached`: how many interfaces the pins of the instance filter; `None` if that may not be seen.
+pub fn findings(asked: Asked<'_>, attached: Option<usize>, failsafe: &[FailsafeRule]) -> Vec<Finding> {
     let finding = |severity, subject: &str, text: String| Finding::new(severity, Area::Agent, subject, text);
     let mut found = Vec::new();
-    match status {
-        None if attached > 0 => found.push(
+    let in_force = attached.filter(|count| *count > 0).map(|count| {
+        let ending = if count == 1 { "" } else { "s" };
+        format!("the filter is in force on {count} interface{ending}")
+    });
+    match (asked, in_force) {
+        (Asked::Answered(status), _) => found.extend(running(status)),
+        (Asked::Unheard(why), in_force) => {
+            let in_force = in_force.map(|text| format!("; {text}")).unwrap_or_default();
+            found.push(
+                finding(
+                    Severity::Warn,
+                    "agent",
+                    format!("the agent could not be asked, so this is judged without it: {why}{in_force}"),
+                )
+                .fix("run it as root; `ravelin status` must answer"),
+            );
+        }
+        (Asked::Nobody(why), Some(in_force)) => found.push(
             finding(
                 Severity::Warn,
                 "agent",
-                format!(
-                    "the filter is in force on {attached} interfaces, but no agent keeps it up to date: {why}"
-                ),
+                format!("{in_force}, but no agent keeps it up to date: {why}"),
             )
             .fix("systemctl start ravelin"),
         ),
-        None => found.push(
+        (Asked::Nobody(why), None) if attached.is_none() => found.push(finding(
+            Severity::Info,
+            "agent",
+            format!(
+                "no agent runs, and only root sees whether one that is gone left its filter in force: {why}"
+            ),
+        )),
+        (Asked::Nobody(why), None) => found.push(
             finding(
                 Severity::Info,
                 "agent",
@@ -33,9 +58,9 @@ pub fn findings(
             )
             .fix("start it in observe mode first: ravelin agent --mode observe"),
         ),
-        Some(status) => found.extend(running(status)),
     }
-    if failsafe.is_empty() {
+    // What the flags of an agent say that was not heard is not known.
+    if failsafe.is_empty() && !matches!(asked, Asked::Unheard(_)) {
         found.push(
             finding(
                 Severity::Warn,
@@ -113,7 +138,7 @@ mod tests {
             mode: "enforce".into(),
             ..Status::default()
         };
-        let found = findings(Some(&status), "", 0, std::slice::from_ref(&rule));
+        let found = findings(Asked::Answered(&status), Some(0), std::slice::from_ref(&rule));
         assert_eq!(
             found.iter().map(|finding| finding.severity).collect::<Vec<_>>(),
             [Severity::Ok]
@@ -124,7 +149,7 @@ mod tests {
             ..status
         };
         status.policy.last_error = Some("policy.toml:3:1: oops\n  3 | x".into());
-        let found = findings(Some(&status), "", 0, &[rule]);
+        let found = findings(Asked::Answered(&status), Some(0), &[rule]);
         assert_eq!(
             found
                 .iter()
@@ -141,15 +166,31 @@ mod tests {
 
     #[test]
     fn without_an_agent_it_matters_whether_the_filter_is_in_force() {
-        assert_eq!(findings(None, "none", 2, &[])[0].severity, Severity::Warn);
-        let found = findings(None, "none", 0, &[]);
+        let found = findings(Asked::Nobody("none"), Some(2), &[]);
+        assert_eq!(found[0].severity, Severity::Warn);
+        assert!(found[0].text.contains("in force on 2 interfaces"), "{found:?}");
+        let found = findings(Asked::Nobody("none"), Some(0), &[]);
         assert_eq!(
             (found[0].severity, found[1].severity),
             (Severity::Info, Severity::Warn)
         );
         assert!(found[1].text.contains("no failsafe"));
         let open: FailsafeRule = "tcp/22 from any".parse().expect("a rule");
-        let found = findings(None, "none", 0, &[open]);
+        let found = findings(Asked::Nobody("none"), Some(0), &[open]);
         assert!(found[1].text.contains("lets everybody in"), "{found:?}");
+    }
+
+    #[test]
+    fn what_may_not_be_seen_is_not_said_to_be_absent() {
+        let found = findings(Asked::Unheard("permission denied on a.sock"), None, &[]);
+        assert_eq!((found.len(), found[0].severity), (1, Severity::Warn));
+        assert!(
+            found[0].text.ends_with("permission denied on a.sock"),
+            "{found:?}"
+        );
+        let found = findings(Asked::Unheard("the agent is stuck"), Some(1), &[]);
+        assert!(found[0].text.ends_with("in force on 1 interface"), "{found:?}");
+        let found = findings(Asked::Nobody("none"), None, &[]);
+        assert!(!found[0].text.contains("nothing is filtered"), "{found:?}");
     }
 }
