@@ -98,8 +98,12 @@ pub struct InterfaceScrape {
     pub hook: String,
     pub mode: String,
     pub egress: String,
+    /// Of what came in.
     pub passed: Count,
     pub dropped: Count,
+    /// Of what went out.
+    pub egress_passed: Count,
+    pub egress_dropped: Count,
 }
 
 impl Scrape {

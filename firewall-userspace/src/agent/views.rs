@@ -16,11 +16,18 @@ use crate::datapath::{Datapath, DatapathError, Ingress, Interface, Options, Part
 use crate::policy::model::{self, Action, EgressId, Place, Rule, ServiceId};
 use crate::simulate::{Flows, Memory};
 use firewall_common::control::{AddressKey, Config as Control};
-use firewall_common::counter::{Counter, Tally};
+use firewall_common::counter::{Counter, InterfaceCounter, Tally};
 use firewall_common::verdict::{Direction, Reason};
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::net::IpAddr;
+
+fn count(counter: Counter) -> Count {
+    Count {
+        packets: counter.packets,
+        bytes: counter.bytes,
+    }
+}
 
 impl Owner {
     pub(super) fn publish(&self) {
@@ -38,14 +45,16 @@ impl Owner {
             .links
             .states()
             .map(|(interface, state)| {
-                let (passed, dropped) = self.interface_counts(interface.index);
+                let counts = self.interface_counts(interface.index);
                 let repairs = self.links.repairs(interface.index);
                 let status = InterfaceStatus {
                     name: interface.name.clone(),
                     ifindex: interface.index,
                     kind: self.kind_words(interface),
-                    passed,
-                    dropped,
+                    passed: count(counts.passed),
+                    dropped: count(counts.dropped),
+                    egress_passed: count(counts.egress_passed),
+                    egress_dropped: count(counts.egress_dropped),
                     repairs: repairs.map_or(0, |repairs| repairs.count.values().sum()),
                     last_repair: repairs.map(|repairs| repairs.last.clone()),
                     ..InterfaceStatus::default()
@@ -153,7 +162,7 @@ impl Owner {
         }
     }
 
-    fn interface_counts(&self, index: u32) -> (Count, Count) {
+    fn interface_counts(&self, index: u32) -> InterfaceCounter {
         let counted = self.datapath.as_ref().and_then(|datapath| {
             datapath
                 .interface_counters(index)
@@ -162,13 +171,7 @@ impl Owner {
                 })
                 .ok()
         });
-        let count = |counter: Counter| Count {
-            packets: counter.packets,
-            bytes: counter.bytes,
-        };
-        counted
-            .map(|counted| (count(counted.passed), count(counted.dropped)))
-            .unwrap_or_default()
+        counted.unwrap_or_default()
     }
 
     pub(super) fn totals(&self) -> Totals {
@@ -320,6 +323,8 @@ impl Owner {
                     egress: one.egress,
                     passed: one.passed,
                     dropped: one.dropped,
+                    egress_passed: one.egress_passed,
+                    egress_dropped: one.egress_dropped,
                 })
                 .collect(),
             repairs,

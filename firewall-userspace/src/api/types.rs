@@ -90,8 +90,14 @@ pub struct InterfaceStatus {
     /// What had happened at the last one.
     #[serde(default)]
     pub last_repair: Option<String>,
+    /// Of what came in.
     pub passed: Count,
     pub dropped: Count,
+    /// Of what went out.
+    #[serde(default)]
+    pub egress_passed: Count,
+    #[serde(default)]
+    pub egress_dropped: Count,
 }
 
 /// An interface that is not filtered.

@@ -81,11 +81,11 @@ fn families(scrape: &Scrape) -> Vec<MetricFamily> {
 
     let mut packets = Family::counter(
         "ravelin_interface_packets_total",
-        "Packets by interface and verdict.",
+        "Packets by interface, direction and verdict.",
     );
     let mut bytes = Family::counter(
         "ravelin_interface_bytes_total",
-        "Bytes of frames by interface and verdict.",
+        "Bytes of frames by interface, direction and verdict.",
     );
     let mut info = Family::gauge(
         "ravelin_interface_info",
@@ -93,18 +93,15 @@ fn families(scrape: &Scrape) -> Vec<MetricFamily> {
     );
     for interface in &scrape.interfaces {
         let name = ("interface", &*interface.name);
-        both(
-            &mut packets,
-            &mut bytes,
-            &[name, ("verdict", "pass")],
-            interface.passed,
-        );
-        both(
-            &mut packets,
-            &mut bytes,
-            &[name, ("verdict", "drop")],
-            interface.dropped,
-        );
+        for (direction, verdict, count) in [
+            ("ingress", "pass", interface.passed),
+            ("ingress", "drop", interface.dropped),
+            ("egress", "pass", interface.egress_passed),
+            ("egress", "drop", interface.egress_dropped),
+        ] {
+            let labels = [name, ("direction", direction), ("verdict", verdict)];
+            both(&mut packets, &mut bytes, &labels, count);
+        }
         info.add(
             &[
                 name,
@@ -360,7 +357,11 @@ mod tests {
                         packets: 7,
                         bytes: 700,
                     },
-                    dropped: Count::default(),
+                    egress_dropped: Count {
+                        packets: 3,
+                        bytes: 300,
+                    },
+                    ..InterfaceScrape::default()
                 }],
                 repairs: vec![("eth0".into(), Part::Egress, 2)],
                 generation: 3,
@@ -389,7 +390,8 @@ mod tests {
             "ravelin_packets_total{direction=\"ingress\",service=\"api\",verdict=\"drop\",reason=\"not-allowed\"} 0",
             "ravelin_packets_total{direction=\"ingress\",service=\"api\",verdict=\"would-drop\",reason=\"not-allowed\"} 0",
             "ravelin_rule_bytes_total{direction=\"ingress\",service=\"api\",action=\"allow\",source=\"@web\"} 0",
-            "ravelin_interface_packets_total{interface=\"eth0\",verdict=\"pass\"} 7",
+            "ravelin_interface_packets_total{interface=\"eth0\",direction=\"ingress\",verdict=\"pass\"} 7",
+            "ravelin_interface_bytes_total{interface=\"eth0\",direction=\"egress\",verdict=\"drop\"} 300",
             "ravelin_interface_info{interface=\"eth0\",hook=\"xdp\",mode=\"native\",egress=\"tcx\"} 1",
             "ravelin_repairs_total{interface=\"eth0\",part=\"egress\"} 2",
             "ravelin_policy_generation 3",

@@ -190,13 +190,13 @@ fn interfaces(records: &[InterfaceStatus], style: &Style) -> String {
     let columns = [
         left("INTERFACE"),
         left("KIND"),
-        left("INGRESS"),
-        left("EGRESS"),
         left("JUMBO"),
-        right("PASSED"),
-        right("BYTES"),
-        right("DROPPED"),
-        right("BYTES"),
+        left("INGRESS"),
+        right("PASSED IN"),
+        right("DROPPED IN"),
+        left("EGRESS"),
+        right("PASSED OUT"),
+        right("DROPPED OUT"),
         words("NOTE"),
     ];
     let rows = records.iter().map(|each| {
@@ -212,13 +212,13 @@ fn interfaces(records: &[InterfaceStatus], style: &Style) -> String {
         vec![
             Cell::new(&each.name),
             Cell::new(&each.kind),
-            Cell::new(ingress).fg(colour),
-            Cell::new(&each.egress),
             Cell::new(if each.frags { "yes" } else { "no" }),
+            Cell::new(ingress).fg(colour),
             Cell::new(number(each.passed.packets)),
-            Cell::new(bytes(each.passed.bytes)),
             Cell::new(number(each.dropped.packets)),
-            Cell::new(bytes(each.dropped.bytes)),
+            Cell::new(&each.egress),
+            Cell::new(number(each.egress_passed.packets)),
+            Cell::new(number(each.egress_dropped.packets)),
             Cell::new(each.detail.as_deref().unwrap_or("")),
         ]
     });
@@ -329,6 +329,14 @@ mod tests {
                         packets: 12,
                         bytes: 720,
                     },
+                    egress_passed: Count {
+                        packets: 654_321,
+                        bytes: 123_456_789,
+                    },
+                    egress_dropped: Count {
+                        packets: 3,
+                        bytes: 180,
+                    },
                 },
                 InterfaceStatus {
                     name: "eth1".into(),
@@ -370,9 +378,9 @@ default: enforcing
   failsafe   tcp/22 from 203.0.113.9/32
              tcp/22 from 2001:db8::/48
 
-INTERFACE  KIND             INGRESS      EGRESS  JUMBO     PASSED    BYTES  DROPPED  BYTES  NOTE
-eth0       physical         xdp native   tcx     yes    1,234,567  942 MiB       12  720 B
-eth1       physical in br0  xdp generic  clsact  no             0      0 B        0    0 B  the driver has no native XDP
+INTERFACE  KIND             JUMBO  INGRESS      PASSED IN  DROPPED IN  EGRESS  PASSED OUT  DROPPED OUT  NOTE
+eth0       physical         yes    xdp native   1,234,567          12  tcx        654,321            3
+eth1       physical in br0  no     xdp generic          0           0  clsact           0            0  the driver has no native XDP
 
 Taken off by somebody else and put back
   eth1: 2 times, last: somebody detached its XDP link; put back after 251 ms at most
