@@ -123,6 +123,10 @@ fn examine(args: &Args, context: &Context) -> anyhow::Result<Report> {
         let text = "without root it cannot be seen whose sockets and programs there are";
         found.push(Finding::new(Severity::Info, Area::Agent, "privileges", text).fix("run it as root"));
     }
+    for finding in &mut found {
+        let fix = finding.fix.take();
+        finding.fix = fix.map(|fix| for_agent(&fix, &context.agent_flags()));
+    }
     Ok(Report::new(policy, found))
 }
 
@@ -305,6 +309,20 @@ fn policy(
     }
 }
 
+/// Commands that ask an agent ask the one that was named.
+fn for_agent(fix: &str, flags: &str) -> String {
+    const COMMANDS: [&str; 6] = ["allow", "service", "egress", "undeny", "status", "explain"];
+    match flags {
+        "" => fix.to_owned(),
+        flags => COMMANDS.into_iter().fold(fix.to_owned(), |fix, command| {
+            fix.replace(
+                &format!("ravelin {command} "),
+                &format!("ravelin {flags} {command} "),
+            )
+        }),
+    }
+}
+
 async fn in_force(client: &Client) -> Result<String, ClientError> {
     client.text("/v1/policy").await
 }
@@ -344,5 +362,22 @@ fn is_routed(address: &IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => !v4.is_link_local(),
         IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::for_agent;
+
+    #[test]
+    fn fixes_are_for_the_agent_that_was_named() {
+        let fix = "to let it in: ravelin allow ssh 192.0.2.1 && ravelin allow ssh 192.0.2.2";
+        assert_eq!(for_agent(fix, ""), fix);
+        assert_eq!(
+            for_agent(fix, "--instance edge"),
+            "to let it in: ravelin --instance edge allow ssh 192.0.2.1 && ravelin --instance edge allow ssh 192.0.2.2"
+        );
+        let other = "ravelin check /etc/ravelin/policy.toml";
+        assert_eq!(for_agent(other, "--instance edge"), other);
     }
 }

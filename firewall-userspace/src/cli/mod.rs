@@ -243,6 +243,16 @@ impl Context {
         Client::new(&self.socket)
     }
 
+    /// What a command that asks the same agent is given; empty for that of this host.
+    fn agent_flags(&self) -> String {
+        let usual = config::default_socket(&self.instance);
+        let instance =
+            (self.instance != config::DEFAULT_INSTANCE).then(|| format!("--instance {}", self.instance));
+        let socket = (self.socket != usual).then(|| format!("--socket {}", self.socket.display()));
+        let given: Vec<String> = instance.into_iter().chain(socket).collect();
+        given.join(" ")
+    }
+
     /// Runs a future of a command that only waits for the agent.
     fn wait<T>(&self, future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
         tokio::runtime::Builder::new_current_thread()

@@ -171,6 +171,13 @@ impl Judge {
         self.failsafe.iter().filter(admits).collect()
     }
 
+    /// What the services and egress rules of the policy are called.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let policy = &self.loaded.policy;
+        let services = policy.services.iter().map(|service| service.name.as_str());
+        services.chain(policy.egress.iter().map(|rule| rule.name.as_str()))
+    }
+
     /// Whether an address is one of this host.
     pub fn is_own(&self, address: IpAddr) -> bool {
         self.own.contains(&address_key(address))

@@ -96,8 +96,9 @@ fn a_listener_that_no_service_names_is_told_unless_only_this_host_reaches_it() {
         found[1]
             .fix
             .as_deref()
-            .is_some_and(|fix| fix.starts_with("ravelin service add sshd tcp/8080 --allow PREFIX"))
+            .is_some_and(|fix| fix.starts_with("ravelin service add sshd tcp/8080 udp/161 --allow PREFIX"))
     );
+    assert_eq!(found[2].fix.as_deref(), Some("the service sshd, as for tcp/8080"));
 }
 
 #[test]
@@ -157,7 +158,7 @@ fn connections_that_the_policy_would_cut_are_told_apart_from_those_that_go_on() 
     );
     assert_eq!(
         connections[1].fix.as_deref(),
-        Some("to let it in: ravelin allow ssh 203.0.113.9")
+        Some("to let it in: ravelin allow ssh 203.0.113.9 && ravelin allow ssh 203.0.113.10")
     );
     assert!(
         connections[..2]
@@ -201,10 +202,44 @@ deny = ["203.0.113.66"]
         (0, "take 203.0.113.66 out of the deny list of egress rule web"),
         (
             1,
-            "to let it out: ravelin egress add NAME tcp/5432 --to 192.0.2.5",
+            "to let it out: ravelin egress add sshd tcp/5432 --to 192.0.2.5",
         ),
     ] {
         let told = found[index].fix.as_deref().unwrap_or_default();
         assert!(told.contains(fix), "{told}");
     }
+}
+
+#[test]
+fn fixes_give_names_that_are_free_and_name_every_peer() {
+    let policy = POLICY.replace("\"ssh\"", "\"sshd\"");
+    let table = [
+        listens(TCP, "0.0.0.0:22"),
+        listens(TCP, "0.0.0.0:2222"),
+        open("198.51.100.1:2222", "203.0.113.9:50002"),
+        open("198.51.100.1:2222", "203.0.113.9:50003"),
+        open("198.51.100.1:2222", "203.0.113.10:50003"),
+    ];
+    let found = judged(&policy, &[], &table, None);
+    let fixes: Vec<&str> = found
+        .iter()
+        .filter_map(|finding| finding.fix.as_deref())
+        .collect();
+    assert_eq!(
+        fixes,
+        [
+            "ravelin service add sshd-2 tcp/2222 --allow PREFIX; without --allow if nobody is meant to",
+            "the service sshd-2, as for the listener on tcp/2222, with --allow 203.0.113.9,203.0.113.10",
+        ]
+    );
+    let many: Vec<Socket> = (1..=10)
+        .map(|host| open("198.51.100.1:22", &format!("203.0.113.{host}:50000")))
+        .chain([listens(TCP, "0.0.0.0:22")])
+        .collect();
+    let found = judged(POLICY, &[], &many, None);
+    let fix = found[1].fix.as_deref().unwrap_or_default();
+    assert!(
+        fix.ends_with("203.0.113.8 (and so for 2 more addresses)"),
+        "{fix}"
+    );
 }
