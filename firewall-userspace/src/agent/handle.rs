@@ -86,7 +86,8 @@ impl FlowScrape {
         (live > 0 && live >= max / 2).then(|| {
             format!(
                 "the flow table holds {live} of {max} flows: new ones begin to take the place of those that were idle for \
-                 longest; raise `max` of [flows] in agent.toml, then `ravelin detach` and start the agent anew"
+                 longest; raise `max` of [flows] in agent.toml, then `ravelin detach` and start the agent anew: the host \
+                 stands open in between"
             )
         })
     }

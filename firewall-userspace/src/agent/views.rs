@@ -384,7 +384,7 @@ impl Owner {
         let asked = self.config.flows_max;
         let text = format!(
             "the flow table keeps its size of {max} flows, though {asked} are configured; `ravelin detach` and a new start \
-             make it anew"
+             make it anew: the host stands open in between"
         );
         self.note("flows", (max != Options::capacity(asked)).then_some(text));
     }

@@ -121,7 +121,14 @@ fn running(status: &Status) -> Vec<Finding> {
         );
     }
     for sentence in &status.degraded {
-        found.push(finding(Severity::Warn, "degraded", sentence.clone()));
+        // What is said of the flow table ends in what to do.
+        let mended = sentence
+            .split_once("; ")
+            .filter(|_| sentence.starts_with("the flow table "));
+        found.push(match mended {
+            Some((text, fix)) => finding(Severity::Warn, "degraded", text.to_owned()).fix(fix),
+            None => finding(Severity::Warn, "degraded", sentence.clone()),
+        });
     }
     found
 }
@@ -178,6 +185,29 @@ mod tests {
         let open: FailsafeRule = "tcp/22 from any".parse().expect("a rule");
         let found = findings(Asked::Nobody("none"), Some(0), &[open]);
         assert!(found[1].text.contains("lets everybody in"), "{found:?}");
+    }
+
+    #[test]
+    fn a_flow_table_that_fills_up_has_its_fix() {
+        let scrape = crate::agent::handle::FlowScrape {
+            live: 300,
+            max: 512,
+            ..Default::default()
+        };
+        let status = Status {
+            ready: true,
+            degraded: scrape.warning().into_iter().collect(),
+            ..Status::default()
+        };
+        let found = findings(Asked::Answered(&status), Some(1), &[]);
+        let told = found.iter().find(|finding| finding.subject == "degraded");
+        let fix = told
+            .and_then(|finding| finding.fix.as_deref())
+            .unwrap_or_default();
+        assert!(
+            fix.starts_with("raise `max`") && fix.ends_with("open in between"),
+            "{found:?}"
+        );
     }
 
     #[test]
