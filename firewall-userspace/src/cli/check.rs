@@ -2,10 +2,10 @@
 
 use super::{Answer, Context, message};
 use crate::host::sysctl;
-use crate::output::{self, CheckEgress, CheckReport, CheckService};
+use crate::output::{self, CheckEgress, CheckFinding, CheckReport, CheckService};
 use crate::policy::compile::compile;
 use crate::policy::ephemeral;
-use crate::policy::file::{self, Loaded};
+use crate::policy::file::{self, Diagnostic, Loaded};
 use crate::policy::model::{Action, EgressId, Owner, Policy, ServiceId};
 use anyhow::Context as _;
 use std::io::Read;
@@ -63,18 +63,18 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
                 let refused = args.warnings_are_errors && !loaded.warnings.is_empty();
                 return Ok(if refused { Answer::No } else { Answer::Yes });
             }
-            Err(error) => vec![format!("{path}: {error}")],
+            Err(error) => vec![Diagnostic::whole_file(Path::new(&path), error.to_string())],
         },
-        Err(error) => error.errors.iter().map(ToString::to_string).collect(),
+        Err(error) => error.errors,
     };
     for error in &errors {
-        message("error", error);
+        message("error", &error.to_string());
     }
     if context.json {
         context.show(
             &CheckReport {
                 path,
-                errors,
+                errors: errors.iter().map(CheckFinding::from).collect(),
                 ..CheckReport::default()
             },
             |_| String::new(),
@@ -110,7 +110,7 @@ fn report(path: String, loaded: &Loaded) -> CheckReport {
         valid: true,
         default: if policy.default_allow { "allow" } else { "deny" }.to_owned(),
         default_egress: if policy.egress_deny { "deny" } else { "allow" }.to_owned(),
-        warnings: loaded.warnings.iter().map(ToString::to_string).collect(),
+        warnings: loaded.warnings.iter().map(CheckFinding::from).collect(),
         files: loaded
             .files
             .iter()

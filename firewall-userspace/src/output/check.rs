@@ -6,6 +6,7 @@ use super::services::every_port;
 use super::status::plural;
 use super::table::{left, list, table, words};
 use crate::policy::compile::Stats;
+use crate::policy::diagnostic::Diagnostic;
 use comfy_table::Cell;
 use serde::Serialize;
 use std::fmt::Write;
@@ -15,9 +16,8 @@ use std::fmt::Write;
 pub struct CheckReport {
     pub path: String,
     pub valid: bool,
-    /// Whole texts, with the pointer into the line.
-    pub errors: Vec<String>,
-    pub warnings: Vec<String>,
+    pub errors: Vec<CheckFinding>,
+    pub warnings: Vec<CheckFinding>,
     /// What no service names: `allow` or `deny`.
     pub default: String,
     /// What leaves and no egress rule names: `allow` or `deny`.
@@ -29,6 +29,34 @@ pub struct CheckReport {
     pub files: Vec<String>,
     pub services: Vec<CheckService>,
     pub egress: Vec<CheckEgress>,
+}
+
+/// A mistake or a warning, for programs such as editors.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct CheckFinding {
+    /// Of the policy, or of a list file.
+    pub path: String,
+    /// From 1. 0: the file as a whole.
+    pub line: u32,
+    /// From 1, in characters.
+    pub column: u32,
+    pub message: String,
+    pub hint: Option<String>,
+    /// All of it as people read it, with the pointer into the line.
+    pub text: String,
+}
+
+impl From<&Diagnostic> for CheckFinding {
+    fn from(found: &Diagnostic) -> CheckFinding {
+        CheckFinding {
+            path: found.place.path.clone(),
+            line: found.place.line,
+            column: found.place.column,
+            message: found.message.clone(),
+            hint: found.hint.clone(),
+            text: found.to_string(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -122,6 +150,17 @@ pub fn check(report: &CheckReport, style: &Style) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_finding_is_told_in_parts() {
+        let text = "version = 1\n[defaults]\negress = \"alow\"\n";
+        let error = crate::policy::file::parse(text, std::path::Path::new("p.toml"), 0).unwrap_err();
+        let found = CheckFinding::from(&error.errors[0]);
+        assert_eq!((found.path.as_str(), found.line, found.column), ("p.toml", 3, 10));
+        assert_eq!(found.message, "unknown default \"alow\" (\"deny\" or \"allow\")");
+        assert_eq!(found.hint.as_deref(), Some("did you mean \"allow\"?"));
+        assert_eq!(found.text, error.to_string());
+    }
 
     #[test]
     fn a_valid_policy_is_told_in_numbers_and_services() {

@@ -16,7 +16,7 @@ mod status;
 mod style;
 mod table;
 
-pub use check::{CheckEgress, CheckReport, CheckService, check};
+pub use check::{CheckEgress, CheckFinding, CheckReport, CheckService, check};
 pub use counters::{Rates, counters};
 pub use diff::{applied, diff, ends};
 pub use doctor::doctor;
