@@ -71,6 +71,7 @@ pub fn findings(facts: &[Facts], others: &[(String, String)]) -> Vec<Finding> {
     }
     for one in facts {
         found.push(mode(one));
+        found.extend(offload(one));
         found.extend(channels(one));
         found.extend(programs(one));
     }
@@ -148,6 +149,26 @@ fn mode(facts: &Facts) -> Finding {
         )),
         Some(_) => finding(Severity::Ok, name, format!("{about} has native XDP")),
     }
+}
+
+/// Native XDP on a veth, of any program, makes the other end segment its bulk transfers in software (`veth_xdp_set` of
+/// drivers/net/veth.c takes `NETIF_F_GSO_SOFTWARE` from it).
+fn offload(facts: &Facts) -> Option<Finding> {
+    let name = &facts.interface.name;
+    let xdp = facts.status.as_ref().is_none_or(|status| status.hook == "xdp");
+    (xdp && facts.interface.kind.as_deref() == Some("veth")).then(|| {
+        finding(
+            Severity::Info,
+            name,
+            format!(
+                "{name} is a veth: XDP sheds floods best there, but takes segmentation offload from the other end, so bulk \
+                 transfers into it are several times slower"
+            ),
+        )
+        .fix(format!(
+            "hook = [\"{name}=tc\", \"auto\"] in agent.toml, where throughput matters more; the verdicts are the same"
+        ))
+    })
 }
 
 fn slow(name: &str, text: String) -> Finding {
@@ -274,6 +295,19 @@ mod tests {
         native: true,
         multi_buffer: false,
     };
+
+    #[test]
+    fn a_veth_at_xdp_is_told_of_the_offload() {
+        let mut veth = facts(1500, Some(NATIVE));
+        veth.interface.kind = Some("veth".into());
+        assert_eq!(severities(veth.clone()), [Severity::Ok, Severity::Info]);
+        veth.status = Some(InterfaceStatus {
+            hook: "tc".into(),
+            mode: "tcx".into(),
+            ..InterfaceStatus::default()
+        });
+        assert_eq!(severities(veth), [Severity::Ok]);
+    }
 
     #[test]
     fn the_mode_is_what_the_agent_got_or_what_it_would_get() {
