@@ -239,7 +239,10 @@ fn ip<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &Packet) -> Outcome {
         return follow(kernel, packet, false);
     }
     if let Some(reason) = is_essential(packet) {
-        return essential(kernel, reason);
+        // Of the servers of a client that asks, any may answer; of a client that does not, none.
+        if reason != Reason::DhcpClient || kernel.came_in(&dhcp(packet.version), 0).is_some() {
+            return essential(kernel, reason);
+        }
     }
     let outcome = match named_failsafe(kernel, packet) {
         Some(entry) => {
@@ -322,7 +325,7 @@ fn lead<K: Kernel>(kernel: &K, packet: &Packet, outcome: Outcome, egress: bool) 
         ending: outcome.ending,
         service: outcome.service,
         reason: outcome.reason.number(),
-        pad: 0,
+        age_s: 0,
     };
     match kernel.first_fragment(&fragment::key(packet, egress), packet.fragment, first) {
         Ok(()) => outcome,
@@ -344,11 +347,16 @@ fn follow<K: Kernel>(kernel: &K, packet: &Packet, egress: bool) -> Outcome {
     let Some(reason) = Reason::from_number(first.reason) else {
         return bare(Reason::Fragment, egress);
     };
-    kernel.step(Step::Later(Some(reason)));
     if first.generation != kernel.generation() {
-        // The datagram was judged whole, but the numbers of its ending were another policy's.
+        if first.age_s as u32 > fragment::GRACE_S {
+            kernel.step(Step::Later(None));
+            return bare(Reason::Fragment, egress);
+        }
+        // What is on its way was judged with its first; but the numbers of that ending were another policy's.
+        kernel.step(Step::Later(Some(reason)));
         return bare(reason, egress);
     }
+    kernel.step(Step::Later(Some(reason)));
     Outcome {
         reason,
         ending: first.ending,
@@ -602,7 +610,7 @@ pub fn egress<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &mut Packet) -
     };
     let reason = match parsed.result() {
         Ok(Kind::Ip) => {
-            return leave(kernel, packet, &image).unwrap_or(Outcome::out(Reason::NoPolicy));
+            return leave(frame, kernel, packet, &image).unwrap_or(Outcome::out(Reason::NoPolicy));
         }
         Ok(Kind::Arp) => Reason::Arp,
         Ok(Kind::LinkControl(_)) => Reason::LinkControl,
@@ -626,7 +634,12 @@ pub fn egress<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &mut Packet) -
 }
 
 #[inline(always)]
-fn leave<K: Kernel>(kernel: &K, packet: &Packet, image: &Image<K::Pages>) -> Option<Outcome> {
+fn leave<F: Frame, K: Kernel>(
+    frame: &F,
+    kernel: &K,
+    packet: &Packet,
+    image: &Image<K::Pages>,
+) -> Option<Outcome> {
     if packet.fragment.is_later() {
         return Some(if image.judges_egress() {
             follow(kernel, packet, true)
@@ -634,8 +647,11 @@ fn leave<K: Kernel>(kernel: &K, packet: &Packet, image: &Image<K::Pages>) -> Opt
             Outcome::out(Reason::DefaultAllow)
         });
     }
-    if let Some(reason) = is_essential_egress(packet) {
+    if let Some(reason) = is_essential_egress(frame, kernel, packet) {
         kernel.step(Step::Essential(reason));
+        if reason == Reason::DhcpClient {
+            kernel.went_out(&dhcp(packet.version), Sends::Datagram);
+        }
         return Some(Outcome::out(reason));
     }
     let answers = answer_key(packet);
@@ -701,23 +717,46 @@ fn may_answer<K: Kernel>(kernel: &K, packet: &Packet, answers: Option<PortKey>) 
 
 /// What a host cannot live without sending, and errors about what it received.
 #[inline(always)]
-fn is_essential_egress(packet: &Packet) -> Option<Reason> {
+fn is_essential_egress<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &Packet) -> Option<Reason> {
     const IGMP: u8 = 2;
+    if packet.fragment.is_any() {
+        return None;
+    }
     match packet.protocol {
         protocol::UDP => {
-            let (client, server) = if packet.version == 4 { (68, 67) } else { (546, 547) };
-            (packet.src_port == client && packet.dst_port == server).then_some(Reason::DhcpClient)
+            // To the server that nobody knows yet. A renewal to one that is known is the policy's business; where that
+            // forbids it, the client asks everybody in time (RFC 2131 section 4.4.5).
+            let asks = if packet.version == 4 {
+                packet.src_port == 68 && packet.dst_port == 67 && packet.dst.low == u32::MAX as u64
+            } else {
+                packet.src_port == 546 && packet.dst_port == 547 && packet.dst == ALL_DHCP_AGENTS
+            };
+            asks.then_some(Reason::DhcpClient)
         }
-        IGMP if packet.version == 4 => Some(Reason::Mld),
+        IGMP if packet.version == 4 => (packet.dst.low >> 28 == 0xe).then_some(Reason::Mld),
         protocol::ICMPV6 if packet.version == 6 && matches!(packet.icmp_type, 133..=137) => {
-            Some(Reason::NeighbourDiscovery)
+            (packet.hop_limit == 255).then_some(Reason::NeighbourDiscovery)
         }
         protocol::ICMPV6 if packet.version == 6 && matches!(packet.icmp_type, 130..=132 | 143) => {
-            Some(Reason::Mld)
+            (packet.hop_limit == 1 && packet.dst.high >> 56 == 0xff).then_some(Reason::Mld)
         }
-        _ if packet.is_icmp_error() => Some(Reason::Related),
+        _ if packet.may_quote() && kernel.quoted(frame, packet).is_some() => Some(Reason::Related),
         _ => None,
     }
+}
+
+/// ff02::1:2 (RFC 8415 section 7.1).
+const ALL_DHCP_AGENTS: Address = Address {
+    high: 0xff02 << 48,
+    low: 0x1_0002,
+};
+
+/// The flow of a DHCP client: whoever answers, to whatever address it offers.
+#[inline(always)]
+const fn dhcp(version: u8) -> Key {
+    let nobody = Address { high: 0, low: 0 };
+    let (client, server) = if version == 4 { (68, 67) } else { (546, 547) };
+    Key::new(version, protocol::UDP, nobody, client, nobody, server)
 }
 
 /// The slot of the port table that an answer leaves from; `None` for what cannot answer.
@@ -790,6 +829,9 @@ fn remember<K: Kernel>(kernel: &K, packet: &Packet, service: u16) {
     // What leaves from a service's port answers; only TCP tells when it does not.
     let answers = service != NO_SERVICE && packet.protocol != protocol::TCP && !packet.is_icmp();
     if to_many || answers {
+        return;
+    }
+    if packet.protocol == protocol::UDP && kernel.gate(Bank::Udp, packet.src_port).is_shut() {
         return;
     }
     match kernel.went_out(&Key::egress(packet), flow::sends(packet)) {

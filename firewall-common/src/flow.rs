@@ -7,8 +7,8 @@
 //! * Only egress creates and refreshes ([`opened`], [`Flows::went_out`]); ingress ([`Flows::came_in`]) can but shorten what is left
 //!   of a flow, by FIN or RST. Nothing an outsider sends lengthens anything.
 //! * A flow is refreshed once a second at most, however many packets it has.
-//! * A full set gives up what has expired, else the flow that was idle for longest: a new flow displaces another only in
-//!   the order of idleness, and seven of eight sets do not notice.
+//! * A full set gives up what has expired, else a question without a conversation, else the flow that was idle for longest:
+//!   however many flows are opened, established ones are displaced only where all of a set are, and then in the order of idleness.
 //! * A segment that resets is only taken for it if the host falls silent: what the host sends revives the flow, so a
 //!   forged RST cuts nothing.
 
@@ -395,6 +395,12 @@ const fn after_ingress(state: u8, tcp_flags: u8) -> u8 {
     }
 }
 
+/// Whether a flow is more than a question: the host went on after the first second, or the connection was accepted.
+#[inline(always)]
+const fn is_settled(state: u8) -> bool {
+    state == State::Conversation as u8 || (state >= ESTABLISHED && state <= FIN_IN)
+}
+
 const SYN_SENT: u8 = State::SynSent as u8;
 const ESTABLISHED: u8 = State::Established as u8;
 const FIN_OUT: u8 = State::FinOut as u8;
@@ -509,14 +515,14 @@ impl<T: Table> Flows<'_, T> {
         let Some(set) = self.table.set(hash as u32) else {
             return Left::Lost;
         };
-        // The least rank goes: free, then expired, then longest idle.
+        // The least rank goes: free, then expired, then what was only asked, then longest idle.
         let (mut victim, mut old, mut least) = (0, 0, u64::MAX);
         for way in 0..WAYS {
             let tag = Tag(set.word(way));
             let rank = if tag == Tag::FREE {
                 0
             } else if tag.is_live(self.timeouts, self.now_s) {
-                1 + tag.last_s() as u64
+                1 + tag.last_s() as u64 + ((is_settled(tag.state()) as u64) << 32)
             } else {
                 1
             };
@@ -839,6 +845,20 @@ pub(crate) mod tests {
         // At 132 port 2 has expired: nobody alive is displaced.
         assert_eq!(out(&memory, 132, &datagram(101)), Left::Created);
         assert!(back(&memory, 132, &datagram(3), 0).is_some());
+    }
+
+    #[test]
+    fn no_number_of_questions_displaces_an_established_flow() {
+        let memory = Memory::new(1);
+        out(&memory, 100, &segment(tcp::SYN));
+        out(&memory, 100, &segment(tcp::ACK));
+        for port in 0..1000 {
+            out(&memory, 200 + u32::from(port) / 100, &datagram(port));
+        }
+        assert!(back(&memory, 210, &segment(0), tcp::ACK).is_some());
+        // The last of them are there, the others are not.
+        assert!(back(&memory, 210, &datagram(999), 0).is_some());
+        assert_eq!(back(&memory, 210, &datagram(900), 0), None);
     }
 
     #[test]

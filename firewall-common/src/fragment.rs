@@ -1,8 +1,8 @@
 //! Fragments: the first decides, later ones follow, before the host spends memory on putting them together.
 //!
 //! A table like that of [`crate::flow`], four ways to a set. An admitted first fragment opens an entry with its outcome and
-//! with the bytes it covers; a later one passes only if its datagram has an entry and nothing of it came before. An overlap
-//! ends the datagram (RFC 5722 section 4; CVE-2018-5391 shows why for IPv4): nothing more of it passes until the entry expires.
+//! with the bytes it covers; a later one passes only if its datagram has an entry and nothing of it came before. A duplicate
+//! drops; an overlap ends the datagram (RFC 5722 section 4; CVE-2018-5391 shows why for IPv4): nothing more of it passes until the entry expires.
 //! A datagram that is complete frees its entry. A fragment that overtakes its first one drops: it cannot be judged.
 //!
 //! Only firsts that a policy, failsafe or flow admits get an entry, so an outsider fills nothing. Under pressure the oldest of
@@ -58,6 +58,9 @@ const fn is_young(tag: u64, now_s: u32) -> bool {
     now_s.saturating_sub(tag as u32) < TIMEOUT_S
 }
 
+/// How long a datagram may go on under another policy than that which admitted its first fragment, seconds: what is on its way.
+pub const GRACE_S: u32 = 1;
+
 /// How a first fragment ended, for the later ones to end alike.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -68,7 +71,8 @@ pub struct Remembered {
     pub service: u16,
     /// Number of a [`Reason`].
     pub reason: u8,
-    pub pad: u8,
+    /// Of a later one: seconds since the first, 255 at most.
+    pub age_s: u8,
 }
 
 /// The fragment table as one packet sees it.
@@ -148,7 +152,7 @@ impl<T: Table> Fragments<T> {
             ending: outcome as u32,
             service: (outcome >> 32) as u16,
             reason: (outcome >> 48) as u8,
-            pad: 0,
+            age_s: self.now_s.saturating_sub(old as u32) as u8,
             generation: set.word(at + GENERATION),
         };
         let after = match stretch(fragment) {
@@ -158,6 +162,7 @@ impl<T: Table> Fragments<T> {
         let (next, result) = match after {
             Joined::Fits => (tag(hash, OPEN, old as u32), Ok(remembered)),
             Joined::Complete => (0, Ok(remembered)),
+            Joined::Known => (tag(hash, OPEN, old as u32), Err(Reason::FragmentOverlap)),
             Joined::Overlaps => (tag(hash, DEAD, old as u32), Err(Reason::FragmentOverlap)),
             Joined::TooManyGaps => (tag(hash, DEAD, old as u32), Err(Reason::FragmentTable)),
         };
@@ -240,6 +245,8 @@ const fn stretch(fragment: Fragment) -> Option<(u32, u32)> {
 enum Joined {
     Fits,
     Complete,
+    /// All of it came before: a duplicate, which is nobody's fault (RFC 8200 section 4.5).
+    Known,
     Overlaps,
     TooManyGaps,
 }
@@ -251,7 +258,11 @@ fn join<S: Set>(set: S, stretches: u32, start: u64, end: u64, more: bool) -> Joi
     let (mut start, mut end) = (start, if more { end } else { MAX_UNITS as u64 });
     for index in 0..MAX_STRETCHES {
         let word = set.word(stretches + index);
-        if word != 0 && start < word >> 32 && (word & 0xffff_ffff) < end {
+        let (from, to) = (word & 0xffff_ffff, word >> 32);
+        if from <= start && end <= to {
+            return Joined::Known;
+        }
+        if start < to && from < end {
             return Joined::Overlaps;
         }
     }
@@ -299,7 +310,7 @@ mod tests {
         ending: 99,
         service: 3,
         reason: 1,
-        pad: 0,
+        age_s: 0,
     };
 
     /// A part of `len` bytes at `offset` (bytes) of datagram `id`.
@@ -331,7 +342,8 @@ mod tests {
     }
 
     fn later<T: Table>(table: &Fragments<T>, part: &Packet) -> Result<Remembered, Reason> {
-        table.later(&key(part, false), part.fragment)
+        let later = table.later(&key(part, false), part.fragment);
+        later.map(|later| Remembered { age_s: 0, ..later })
     }
 
     #[test]
@@ -380,11 +392,10 @@ mod tests {
     fn an_overlap_ends_the_datagram() {
         let overlaps = [
             part(7, 1472, 16, true),
-            part(7, 8, 8, true),
-            part(7, 1480 + 1480, 24, false),
-            // Not the end that was told, and past it.
-            part(7, 4496, 8, true),
-            part(7, 8192, 8, false),
+            part(7, 2952, 16, true),
+            part(7, 1480, 1488, true),
+            // Another end than was told.
+            part(7, 1480, 8, false),
         ];
         for bad in overlaps {
             let memory = &Memory::new(1);
@@ -399,6 +410,23 @@ mod tests {
                 Err(Reason::FragmentOverlap)
             );
         }
+    }
+
+    #[test]
+    fn a_duplicate_drops_and_harms_nothing() {
+        let memory = &Memory::new(1);
+        let table = table(memory, 10);
+        first(&table, &part(7, 0, 1480, true)).unwrap();
+        assert_eq!(later(&table, &part(7, 2960, 1528, false)), Ok(FIRST));
+        // Twice, inside of what came, past the end.
+        for known in [
+            part(7, 2960, 1528, false),
+            part(7, 8, 8, true),
+            part(7, 4496, 8, true),
+        ] {
+            assert_eq!(later(&table, &known), Err(Reason::FragmentOverlap), "{known:?}");
+        }
+        assert_eq!(later(&table, &part(7, 1480, 1480, true)), Ok(FIRST));
     }
 
     #[test]

@@ -134,7 +134,9 @@ impl Both {
         outcome.reason
     }
 
-    fn take_over_tables(&mut self) {
+    /// Makes the host's tables those of the kernel, after something else than a frame has changed them.
+    pub fn take_over_tables(&mut self) {
+        self.flows.generation = self.kernel.generation();
         let (flows, fragments) = self.kernel.datapath.tables();
         self.flows.flows = Memory::from_words(flows);
         self.flows.fragments = Memory::from_words(fragments);

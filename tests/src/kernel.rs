@@ -68,6 +68,11 @@ impl Kernel {
         Ok(compiled)
     }
 
+    /// Of the policy in force.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// Runs the ingress program on a frame of 14 bytes or more.
     ///
     /// # Errors

@@ -147,11 +147,21 @@ fn each_destination_ends_as_its_table_says() {
         ("ff02::2", echo(133), NeighbourDiscovery),
         ("ff02::16", echo(143), Mld),
         ("224.0.0.22", Transport::Raw(2), Mld),
-        ("198.18.0.1", echo(3), Related),
-        ("2001:db8:b::1", echo(1), Related),
+        ("198.18.0.1", datagram(68, 67), EgressClosed),
+        ("2001:db8:b::1", datagram(546, 547), EgressClosed),
+        // Errors about nothing that the receiver sent.
+        ("198.18.0.1", echo(3), EgressClosed),
+        ("2001:db8:b::1", echo(1), EgressClosed),
+        ("198.18.0.1", echo(5), EgressClosed),
     ];
     for (peer, transport, expected) in table {
-        let frame = out(ip(peer), *transport).payload(&[0; 40]);
+        let mut frame = out(ip(peer), *transport).payload(&[0; 40]);
+        // RFC 4861 section 7.1, RFC 3810 section 5: else it is neither.
+        frame.hop_limit = match expected {
+            NeighbourDiscovery => 255,
+            Mld => 1,
+            _ => 64,
+        };
         // Neighbour discovery carries its target, and tags change nothing.
         for frame in [frame.clone(), frame.clone().vlan(ethertype::VLAN, 7)] {
             let frame = frame.build();
@@ -162,6 +172,16 @@ fn each_destination_ends_as_its_table_says() {
                 hex(&frame)
             );
         }
+    }
+    for (peer, icmp_type) in [("198.18.0.1", 3), ("2001:db8:b::1", 1)] {
+        let mine = out(ip(peer), syn(443));
+        let asked = FrameBuilder::new(mine.dst, mine.src, syn(443)).build();
+        let error = out(ip(peer), echo(icmp_type)).payload(&asked[14..]);
+        assert_eq!(both.judge_egress(&error.build()), Related);
+    }
+    for (dst, kind) in [("ff02::2", 133), ("ff02::16", 143)] {
+        let frame = out(ip(dst), echo(kind)).payload(&[0; 40]).build();
+        assert_eq!(both.judge_egress(&frame), EgressClosed, "hop limit 64");
     }
     let mut arp = vec![0xff; 12];
     arp.extend_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);

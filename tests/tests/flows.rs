@@ -130,6 +130,28 @@ fn what_leaves_from_a_service_answers_and_opens_nothing() {
 }
 
 #[test]
+fn a_server_whose_service_went_does_not_let_its_clients_back_in() {
+    let mut both = Both::new(&policy(POLICY));
+    let client = "198.51.100.7";
+    assert_eq!(both.judge(&came(client, datagram(40_000, 8443))), Allowed);
+    assert_eq!(both.judge_egress(&out(client, datagram(8443, 40_000))), Answer);
+    both.compiled = both.kernel.enforce(&policy("version = 1")).unwrap();
+    both.take_over_tables();
+    // It goes on sending.
+    assert_eq!(
+        both.judge_egress(&out(client, datagram(8443, 40_000))),
+        DefaultAllow
+    );
+    assert_eq!(both.judge(&came(client, datagram(40_000, 8443))), Closed);
+    // Other ports, and connections from this one, open as ever.
+    both.judge_egress(&out(client, datagram(8442, 40_000)));
+    assert_eq!(both.judge(&came(client, datagram(40_000, 8442))), Reply);
+    both.judge_egress(&out(client, tcp(8443, 443, tcp::SYN)));
+    assert_eq!(both.judge(&came(client, tcp(443, 8443, ACK))), Reply);
+    both.assert_same_tables();
+}
+
+#[test]
 fn flows_end_as_their_states_say() {
     let mut both = Both::new(&policy(POLICY));
     let peer = "192.0.2.53";

@@ -402,6 +402,18 @@ fn each_matcher_ends_as_its_table_says() {
     ];
     let mut both = Both::new(&policy(POLICY));
     let mut wrong = Vec::new();
+    assert_eq!(
+        both.judge(&udp("192.0.2.254", 67, 68).build()),
+        Closed,
+        "a DHCP answer that nobody asked for"
+    );
+    let asks = [
+        FrameBuilder::udp(ip("0.0.0.0"), 68, ip("255.255.255.255"), 67),
+        FrameBuilder::udp(ip("fe80::1"), 546, ip("ff02::1:2"), 547),
+    ];
+    for ask in asks {
+        assert_eq!(both.judge_egress(&ask.build()), DhcpClient);
+    }
     for (name, frame, expected) in table {
         let reason = both.judge(&frame);
         if reason != expected {

@@ -23,6 +23,8 @@ use std::{
 
 /// A cell younger than this is never closed: its socket may be about to appear.
 const YOUNG_SECONDS: u32 = 120;
+/// The same of a cell that was shut.
+const SHUT_SECONDS: u32 = 3600;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// Size of `struct inet_diag_req_v2`.
@@ -64,7 +66,7 @@ impl Gate {
         let now_s = now_s()?;
         let open: Vec<(u32, u64)> = (0..CELLS)
             .map(|index| (index, self.cells.load_u64(index as usize * 8)))
-            .filter(|(_, word)| Cell(*word).is_open())
+            .filter(|(_, word)| *word != 0)
             .collect();
         let sockets = Sockets::read()?;
         let flowing: HashSet<u32> = flows()?.iter().filter_map(cell).collect();
@@ -79,7 +81,13 @@ impl Gate {
         let stale: HashMap<u32, u64> = open
             .into_iter()
             .filter(|(index, word)| {
-                age(*word, now_s) > YOUNG_SECONDS && !sockets.holds(*index) && !flowing.contains(index)
+                // What serves a shut port may stand behind this host, where no socket tells that it is gone.
+                let young = if Cell(*word).is_shut() {
+                    SHUT_SECONDS
+                } else {
+                    YOUNG_SECONDS
+                };
+                age(*word, now_s) > young && !sockets.holds(*index) && !flowing.contains(index)
             })
             .collect();
         for (index, word) in &stale {
@@ -101,10 +109,20 @@ impl Gate {
         let _ = self.swap(bank.cell(known.key.local_port()), 0, Cell::new(now_s).0);
     }
 
-    /// The cells that are open now, by index.
+    /// Shuts UDP ports.
+    pub fn shut(&self, ports: impl IntoIterator<Item = u16>) -> Result<(), DatapathError> {
+        let word = Cell::shut(now_s()?).0;
+        for port in ports {
+            let cell = self.cells.u64(Bank::Udp.cell(port) as usize * 8);
+            cell.store(word, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// The cells that are open or shut now, by index.
     pub fn open_cells(&self) -> HashMap<u32, Cell> {
         let cells = (0..CELLS).map(|index| (index, Cell(self.cells.load_u64(index as usize * 8))));
-        cells.filter(|(_, cell)| cell.is_open()).collect()
+        cells.filter(|(_, cell)| cell.0 != 0).collect()
     }
 
     /// Fails when the kernel was faster, which then knows better.

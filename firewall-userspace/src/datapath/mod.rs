@@ -45,7 +45,7 @@ use firewall_common::{
     flow::{SET_WORDS, SETS, State, WAYS},
     fragment,
     gate::{CELLS, Cell},
-    image::{Image, SlicePages},
+    image::{Image, NO_SERVICE, PortKey, SlicePages},
     verdict::Reason,
 };
 use flows::FlowTable;
@@ -348,6 +348,14 @@ impl Datapath {
         generation: u64,
     ) -> Result<Option<EndingCounters>, DatapathError> {
         let closes = self.slots.default_allows() == Some(true);
+        if let Some(before) = self.slots.image() {
+            // Clients whose service goes are no peers that the host asked, though it may go on sending to them. Before the
+            // switch, for until then nothing that leaves from these ports opens anything anyway.
+            let still = served(&compiled.image);
+            let gone = served(&before).into_iter().filter(|port| !still.contains(port));
+            let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+            gate.shut(gone)?;
+        }
         let retired = self.slots.switch(compiled, generation)?;
         let pages = SlicePages(&compiled.image);
         if closes && Image::open(&pages).is_some_and(|image| !image.default_allows()) {
@@ -667,6 +675,19 @@ pub fn detach_all(pins: &Path) -> Result<Vec<String>, DatapathError> {
         .map_err(DatapathError::path("removing", pins))?;
     lines.push(format!("removed {}", pins.display()));
     Ok(lines)
+}
+
+/// UDP ports that the services of an image name.
+fn served(image: &[u8]) -> HashSet<u16> {
+    let pages = SlicePages(image);
+    let Some(image) = Image::open(&pages) else {
+        return HashSet::new();
+    };
+    let named = |port: &u16| {
+        let service = image.service(PortKey::udp(*port));
+        service.is_some_and(|service| service != NO_SERVICE)
+    };
+    (0..=u16::MAX).filter(named).collect()
 }
 
 /// A map of which only the descriptor is used.
