@@ -200,7 +200,8 @@ PASS tcp 10.20.3.4:49152 -> 192.0.2.1:8443 flags syn (allowed)
             ("tcp 127.0.0.1 to 8443", "drop", "martian"),
             ("tcp 10.20.3.4 to 8443 vlan 10", "pass", "allowed"),
             ("tcp 10.20.3.4 to 8443 vlan 10,20", "pass", "allowed"),
-            ("udp 192.0.2.77:67 to 68", "pass", "dhcp-client"),
+            // Nobody asked.
+            ("udp 192.0.2.77:67 to 68", "drop", "closed"),
         ];
         for (packet, verdict, reason) in cases {
             let ran = ravelin(&["explain", "-o", "json", "--file", &path, packet]);
@@ -449,7 +450,7 @@ mod online {
         let ran = unchanged.run(&["allow", "payments-api", "198.51.100.7"]);
         assert_eq!(
             ran.stdout,
-            "nothing changes for any packet: generation 0 stays in force\nnow for good\n"
+            "nothing changes for any packet: generation 0 stays in force\nit stands in the policy for good\n"
         );
 
         let cases: [(&[&str], Value); 11] = [
@@ -550,11 +551,11 @@ mod online {
             ),
             (0, json!(true))
         );
-        assert_eq!(agent.asked().0, "GET /v1/status");
+        assert_eq!(agent.asked().0, "GET /v1/status?published=true");
         assert_eq!(agent.run(&["status", "--wait", "10s"]).code, 0);
         let asked = agent.asked().0;
         let wait: u64 = asked
-            .strip_prefix("GET /v1/status?wait_ms=")
+            .strip_prefix("GET /v1/status?published=true&wait_ms=")
             .expect(&asked)
             .parse()
             .expect("milliseconds");

@@ -71,14 +71,25 @@ impl Judge {
             // The agent's configuration holds no more than fit.
             let _ = config.add_failsafe(entry);
         }
-        Ok(Judge {
+        let judge = Judge {
             loaded,
             compiled,
             config,
             own,
             flows: opened(table),
             failsafe: failsafe.to_vec(),
-        })
+        };
+        // As if the DHCP client of this host had just asked: then its answers come in.
+        for (from, to) in [
+            ("0.0.0.0:68", "255.255.255.255:67"),
+            ("[fe80::1]:546", "[ff02::1:2]:547"),
+        ] {
+            if let (Ok(from), Ok(to)) = (from.parse::<SocketAddr>(), to.parse::<SocketAddr>()) {
+                let ask = FrameBuilder::udp(from.ip(), from.port(), to.ip(), to.port());
+                simulate::decide_egress(&judge.node(&judge.flows), &ask.build());
+            }
+        }
+        Ok(judge)
     }
 
     /// How it ends.

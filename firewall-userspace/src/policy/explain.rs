@@ -174,9 +174,10 @@ mod tests {
             let packet = format!("icmpv6 {kind} from fe80::1 to ff02::16");
             assert_eq!(verdict(&packet), ("pass".into(), "mld".into()), "{packet}");
         }
+        // The DHCP client has not asked.
         assert_eq!(
             verdict("udp [fe80::1]:547 to 546"),
-            ("pass".into(), "dhcp-client".into())
+            ("drop".into(), "closed".into())
         );
         assert_eq!(
             explained("udp [fe80::1]:547 to 546", &["fe80::5", "2001:db8::5"]).packet,
@@ -395,7 +396,7 @@ mod tests {
             steps[0],
             "answer: tcp/443 belongs to service web (policy.toml:7:8), which does not let 198.18.0.77 in: it is no answer"
         );
-        let (told, steps) = leaves(&closed, "out udp 68 -> 192.0.2.2:67");
+        let (told, steps) = leaves(&closed, "out udp 68 -> 255.255.255.255:67");
         assert_eq!(told.reason, "dhcp-client");
         assert_eq!(
             steps,
