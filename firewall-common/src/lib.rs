@@ -3,12 +3,13 @@
 //!
 //! Built twice, for the BPF target and for the host. Values and arithmetic only: no maps, no I/O, no
 //! allocation, no raw pointers; time is an argument. Modules in reading order:
-//! [`verdict`] -> [`packet`] -> [`image`] -> [`flow`] -> [`fragment`] -> [`quote`] -> [`decide`], then [`control`], [`gate`],
+//! [`verdict`] -> [`packet`] -> [`image`] -> [`flow`] -> [`fragment`] -> [`quote`] -> [`cookie`] -> [`decide`], then [`control`], [`gate`],
 //! [`counter`] and [`event`].
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod cookie;
 pub mod counter;
 pub mod decide;
 pub mod event;

@@ -183,7 +183,9 @@ pub struct Packet {
     pub tcp_flags: u8,
     pub icmp_type: u8,
     pub icmp_code: u8,
-    pub pad: [u8; 4],
+    /// Where the IP header begins, bytes from the start of the frame; 0 where there is no Ethernet header.
+    pub network_at: u8,
+    pub pad: [u8; 3],
 }
 
 const _: () = assert!(size_of::<Packet>() == 64);
@@ -253,7 +255,8 @@ impl Packet {
         tcp_flags: 0,
         icmp_type: 0,
         icmp_code: 0,
-        pad: [0; 4],
+        network_at: 0,
+        pad: [0; 3],
     };
 
     /// TCP that opens a connection: SYN without ACK.
@@ -300,6 +303,7 @@ pub fn parse<F: Frame>(frame: &F, packet: &mut Packet) -> Result<Kind, Reason> {
         Link::Ethernet | Link::Untagged(_) => ethernet(frame, packet)?,
     };
     packet.ethertype = kind;
+    packet.network_at = at as u8;
     let mut rest = Rest {
         at: at as u16,
         payload: 0,

@@ -27,6 +27,7 @@ fn read<F: Frame>(frame: &F) -> (Result<Kind, Reason>, Packet) {
     let mut packet = Packet::EMPTY;
     let result = parse(frame, &mut packet);
     packet.transport_at = 0;
+    packet.network_at = 0;
     (result, packet)
 }
 

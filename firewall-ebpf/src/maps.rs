@@ -8,7 +8,7 @@ use firewall_common::counter::{Counter, INTERFACE_CELLS, InterfaceCounter, Tally
 use firewall_common::event::{Event, Sampler};
 use firewall_common::image::PAGE_SIZE;
 use firewall_common::verdict::Reason;
-use firewall_common::{flow, fragment};
+use firewall_common::{cookie, flow, fragment};
 
 /// A page of an image, aligned for words.
 #[repr(C, align(8))]
@@ -59,3 +59,21 @@ pub static EVENTS: RingBuf<Event, { 1 << 20 }> = RingBuf::new();
 
 #[btf_map]
 pub static SAMPLER: PerCpuArray<Sampler, { Reason::COUNT }> = PerCpuArray::new();
+
+/// Room of a packet that is answered, for its stack has none. Not pinned: nothing in it outlives the packet.
+#[repr(C)]
+pub struct Room {
+    pub options: cookie::Options,
+    pub answer: cookie::AnswerWords,
+    pub ip: [u32; 10],
+    pub tcp: [u32; 6],
+    pub macs: [u16; 6],
+    pub mtu: u32,
+}
+
+#[btf_map]
+pub static ROOM: PerCpuArray<Room, 1> = PerCpuArray::new();
+
+/// By TCP port, a bit each: what comes to this port goes on to another host or port, so no listener here may answer for it.
+#[btf_map]
+pub static PUBLISHED: Array<u64, { cookie::PUBLISHED_WORDS as usize }> = Array::new();

@@ -12,6 +12,7 @@ use aya::{
 use firewall_common::{
     LAYOUT_VERSION,
     control::{AddressKey, Config, Control, SLOTS},
+    cookie,
     counter::{INTERFACE_CELLS, InterfaceCounter, Tally},
     event::Sampler,
     flow::SET_WORDS,
@@ -48,7 +49,7 @@ const PER_CPU_ARRAY: u32 = 6;
 const ARRAY_OF_MAPS: u32 = 12;
 const RING_BUFFER: u32 = 27;
 
-const MAPS: [Shape; 12] = [
+const MAPS: [Shape; 13] = [
     Shape("IMAGES", ARRAY_OF_MAPS, 4, 4, SLOTS),
     Shape("COUNTERS", ARRAY_OF_MAPS, 4, 4, SLOTS),
     Shape("CONTROL", ARRAY, 4, size_of::<Control>() as u32, 1),
@@ -74,6 +75,7 @@ const MAPS: [Shape; 12] = [
         size_of::<Sampler>() as u32,
         Reason::COUNT as u32,
     ),
+    Shape("PUBLISHED", ARRAY, 4, 8, cookie::PUBLISHED_WORDS),
 ];
 
 /// A loaded program.
