@@ -4,6 +4,7 @@
 //! [`Control::selector`] once and stays with that image, counters and configuration to its end. [`Config`] is
 //! kept twice: the agent writes the idle copy, then switches the selector.
 
+use crate::ban::{self, Escalation};
 use crate::flow::State;
 pub use crate::packet::{LINK_EAPOL, LINK_LACP, LINK_LLDP, LINK_STP};
 
@@ -30,7 +31,8 @@ pub struct Control {
     pub zero: u64,
     /// Number of sets of the map `FLOWS`, minus one: a power of two, minus one.
     pub flow_mask: u32,
-    pub pad: u32,
+    /// Not zero while the map `BANS` may hold a ban that is in force: it is not asked otherwise.
+    pub bans: u32,
 }
 
 pub const EVENTS_DROP: u32 = 1;
@@ -77,6 +79,13 @@ pub struct Config {
     pub pad: u32,
     /// Seconds by [`crate::flow::State`].
     pub flow_timeouts: [u32; State::COUNT],
+    /// Lengths of the prefixes in the map `BANS`, of IPv4 and IPv6, then [`ban::NO_LENGTH`].
+    pub ban_lens: [[u8; ban::LENGTHS]; 2],
+    /// The fields of [`Escalation`].
+    pub ban_percent: u32,
+    pub ban_longest_s: u32,
+    pub ban_forget_s: u32,
+    pub pad2: u32,
     pub failsafe: [Failsafe; MAX_FAILSAFE],
 }
 
@@ -101,7 +110,8 @@ pub struct Failsafe {
 }
 
 const _: () = assert!(size_of::<Failsafe>() == 40);
-const _: () = assert!(size_of::<Config>() == 8 + BLOOM_WORDS * 8 + 16 + State::COUNT * 4 + MAX_FAILSAFE * 40);
+const _: () =
+    assert!(size_of::<Config>() == 8 + BLOOM_WORDS * 8 + 16 + State::COUNT * 4 + 32 + MAX_FAILSAFE * 40);
 
 impl Config {
     /// Enforcing, no own addresses, no failsafe, LACP, LLDP and EAPOL admitted.
@@ -113,6 +123,11 @@ impl Config {
         failsafe_count: 0,
         pad: 0,
         flow_timeouts: crate::flow::TIMEOUTS,
+        ban_lens: [[ban::NO_LENGTH; ban::LENGTHS]; 2],
+        ban_percent: Escalation::DEFAULT.percent,
+        ban_longest_s: Escalation::DEFAULT.longest_s,
+        ban_forget_s: Escalation::DEFAULT.forget_s,
+        pad2: 0,
         failsafe: [Failsafe {
             prefix_high: 0,
             prefix_low: 0,

@@ -64,6 +64,8 @@ pub enum Tally {
     FlowDisplaced = 1,
     /// A flow could not be noted: another CPU wrote the same place, or the table cannot be read.
     FlowLost = 2,
+    /// A source was to be banned and was not: the table of bans is full, or holds no prefixes of this length.
+    BanLost = 3,
 }
 
 impl Tally {

@@ -1,7 +1,7 @@
 //! A packet's whole way, a call per step. The one matcher: the kernel programs, `explain` and the tests run it.
 //!
 //! Ingress, first match ends it: malformed (by [`crate::packet`]) and martian, later fragments after their first, essential,
-//! failsafe, then the policy: the port gives the service, the source its class, both the verdict; then replies
+//! failsafe, bans, then the policy: the port gives the service, the source its class, both the verdict; then replies
 //! and errors about what this host sent, then the default. A port that no service names ends before its source is looked at,
 //! so a flood at closed ports costs the same whatever the policy holds.
 //!
@@ -66,6 +66,8 @@ pub trait Kernel {
     fn failsafe(&self, key: &Key) -> Option<u32> {
         failsafe(self.config()?, key)
     }
+    /// [`crate::ban::is_banned`] in the table of bans.
+    fn banned(&self, version: u8, source: Address) -> bool;
     /// Leaves the value as it is. In the kernel it takes it through memory, where the BPF verifier forgets small
     /// constants, so that ways which differ only in them are walked once.
     #[inline(always)]
@@ -128,6 +130,8 @@ pub enum Step {
     /// An entry of the failsafe list matched.
     Failsafe(u32),
     NotFailsafe,
+    /// The table of bans has the source.
+    Banned,
     /// The port table was asked.
     Port {
         key: PortKey,
@@ -236,7 +240,14 @@ fn ip<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &Packet) -> Outcome {
         return Outcome::bare(Reason::Martian);
     }
     if packet.fragment.is_later() {
-        return follow(kernel, packet, false);
+        return match follow(kernel, packet, false) {
+            // The first one may have come before the ban.
+            outcome if outcome.reason != Reason::Failsafe && kernel.banned(packet.version, packet.src) => {
+                kernel.step(Step::Banned);
+                Outcome::bare(Reason::Banned)
+            }
+            outcome => outcome,
+        };
     }
     if let Some(reason) = is_essential(packet) {
         // Of the servers of a client that asks, any may answer; of a client that does not, none.
@@ -248,6 +259,10 @@ fn ip<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &Packet) -> Outcome {
         Some(entry) => {
             kernel.step(Step::Failsafe(entry));
             Outcome::bare(Reason::Failsafe)
+        }
+        None if kernel.banned(packet.version, packet.src) => {
+            kernel.step(Step::Banned);
+            Outcome::bare(Reason::Banned)
         }
         None => policy(frame, kernel, packet).unwrap_or(Outcome::bare(Reason::NoPolicy)),
     };

@@ -3,11 +3,13 @@
 //!
 //! Built twice, for the BPF target and for the host. Values and arithmetic only: no maps, no I/O, no
 //! allocation, no raw pointers; time is an argument. Modules in reading order:
-//! [`verdict`] -> [`packet`] -> [`image`] -> [`flow`] -> [`fragment`] -> [`quote`] -> [`cookie`] -> [`decide`], then [`control`], [`gate`],
+//! [`verdict`] -> [`packet`] -> [`image`] -> [`flow`] -> [`fragment`] -> [`quote`] -> [`ban`] -> [`cookie`] ->
+//! [`decide`], then [`control`], [`gate`],
 //! [`counter`] and [`event`].
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod ban;
 pub mod control;
 pub mod cookie;
 pub mod counter;
@@ -23,4 +25,4 @@ pub mod verdict;
 
 /// Version of everything that a pinned map holds. Maps live under a directory named by it, so an agent never
 /// reads maps of another layout: it makes its own and then replaces the programs.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;

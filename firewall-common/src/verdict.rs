@@ -117,6 +117,8 @@ reasons! {
     FragmentOverlap = 28, "fragment-overlap";
     /// A fragment whose datagram the fragment table has no room for.
     FragmentTable = 29, "fragment-table";
+    /// The source is banned for a time.
+    Banned = 30, "banned";
 
     /// Shorter than its Ethernet or VLAN header.
     EthernetShort = 32, "ethernet-short";

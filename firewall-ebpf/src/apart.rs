@@ -5,11 +5,13 @@
 //! packets, and what loops, stands here. A call costs 1-2 ns. Arguments are words and structs of words, results are words.
 
 use crate::frame::{BareFrame, SkbFrame, XdpFrame};
-use crate::maps::PageBytes;
+use crate::maps::{BANS, CONTROL, PageBytes, TALLIES};
 use crate::state::{PolicyPage, config, control, now_s, policy_pages, zero};
 use crate::tables::{FlowTable, FragmentTable};
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::programs::{TcContext, XdpContext};
+use firewall_common::ban::{self, Ban, BanKey, Escalation};
+use firewall_common::counter::Tally;
 use firewall_common::decide;
 use firewall_common::flow::{Flows, Key, Left, Sends};
 use firewall_common::fragment::{Fragments, Remembered};
@@ -162,4 +164,80 @@ pub extern "C" fn failsafe_of(key: *const Key, config_slot: u32) -> u64 {
     };
     let entry = config(config_slot).and_then(|config| decide::failsafe(config, key));
     entry.map_or(NO_ENTRY, |entry| entry as u64)
+}
+
+/// [`ban::is_banned`] with the configuration of a slot: 1 or 0. Without one nothing comes in.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn banned_of(high: u64, low: u64, version: u32, config_slot: u32) -> u64 {
+    let Some(config) = config(config_slot) else {
+        return 1;
+    };
+    let version = version as u8;
+    let lengths = ban::lengths(config, version);
+    ban::is_banned(lengths, (version, high, low), now_s(), ban_until) as u64
+}
+
+/// [`Ban::until_s`] of a network, 0 without an entry.
+#[inline(always)]
+fn ban_until(key: &BanKey) -> u32 {
+    BANS.get_ptr(key).map_or(0, |ban| {
+        // SAFETY: a word of a map's value. Entries are replaced as wholes; one that is taken out just now may become
+        // another's, and then a packet is judged by that.
+        unsafe { (&raw const (*ban).until_s).read_volatile() }
+    })
+}
+
+/// [`ban::may_ban`] with the configuration of a slot: 1 or 0. Arguments as of [`ban_source`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn may_ban(high: u64, low: u64, version_len: u32, config_slot: u32) -> u64 {
+    let key = BanKey::new((version_len >> 8) as u8, high, low, version_len as u8);
+    config(config_slot).is_some_and(|config| ban::may_ban(config, &key)) as u64
+}
+
+/// Answers of [`ban_source`].
+pub const NOT_BANNED: u64 = 0;
+pub const BANNED: u64 = 1;
+
+/// Bans the network of a source for a service, longer than before if it repeats. `version_len` is the version << 8 and the
+/// length of the network, `seconds_service` the seconds << 16 and the service. Who calls it knows that the source's
+/// address is its own. Where the ban cannot be, [`NOT_BANNED`], and what the source sends is to drop for its own reason.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ban_source(
+    high: u64,
+    low: u64,
+    version_len: u32,
+    seconds_service: u64,
+    config_slot: u32,
+) -> u64 {
+    let Some(config) = config(config_slot) else {
+        return NOT_BANNED;
+    };
+    if may_ban(high, low, version_len, config_slot) == 0 {
+        return NOT_BANNED;
+    }
+    let key = BanKey::new((version_len >> 8) as u8, high, low, version_len as u8);
+    let now_s = now_s();
+    // SAFETY: a value of the map, see `ban_until`; it is copied at once.
+    let before: Option<&Ban> = unsafe { BANS.get(key) };
+    if before.is_some_and(|before| before.is_live(now_s)) {
+        return BANNED;
+    }
+    let (seconds, service) = ((seconds_service >> 16) as u32, seconds_service as u16);
+    let ban = ban::next(before, now_s, seconds, service, Escalation::of(config));
+    if BANS.insert(key, ban, 0).is_err() {
+        if let Some(lost) = TALLIES.get_ptr_mut(Tally::BanLost as u32) {
+            // SAFETY: this CPU's own cell.
+            unsafe { *lost += 1 };
+        }
+        return NOT_BANNED;
+    }
+    // After the entry, for the agent clears it first and looks for entries then.
+    if let Some(control) = CONTROL.get_ptr_mut(0) {
+        // SAFETY: an aligned word of a map, written by whole words only.
+        unsafe { (&raw mut (*control).bans).write_volatile(1) };
+    }
+    BANNED
 }

@@ -186,6 +186,15 @@ impl<C: Context> Kernel for Node<'_, C> {
     }
 
     #[inline(always)]
+    fn banned(&self, version: u8, source: Address) -> bool {
+        let bans = self.control.map_or(0, |control| {
+            // SAFETY: an aligned word of a map, written by whole words only.
+            unsafe { (&raw const control.bans).read_volatile() }
+        });
+        bans != 0 && apart::banned_of(source.high, source.low, version as u32, self.config_slot) != 0
+    }
+
+    #[inline(always)]
     fn is_own(&self, address: AddressKey) -> bool {
         LOCAL.get_ptr(address).is_some()
     }

@@ -3,6 +3,7 @@
 use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE};
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
+use firewall_common::ban::{Ban, BanKey};
 use firewall_common::control::{AddressKey, Config, Control, SLOTS};
 use firewall_common::counter::{Counter, INTERFACE_CELLS, InterfaceCounter, Tally};
 use firewall_common::event::{Event, Sampler};
@@ -53,6 +54,10 @@ pub static TALLIES: PerCpuArray<u64, { Tally::COUNT as usize }> = PerCpuArray::n
 
 #[btf_map]
 pub static LOCAL: HashMap<AddressKey, u32, 4096> = HashMap::new();
+
+/// Its size is the agent's choice.
+#[btf_map]
+pub static BANS: HashMap<BanKey, Ban, 65536> = HashMap::new();
 
 #[btf_map]
 pub static EVENTS: RingBuf<Event, { 1 << 20 }> = RingBuf::new();

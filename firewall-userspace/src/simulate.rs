@@ -1,6 +1,7 @@
 //! The decision on the host: the very `decide` of the kernel over slices, with its steps, and a builder of
 //! frames to feed it. `explain` and the tests use both.
 
+use firewall_common::ban::{self, Ban, BanKey};
 use firewall_common::control::{AddressKey, Config};
 use firewall_common::counter::Tally;
 use firewall_common::decide::{self, Kernel, Outcome, Socket, Step};
@@ -8,7 +9,7 @@ use firewall_common::flow::{self, Key, Left, SET_WORDS, Sends, Set, State, Table
 use firewall_common::fragment::{Fragments, Remembered};
 use firewall_common::gate::{self, Bank};
 use firewall_common::image::SlicePages;
-use firewall_common::packet::{Fragment, Packet, SliceFrame, ethertype, protocol, tcp};
+use firewall_common::packet::{Address, Fragment, Packet, SliceFrame, ethertype, protocol, tcp};
 use firewall_common::verdict::Reason;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -39,6 +40,7 @@ pub struct Flows {
     pub sockets: HashMap<(u8, AddressKey, u16, u16), Socket>,
     pub flows: Memory,
     pub fragments: Memory,
+    pub bans: HashMap<BanKey, Ban>,
     /// Counts by [`Tally`].
     pub tallies: RefCell<[u64; Tally::COUNT as usize]>,
 }
@@ -182,6 +184,12 @@ impl<'a> Kernel for Run<'a> {
     }
     fn later_fragment(&self, key: &Key, fragment: Fragment) -> Result<Remembered, Reason> {
         self.fragments().later(key, fragment)
+    }
+    fn banned(&self, version: u8, source: Address) -> bool {
+        let lengths = ban::lengths(self.node.config, version);
+        let Flows { bans, now_s, .. } = self.node.flows;
+        let until_s = |key: &BanKey| bans.get(key).map_or(0, |ban| ban.until_s);
+        ban::is_banned(lengths, (version, source.high, source.low), *now_s, until_s)
     }
     fn is_own(&self, address: AddressKey) -> bool {
         self.node.own.contains(&address)

@@ -188,6 +188,7 @@ fn own(
         let options = Options {
             features: config.features,
             flows: config.flows_max,
+            bans: Options::DEFAULT_BANS,
         };
         let mut owner = Owner::new(config, Arc::new(SystemClock), &clock::boot_id(), outlets)?;
         // Without pins nothing is in force, so a mistake in the policy ends it here, before anything was changed.

@@ -524,6 +524,8 @@ impl Owner {
             failsafe: self.config.failsafe_entries(),
             own: self.links.own_addresses(),
             flow_timeouts: self.config.flow_timeouts.0,
+            ban_lens: firewall_common::control::Config::DEFAULT.ban_lens,
+            escalation: firewall_common::ban::Escalation::DEFAULT,
         }
     }
 

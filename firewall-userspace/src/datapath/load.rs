@@ -11,6 +11,7 @@ use aya::{
 };
 use firewall_common::{
     LAYOUT_VERSION,
+    ban::{Ban, BanKey},
     control::{AddressKey, Config, Control, SLOTS},
     cookie,
     counter::{INTERFACE_CELLS, InterfaceCounter, Tally},
@@ -40,8 +41,11 @@ const EVENTS_BYTES: u32 = 1 << 20;
 /// Own addresses that `LOCAL` holds.
 pub(super) const MAX_OWN: usize = 4096;
 
-/// A pinned map: its name, and the type, key size, value size and length that it must have; 0 for any power of two.
+/// A pinned map: its name, and the type, key size, value size and length that it must have; 0 for any
+/// power of two, [`ANY`] for any.
 struct Shape(&'static str, u32, u32, u32, u32);
+
+const ANY: u32 = u32::MAX;
 
 const HASH: u32 = 1;
 const ARRAY: u32 = 2;
@@ -67,6 +71,13 @@ const MAPS: [Shape; 13] = [
     Shape("FRAGMENTS", ARRAY, 4, SET_WORDS * 8, fragment::SETS),
     Shape("TALLIES", PER_CPU_ARRAY, 4, 8, Tally::COUNT),
     Shape("LOCAL", HASH, size_of::<AddressKey>() as u32, 4, MAX_OWN as u32),
+    Shape(
+        "BANS",
+        HASH,
+        size_of::<BanKey>() as u32,
+        size_of::<Ban>() as u32,
+        ANY,
+    ),
     Shape("EVENTS", RING_BUFFER, 0, 0, EVENTS_BYTES),
     Shape(
         "SAMPLER",
@@ -147,9 +158,15 @@ impl Programs {
 }
 
 /// Loads the programs over the maps pinned in `directory`, which are made where they are missing.
-pub(super) fn load(directory: &Path, frags: bool, flow_sets: u32) -> Result<(Programs, Maps), DatapathError> {
+pub(super) fn load(
+    directory: &Path,
+    frags: bool,
+    flow_sets: u32,
+    bans: u32,
+) -> Result<(Programs, Maps), DatapathError> {
     let mut loader = EbpfLoader::new();
     loader.map_max_entries("FLOWS", flow_sets);
+    loader.map_max_entries("BANS", bans);
     for Shape(name, ..) in MAPS {
         loader.map_pin_path(name, directory.join(name));
     }
@@ -279,10 +296,10 @@ fn check_shape(directory: &Path, shape: &Shape) -> Result<(), DatapathError> {
         .and_then(|map| sys::map_info(map.as_fd()))
         .map_err(DatapathError::path("opening the pin", &path))?;
     let found = (info.map_type, info.key_size, info.value_size);
-    let fits = if max_entries == 0 {
-        info.max_entries.is_power_of_two()
-    } else {
-        info.max_entries == max_entries
+    let fits = match max_entries {
+        0 => info.max_entries.is_power_of_two(),
+        ANY => true,
+        _ => info.max_entries == max_entries,
     };
     if fits && found == (map_type, key_size, value_size) {
         Ok(())

@@ -8,6 +8,7 @@
 //! * counters, events and the gate are read and written in place, in the kernel's memory
 
 mod attach;
+mod bans;
 mod clsact;
 mod conntrack;
 mod counters;
@@ -39,7 +40,10 @@ pub use wire::NetlinkError;
 use crate::policy::compile::Compiled;
 use attach::Attacher;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use bans::Bans;
+
 use firewall_common::{
+    ban::{self, Ban, BanKey, Escalation},
     control::{AddressKey, Config, Control, Failsafe, MAX_FAILSAFE, SLOTS, Selector},
     counter::{InterfaceCounter, Tally, interface_cell},
     flow::{SET_WORDS, SETS, State, WAYS},
@@ -75,6 +79,9 @@ pub struct NodeConfig {
     pub own: Vec<IpAddr>,
     /// Seconds by `firewall_common::flow::State`.
     pub flow_timeouts: [u32; State::COUNT],
+    /// As `firewall_common::control::Config::ban_lens`.
+    pub ban_lens: [[u8; ban::LENGTHS]; 2],
+    pub escalation: Escalation,
 }
 
 impl Default for NodeConfig {
@@ -85,6 +92,8 @@ impl Default for NodeConfig {
             failsafe: Vec::new(),
             own: Vec::new(),
             flow_timeouts: firewall_common::flow::TIMEOUTS,
+            ban_lens: Config::DEFAULT.ban_lens,
+            escalation: Escalation::DEFAULT,
         }
     }
 }
@@ -96,11 +105,17 @@ pub struct Options {
     pub features: Features,
     /// Flows that the table holds at most, rounded up to a power of two. A table that exists keeps its size.
     pub flows: u32,
+    /// Bans that the table holds at most. A table that exists keeps its size.
+    pub bans: u32,
 }
 
 impl Options {
     /// Flows that a table may hold: 64 bytes each, of kernel memory.
     pub const FLOWS: std::ops::RangeInclusive<u32> = 512..=16_777_216;
+
+    /// Bans that a table may hold: about 100 bytes each, of kernel memory.
+    pub const BANS: std::ops::RangeInclusive<u32> = 16..=1_048_576;
+    pub const DEFAULT_BANS: u32 = 65_536;
 
     /// Flows that fit into a table for `flows` of them.
     pub fn capacity(flows: u32) -> usize {
@@ -122,6 +137,7 @@ impl Default for Options {
         Options {
             features: Features::ALL,
             flows: SETS * WAYS,
+            bans: Self::DEFAULT_BANS,
         }
     }
 }
@@ -179,6 +195,8 @@ pub enum DatapathError {
     TooManyFailsafe { count: usize },
     #[error("this host has {count} addresses, more than the {} that fit", load::MAX_OWN)]
     TooManyAddresses { count: usize },
+    #[error("the table of bans is full: it holds {max}, as many as it was made for")]
+    BansFull { max: usize },
     #[error("somebody reads the events already")]
     EventsTaken,
 }
@@ -223,6 +241,7 @@ pub struct Datapath {
     fresh: bool,
     flows: FlowTable,
     fragments: Mapping,
+    bans: Bans,
     tallies: PerCpuArray<MapData, u64>,
     events: OwnedFd,
     events_taken: Arc<AtomicBool>,
@@ -245,7 +264,7 @@ impl Datapath {
         // Only kernels before 5.11 need it, and on them creating a map says so.
         let _ = sys::lift_memlock();
         let directory = load::prepare_pins(pins)?;
-        let (programs, mut maps) = load::load(&directory, allowed.frags, options.flow_sets())?;
+        let (programs, mut maps) = load::load(&directory, allowed.frags, options.flow_sets(), options.bans)?;
 
         let images: MapOnly = maps.take("IMAGES")?;
         let counters: MapOnly = maps.take("COUNTERS")?;
@@ -302,6 +321,7 @@ impl Datapath {
             fresh,
             flows: FlowTable::new(flows),
             fragments,
+            bans: Bans::open(maps.take("BANS")?)?,
             tallies: maps.take("TALLIES")?,
             events: clone_fd(&events)?,
             events_taken: Arc::default(),
@@ -589,6 +609,45 @@ impl Datapath {
         Ok((self.flows.live(&self.flow_timeouts()?)?, self.flows.capacity()))
     }
 
+    /// All bans, with those that have ended and are not forgotten.
+    pub fn bans(&self) -> Result<Vec<(BanKey, Ban)>, DatapathError> {
+        self.bans.read()
+    }
+
+    /// Entries that the table of bans holds at most.
+    pub fn bans_max(&self) -> usize {
+        self.bans.max()
+    }
+
+    /// Puts a ban in force, or another in its place. Its length must be one of [`NodeConfig::ban_lens`].
+    ///
+    /// # Errors
+    /// [`DatapathError::BansFull`], and nothing has changed.
+    pub fn ban(&mut self, key: BanKey, ban: Ban) -> Result<(), DatapathError> {
+        self.bans.insert(key, ban)?;
+        self.bans.ask(self.slots.control(), true);
+        Ok(())
+    }
+
+    /// Takes an entry out of the table of bans. False if it was not there.
+    pub fn unban(&mut self, key: BanKey) -> Result<bool, DatapathError> {
+        self.bans.remove(key)
+    }
+
+    /// Lets packets ask the table of bans if there is something in it, and not otherwise.
+    pub fn settle_bans(&mut self) -> Result<(), DatapathError> {
+        let control = self.slots.control();
+        if self.bans.is_empty()? {
+            self.bans.ask(control, false);
+            // An automatic ban is first an entry, then it is asked for: one that came in between is seen now.
+            if self.bans.is_empty()? {
+                return Ok(());
+            }
+        }
+        self.bans.ask(control, true);
+        Ok(())
+    }
+
     /// The words of the flow table and of the fragment table, as they are.
     pub fn tables(&self) -> (Vec<u64>, Vec<u64>) {
         let fragments = (0..self.fragments.len() / 8).map(|index| self.fragments.load_u64(index * 8));
@@ -727,6 +786,10 @@ fn node_config(config: &NodeConfig, own: &HashSet<[u64; 2]>) -> Result<Config, D
         observe: config.observe.into(),
         link_control: config.link_control,
         flow_timeouts: config.flow_timeouts,
+        ban_lens: config.ban_lens,
+        ban_percent: config.escalation.percent,
+        ban_longest_s: config.escalation.longest_s,
+        ban_forget_s: config.escalation.forget_s,
         ..Config::DEFAULT
     };
     for [high, low] in own {
@@ -767,6 +830,14 @@ fn encode(config: &Config) -> [u8; CONFIG_BYTES] {
             offset_of!(Config, flow_timeouts) + index * 4,
             &seconds.to_ne_bytes(),
         );
+    }
+    put(offset_of!(Config, ban_lens), config.ban_lens.as_flattened());
+    for (at, word) in [
+        (offset_of!(Config, ban_percent), config.ban_percent),
+        (offset_of!(Config, ban_longest_s), config.ban_longest_s),
+        (offset_of!(Config, ban_forget_s), config.ban_forget_s),
+    ] {
+        put(at, &word.to_ne_bytes());
     }
     for (index, entry) in config.failsafe.iter().enumerate() {
         let at = offset_of!(Config, failsafe) + index * size_of::<Failsafe>();

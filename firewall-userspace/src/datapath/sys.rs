@@ -29,6 +29,7 @@ pub const XDP_NATIVE: u32 = 1 << 2;
 /// `BPF_F_BEFORE` without a relative: at the head of the chain.
 pub const TCX_FIRST: u32 = 1 << 3;
 
+const MAP_TYPE_HASH: u32 = 1;
 const MAP_TYPE_ARRAY: u32 = 2;
 const MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
 
@@ -46,6 +47,7 @@ enum Command {
     ProgQuery = 16,
     BtfLoad = 18,
     MapFreeze = 22,
+    MapLookupBatch = 24,
     LinkCreate = 28,
     LinkUpdate = 29,
     LinkDetach = 34,
@@ -221,6 +223,88 @@ struct MapElement {
 // SAFETY: the layout of `BPF_MAP_*_ELEM`; the callers put addresses of their own locals into `key` and `value`, of
 // the sizes that the maps have: four bytes each, for arrays of maps only.
 unsafe impl Attr for MapElement {}
+
+#[repr(C)]
+struct MapBatch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// Key and value of a hash map with three words for each.
+pub type Words = ([u64; 3], [u64; 3]);
+
+/// All elements of a hash map whose keys and values are three words each.
+///
+/// # Errors
+/// If it is another map; before kernel 5.6.
+pub fn hash_elements(map: BorrowedFd<'_>) -> io::Result<Vec<Words>> {
+    const CHUNK: usize = 4096;
+    let info = map_info(map)?;
+    if (info.map_type, info.key_size, info.value_size) != (MAP_TYPE_HASH, 24, 24) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a hash map of three words",
+        ));
+    }
+    let mut found = Vec::new();
+    let (mut keys, mut values) = (vec![[0_u64; 3]; CHUNK], vec![[0_u64; 3]; CHUNK]);
+    // Of a hash map a batch is the number of a bucket.
+    let (mut from, mut next) = (0_u32, 0_u32);
+    let mut first = true;
+    loop {
+        let mut attr = MapBatch {
+            in_batch: if first {
+                0
+            } else {
+                std::ptr::from_ref(&from) as u64
+            },
+            out_batch: std::ptr::from_mut(&mut next) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: keys.len() as u32,
+            map_fd: raw(map),
+            element_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the pointer and the length describe `attr`, initialised in full and borrowed mutably, for the kernel
+        // writes the count into it. `keys` and `values` hold `count` elements of the sizes that were checked above, and
+        // outlive the call as the two batches do.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                Command::MapLookupBatch as u32,
+                std::ptr::from_mut(&mut attr),
+                size_of::<MapBatch>() as u32,
+            )
+        };
+        let error = (result < 0).then(io::Error::last_os_error);
+        let full = match error.as_ref().and_then(io::Error::raw_os_error) {
+            // The last batch.
+            None | Some(libc::ENOENT) => false,
+            // One bucket holds more than fits.
+            Some(libc::ENOSPC) => true,
+            Some(_) => return Err(error.unwrap_or_else(io::Error::last_os_error)),
+        };
+        if full {
+            let longer = keys.len() * 2;
+            keys.resize(longer, [0; 3]);
+            values.resize(longer, [0; 3]);
+            continue;
+        }
+        let count = (attr.count as usize).min(keys.len());
+        found.extend(keys[..count].iter().copied().zip(values[..count].iter().copied()));
+        if error.is_some() {
+            return Ok(found);
+        }
+        (from, first) = (next, false);
+    }
+}
 
 /// An array of maps, by its own descriptor.
 #[derive(Clone, Copy)]

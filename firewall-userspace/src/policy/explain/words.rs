@@ -126,6 +126,7 @@ impl<'a> Account<'a> {
             ),
             Step::Failsafe(index) => step("failsafe", self.failsafe(index)),
             Step::NotFailsafe => step("failsafe", "no failsafe rule of the agent names it".to_owned()),
+            Step::Banned => step("ban", meaning(Reason::Banned).to_owned()),
             Step::Port { key, service } => step("port", self.port(key, service)),
             Step::Class(class) => {
                 let classes = self.compiled.stats.classes;

@@ -45,6 +45,7 @@ pub fn meaning(reason: Reason) -> &'static str {
         Reason::EgressClosed => "no rule for what leaves allows the destination",
         Reason::FragmentOverlap => "a fragment that overlaps another of its datagram",
         Reason::FragmentTable => "a fragment whose datagram the fragment table has no room for",
+        Reason::Banned => "the source is banned",
         Reason::EthernetShort => "shorter than its Ethernet header",
         Reason::VlanDepth => "more than two VLAN tags",
         Reason::ArpShort => "shorter than its ARP packet",
