@@ -53,7 +53,7 @@ const PER_CPU_ARRAY: u32 = 6;
 const ARRAY_OF_MAPS: u32 = 12;
 const RING_BUFFER: u32 = 27;
 
-const MAPS: [Shape; 13] = [
+const MAPS: &[Shape] = &[
     Shape("IMAGES", ARRAY_OF_MAPS, 4, 4, SLOTS),
     Shape("COUNTERS", ARRAY_OF_MAPS, 4, 4, SLOTS),
     Shape("CONTROL", ARRAY, 4, size_of::<Control>() as u32, 1),
@@ -173,7 +173,7 @@ pub(super) fn load(
     let mut object = loader.load(OBJECT).map_err(|source| DatapathError::Object {
         source: source.into(),
     })?;
-    for shape in &MAPS {
+    for shape in MAPS {
         check_shape(directory, shape)?;
     }
     let with_frags = frags.then(|| load_xdp(&mut object, "ingress"));
@@ -201,7 +201,7 @@ pub(super) fn load(
 /// The object over the same maps, which must still be pinned: fresh ones would be of no use to anybody.
 fn reopen(directory: &Path) -> Result<Ebpf, DatapathError> {
     let mut loader = EbpfLoader::new();
-    for shape in &MAPS {
+    for shape in MAPS {
         check_shape(directory, shape)?;
         loader.map_pin_path(shape.0, directory.join(shape.0));
     }
