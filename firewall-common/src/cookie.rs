@@ -32,6 +32,16 @@ pub const fn published_bit(port: u16) -> (u32, u64) {
     (port as u32 / 64, 1 << (port % 64))
 }
 
+/// How an answer leaves by the interface that the SYN came in by: values of the map `ANSWERS`, by
+/// [`crate::counter::interface_cell`].
+pub mod back {
+    /// It cannot, or nobody has said so yet.
+    pub const NONE: u32 = 0;
+    pub const TX: u32 = 1;
+    /// Redirected to the same interface: a veth without a program on its other end takes no other way.
+    pub const REDIRECT: u32 = 2;
+}
+
 /// What a SYN offers. Zeros: nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

@@ -4,21 +4,23 @@
 //! not translated, and a listener in the socket table.
 
 use crate::frame::XdpFrame;
-use crate::maps::{LOCAL, PUBLISHED, ROOM, Room};
+use crate::maps::{ANSWERS, LOCAL, PUBLISHED, ROOM, Room};
 use crate::state::config;
 use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
 use aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as TupleV4;
 use aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as TupleV6;
+use aya_ebpf::bindings::xdp_action::XDP_TX;
 use aya_ebpf::bindings::{__sk_buff, BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_tuple, xdp_md};
 use aya_ebpf::helpers::generated::{
-    bpf_check_mtu, bpf_ktime_get_coarse_ns, bpf_sk_release, bpf_skb_load_bytes, bpf_skb_load_bytes_relative,
-    bpf_skc_lookup_tcp, bpf_tcp_check_syncookie, bpf_tcp_gen_syncookie, bpf_xdp_adjust_tail,
-    bpf_xdp_get_buff_len, bpf_xdp_store_bytes,
+    bpf_check_mtu, bpf_ktime_get_coarse_ns, bpf_redirect, bpf_sk_release, bpf_skb_load_bytes,
+    bpf_skb_load_bytes_relative, bpf_skc_lookup_tcp, bpf_tcp_check_syncookie, bpf_tcp_gen_syncookie,
+    bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_store_bytes,
 };
 use aya_ebpf::programs::XdpContext;
 use core::ffi::c_void;
 use firewall_common::control::AddressKey;
-use firewall_common::cookie::{self, Answer, Segment};
+use firewall_common::cookie::{self, Answer, Segment, back};
+use firewall_common::counter::interface_cell;
 use firewall_common::packet::{Frame as _, Packet, Window as _};
 
 /// Answers of [`challenge_xdp`]: nothing could be done, the frame is the answer now and goes back, it is the
@@ -53,7 +55,7 @@ pub extern "C" fn challenge_xdp(ctx: *mut xdp_md, packet: *const Packet, config_
     };
     let Some(room) = room() else { return FAILED };
     let settings = config.pad;
-    if settings & CHALLENGE_GIVE == 0 || !is_ours(packet) || !packet.opens_tcp() {
+    if settings & CHALLENGE_GIVE == 0 || way(ctx) == back::NONE || !packet.opens_tcp() || !is_ours(packet) {
         return FAILED;
     }
     let frame = XdpFrame::new(&XdpContext::new(ctx), 0);
@@ -106,6 +108,26 @@ pub extern "C" fn challenge_xdp(ctx: *mut xdp_md, packet: *const Packet, config_
     } else {
         FAILED
     }
+}
+
+/// Sends a frame that [`challenge_xdp`] made back to where it came from: the action of XDP.
+#[inline(always)]
+pub fn send(ctx: *mut xdp_md) -> u32 {
+    match way(ctx) {
+        // SAFETY: notes the interface, which is there, for a frame came by it.
+        back::REDIRECT => unsafe { bpf_redirect((*ctx).ingress_ifindex, 0) as u32 },
+        _ => XDP_TX,
+    }
+}
+
+#[inline(always)]
+fn way(ctx: *mut xdp_md) -> u32 {
+    // SAFETY: a field of the context that the program was called with.
+    let ifindex = unsafe { (*ctx).ingress_ifindex };
+    ANSWERS
+        .get(interface_cell(ifindex))
+        .copied()
+        .unwrap_or(back::NONE)
 }
 
 const CHALLENGE_GIVE: u32 = 1;

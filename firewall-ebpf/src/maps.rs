@@ -79,6 +79,10 @@ pub struct Room {
 #[btf_map]
 pub static ROOM: PerCpuArray<Room, 1> = PerCpuArray::new();
 
+/// A [`cookie::back`] for each interface.
+#[btf_map]
+pub static ANSWERS: Array<u32, { INTERFACE_CELLS as usize }> = Array::new();
+
 /// By TCP port, a bit each: what comes to this port goes on to another host or port, so no listener here may answer for it.
 #[btf_map]
 pub static PUBLISHED: Array<u64, { cookie::PUBLISHED_WORDS as usize }> = Array::new();

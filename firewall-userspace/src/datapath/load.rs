@@ -86,6 +86,7 @@ const MAPS: &[Shape] = &[
         size_of::<Sampler>() as u32,
         Reason::COUNT as u32,
     ),
+    Shape("ANSWERS", ARRAY, 4, 4, INTERFACE_CELLS),
     Shape("PUBLISHED", ARRAY, 4, 8, cookie::PUBLISHED_WORDS),
 ];
 
