@@ -9,7 +9,8 @@ use ravelin::policy::model::{Action, Owner, Place, Policy, PrefixList, Rule, Ser
 use ravelin::simulate::FrameBuilder;
 use ravelin_tests::bench::Record;
 use ravelin_tests::kernel::{Kernel, test_run};
-use ravelin_tests::rotate::{End, Rotation, SOURCES, empty_drop, empty_pass};
+use ravelin_tests::bpf::{empty_drop, empty_pass};
+use ravelin_tests::rotate::{End, Rotation, SOURCES};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;

@@ -15,7 +15,8 @@ use ravelin_tests::kernel::{Kernel, monotonic_s, test_run};
 use ravelin_tests::lab;
 use ravelin_tests::netns::Namespace;
 use ravelin_tests::packet::{self, ACK, SYN};
-use ravelin_tests::rotate::{End, Rotation, SOURCES, empty_pass};
+use ravelin_tests::bpf::empty_pass;
+use ravelin_tests::rotate::{End, Rotation, SOURCES};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 

@@ -5,8 +5,11 @@
 
 pub mod agent;
 pub mod bench;
+pub mod bpf;
 pub mod both;
 pub mod frame;
+pub mod generator;
+pub mod honest;
 pub mod kernel;
 pub mod lab;
 pub mod netns;
@@ -14,6 +17,7 @@ pub mod packet;
 pub mod program;
 pub mod rotate;
 pub mod session;
+pub mod siege;
 pub mod stack;
 pub mod topology;
 pub mod traffic;

@@ -26,6 +26,34 @@ pub fn reassembly(namespace: &Namespace) -> Result<[u64; 2]> {
     Ok([v4.parse()?, v6.trim().parse()?])
 }
 
+/// A count of the stack: `Tcp`, `OutSegs`; `Udp`, `InCsumErrors`; of IPv6 `Udp6`, ....
+///
+/// # Errors
+/// There is none of that name.
+pub fn count(namespace: &Namespace, protocol: &str, name: &str) -> Result<u64> {
+    let found = if protocol.ends_with('6') {
+        let text = read(namespace, "snmp6")?;
+        text.lines().find_map(|line| {
+            line.strip_prefix(protocol)?
+                .trim_start()
+                .strip_prefix(name)?
+                .trim()
+                .parse()
+                .ok()
+        })
+    } else {
+        let text = read(namespace, "snmp")?;
+        let head = format!("{protocol}:");
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix(&head));
+        let (names, values) = lines.next().zip(lines.next()).context("a table without values")?;
+        names
+            .split_whitespace()
+            .zip(values.split_whitespace())
+            .find_map(|(one, value)| (one == name).then(|| value.parse().ok())?)
+    };
+    found.with_context(|| format!("no {protocol} {name} in the stack's counts"))
+}
+
 /// Waits until a socket listens on a TCP port, or is bound to a UDP port, in either family.
 ///
 /// # Panics

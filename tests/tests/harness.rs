@@ -2,10 +2,14 @@
 
 use anyhow::Result;
 use ravelin_tests::frame::{self, Sender};
+use ravelin_tests::generator::Attack;
 use ravelin_tests::lab::{EVERYTHING, NODE, NODE_B, NODE6, NOTHING, STRANGER};
+use ravelin_tests::siege::{Assault, OTHER, Siege, V4, V6, WEB};
+use ravelin_tests::stack::count;
 use ravelin_tests::traffic::{Trial, ping_reaches, udp_reaches_with};
 use ravelin_tests::{Lab, Namespace, wait};
-use std::net::{SocketAddr, UdpSocket};
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 
 #[test]
 fn an_open_node_is_reached_by_everybody() -> Result<()> {
@@ -87,5 +91,41 @@ fn namespaces_of_the_dead_are_swept_and_those_of_the_living_stay() -> Result<()>
     Namespace::sweep("ravelin-sweep");
     assert!(!dead.path().exists());
     assert!(living.path().exists());
+    Ok(())
+}
+
+/// Neither a checksum nor a length of theirs is wrong, and no two are alike.
+#[test]
+fn generated_packets_are_taken_by_the_stack() -> Result<()> {
+    let siege = Siege::new(1)?;
+    for family in [V4, V6] {
+        let server: IpAddr = family.server.parse()?;
+        let udp = siege
+            .server
+            .run(|| UdpSocket::bind(SocketAddr::new(server, OTHER)))?;
+        udp.set_read_timeout(Some(wait::PATIENCE))?;
+        let attack = Attack::start(&siege.outside, siege.generators(Assault::Udp, &family)?)?;
+        let mut seen = HashSet::new();
+        while seen.len() < 1000 {
+            let (_, from) = udp.recv_from(&mut [0; 64])?;
+            assert!(seen.insert(from), "{from} twice");
+        }
+        attack.stop()?;
+
+        let _tcp = siege
+            .server
+            .run(|| TcpListener::bind(SocketAddr::new(server, WEB)))?;
+        let answers = || count(&siege.server, "Tcp", "OutSegs").unwrap_or(0);
+        let before = answers();
+        let attack = Attack::start(&siege.outside, siege.generators(Assault::SpoofedSyn, &family)?)?;
+        wait::until("a thousand SYNs to be answered", || match answers() - before {
+            answered if answered >= 1000 => Ok(()),
+            answered => Err(format!("{answered} answers")),
+        });
+        attack.stop()?;
+    }
+    for protocol in ["Udp", "Udp6", "Tcp"] {
+        assert_eq!(count(&siege.server, protocol, "InCsumErrors")?, 0, "{protocol}");
+    }
     Ok(())
 }

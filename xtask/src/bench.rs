@@ -93,6 +93,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut command = crate::cargo();
     command
         .env("RAVELIN_BIN", &binary)
+        .env("RAVELIN_NGINX", setup::NGINX.path()?)
         .env("RAVELIN_BENCH_RECORDS", &records_file)
         .env("RAVELIN_BENCH_QUICK", if args.quick { "1" } else { "" })
         .env("RAVELIN_BENCH_ONLY", args.only.as_deref().unwrap_or_default())

@@ -73,6 +73,9 @@ pub fn ensure(purposes: &[Purpose]) -> Result<Toolchain> {
             daemon.ensure()?;
         }
     }
+    if wanted(Purpose::Bench) {
+        NGINX.ensure()?;
+    }
     let linker = toolchain::find_linker(kind).map_err(|error| anyhow!(error))?;
     Ok(Toolchain {
         kind,
@@ -172,13 +175,15 @@ fn missing_packages(purposes: &[Purpose]) -> Vec<Package> {
         need("traceroute", "a client in the tests", is_there("traceroute"));
         need("dnsmasq-base", "a name server in the tests", is_there("dnsmasq"));
         need("ldnsutils", "`drill` asks that name server", is_there("drill"));
-        // Libraries of nginx and chronyd, which are not installed as packages.
-        for (name, file) in [
-            ("libpcre2-8-0", "libpcre2-8.so.0"),
-            ("libssl3", "libssl.so.3"),
-            ("libgnutls30", "libgnutls.so.30"),
-            ("libseccomp2", "libseccomp.so.2"),
-        ] {
+    }
+    // Libraries of nginx and chronyd, which are not installed as packages.
+    for (name, file, of) in [
+        ("libpcre2-8-0", "libpcre2-8.so.0", &NGINX),
+        ("libssl3", "libssl.so.3", &NGINX),
+        ("libgnutls30", "libgnutls.so.30", &CHRONYD),
+        ("libseccomp2", "libseccomp.so.2", &CHRONYD),
+    ] {
+        if wanted(Purpose::Test) || (wanted(Purpose::Bench) && of.package == NGINX.package) {
             need(
                 name,
                 "a library of nginx or chronyd in the tests",
@@ -378,7 +383,7 @@ pub const PROMTOOL: Extracted = Extracted {
 pub const NGINX: Extracted = Extracted {
     package: "nginx",
     file: "usr/sbin/nginx",
-    why: "tests run it as a service behind the filter",
+    why: "tests and benches run it as a service behind the filter",
 };
 pub const CHRONYD: Extracted = Extracted {
     package: "chrony",
