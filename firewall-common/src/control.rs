@@ -33,12 +33,15 @@ pub struct Control {
     pub flow_mask: u32,
     /// Not zero while the map `BANS` may hold a ban that is in force: it is not asked otherwise.
     pub bans: u32,
+    /// `SO_NETNS_COOKIE` of the agent's network namespace: the one whose connections are counted.
+    pub netns_cookie: u64,
+    pub spare: [u64; 7],
 }
 
 pub const EVENTS_DROP: u32 = 1;
 pub const EVENTS_PASS: u32 = 2;
 
-const _: () = assert!(size_of::<Control>() == 64);
+const _: () = assert!(size_of::<Control>() == 128);
 
 /// Which image slot and which configuration slot are in force. A plain word, for the BPF verifier refuses the
 /// undefined half of an `Option`; slots that were never filled are empty, and an empty slot drops.
@@ -76,6 +79,10 @@ pub struct Config {
     pub failsafe_bloom: u64,
     /// Entries of `failsafe` in use.
     pub failsafe_count: u32,
+    /// Set of `CHALLENGE_*`: what the kernel can do about SYN cookies.
+    pub challenge: u32,
+    /// Seconds without excess after which a challenge ends.
+    pub challenge_quiet_s: u32,
     pub pad: u32,
     /// Seconds by [`crate::flow::State`].
     pub flow_timeouts: [u32; State::COUNT],
@@ -88,6 +95,17 @@ pub struct Config {
     pub pad2: u32,
     pub failsafe: [Failsafe; MAX_FAILSAFE],
 }
+
+/// SYN cookies can be given at XDP.
+pub const CHALLENGE_GIVE: u32 = 1;
+/// The kernel takes the options of a connection from the timestamp that its peer echoes (`tcp_timestamps` = 2).
+pub const CHALLENGE_OPTIONS: u32 = 2;
+/// The kernel gives them whatever room a listener has (`tcp_syncookies` = 2).
+pub const CHALLENGE_ALWAYS: u32 = 4;
+/// From this bit on, 4 bits: the window scale that the kernel will choose for a connection.
+pub const CHALLENGE_SCALE_SHIFT: u32 = 8;
+/// [`Config::challenge_quiet_s`] unless the agent is told otherwise.
+pub const CHALLENGE_QUIET_S: u32 = 10;
 
 pub const BLOOM_WORDS: usize = 64;
 pub const MAX_FAILSAFE: usize = 32;
@@ -111,7 +129,7 @@ pub struct Failsafe {
 
 const _: () = assert!(size_of::<Failsafe>() == 40);
 const _: () =
-    assert!(size_of::<Config>() == 8 + BLOOM_WORDS * 8 + 16 + State::COUNT * 4 + 32 + MAX_FAILSAFE * 40);
+    assert!(size_of::<Config>() == 8 + BLOOM_WORDS * 8 + 24 + State::COUNT * 4 + 32 + MAX_FAILSAFE * 40);
 
 impl Config {
     /// Enforcing, no own addresses, no failsafe, LACP, LLDP and EAPOL admitted.
@@ -121,6 +139,8 @@ impl Config {
         own_bloom: [0; BLOOM_WORDS],
         failsafe_bloom: 0,
         failsafe_count: 0,
+        challenge: 0,
+        challenge_quiet_s: CHALLENGE_QUIET_S,
         pad: 0,
         flow_timeouts: crate::flow::TIMEOUTS,
         ban_lens: [[ban::NO_LENGTH; ban::LENGTHS]; 2],

@@ -4,12 +4,16 @@
 //! first [`Reason::COUNT`] endings are the bare reasons of what came in, in order of their numbers, the next as many
 //! ([`EGRESS`]) those of what leaves; the compiler appends one for each (direction, service, reason, rule) that can
 //! happen. Next to the ending of a rule that allows stands that of the answers which leave to whom it allowed. A
-//! packet adds to one ending, so the sums by direction, service, rule and reason are all exact and agree.
+//! packet adds to one ending, and those that open a connection have one of their own ([`OPENS`]); so the sums by direction, service, rule and reason are all exact and agree.
 
 use crate::verdict::Reason;
 
 /// The first bare ending of what leaves.
 pub const EGRESS: u32 = Reason::COUNT as u32;
+
+/// What an ending of a rule that allows is followed by: that of answers, then that of packets which open a connection.
+pub const ANSWER: u32 = 1;
+pub const OPENS: u32 = 2;
 
 /// One ending on one CPU: value of the map `COUNTERS`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -16,13 +16,14 @@ use crate::flow::{self, Key, Left, Sends, State};
 use crate::fragment::{self, Remembered};
 use crate::gate::{self, Bank};
 use crate::image::{Image, NO_SERVICE, Pages, PortKey};
+use crate::meter::{self, Steps};
 use crate::packet::{Address, Fragment, Frame, Kind, Link, Packet, Parsed, parse, protocol};
 use crate::quote::{ECHO_REPLY, quoted};
 use crate::verdict::{Reason, Verdict};
 
 /// What a decision asks of its surroundings. One value serves one packet. Methods with a body are parts of the decision
 /// that the kernel may run as functions of their own, which the BPF verifier then walks once.
-pub trait Kernel {
+pub trait Kernel: Steps {
     type Pages: Pages;
 
     /// The node configuration in force.
@@ -68,10 +69,6 @@ pub trait Kernel {
     }
     /// [`crate::ban::is_banned`] in the table of bans.
     fn banned(&self, version: u8, source: Address) -> bool;
-    /// Leaves the value as it is. In the kernel it takes it through memory, where the BPF verifier forgets small
-    /// constants, so that ways which differ only in them are walked once.
-    #[inline(always)]
-    fn settle<T>(&self, _value: &mut T) {}
     /// Notes a step; only `explain` listens.
     #[inline(always)]
     fn step(&self, _step: Step) {}
@@ -143,6 +140,11 @@ pub enum Step {
     Verdict {
         reason: u8,
         ending: u32,
+    },
+    /// The limits of this number were asked: what they said.
+    Limit {
+        profile: u32,
+        excess: Option<Reason>,
     },
     /// The gate was asked whether the host opened anything from this port.
     Gate {
@@ -240,7 +242,7 @@ fn ip<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &Packet) -> Outcome {
         return Outcome::bare(Reason::Martian);
     }
     if packet.fragment.is_later() {
-        return match follow(kernel, packet, false) {
+        return match follow(frame, kernel, packet, false) {
             // The first one may have come before the ban.
             outcome if outcome.reason != Reason::Failsafe && kernel.banned(packet.version, packet.src) => {
                 kernel.step(Step::Banned);
@@ -299,10 +301,22 @@ fn policy<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &Packet) -> Option
         }
         None | Some(Reason::NotAllowed) => {}
         Some(reason) => {
-            return Some(Outcome {
+            let outcome = Outcome {
                 reason,
                 ending: cell.ending(),
                 service,
+            };
+            if cell.is_limited() {
+                let number = image.profile_of(outcome.ending)?;
+                return limited(kernel, &image, packet, frame.wire_len(), outcome, number);
+            }
+            return Some(if reason == Reason::Allowed && packet.opens_tcp() {
+                Outcome {
+                    ending: outcome.ending + counter::OPENS,
+                    ..outcome
+                }
+            } else {
+                outcome
             });
         }
     }
@@ -350,7 +364,7 @@ fn lead<K: Kernel>(kernel: &K, packet: &Packet, outcome: Outcome, egress: bool) 
 
 /// A later fragment ends as the first of its datagram did.
 #[inline(always)]
-fn follow<K: Kernel>(kernel: &K, packet: &Packet, egress: bool) -> Outcome {
+fn follow<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &Packet, egress: bool) -> Outcome {
     let first = match kernel.later_fragment(&fragment::key(packet, egress), packet.fragment) {
         Ok(first) => first,
         Err(reason) => {
@@ -372,11 +386,59 @@ fn follow<K: Kernel>(kernel: &K, packet: &Packet, egress: bool) -> Outcome {
         return bare(reason, egress);
     }
     kernel.step(Step::Later(Some(reason)));
-    Outcome {
+    let outcome = Outcome {
         reason,
         ending: first.ending,
         service: first.service,
+    };
+    if egress || reason != Reason::Allowed {
+        return outcome;
     }
+    // What it weighs is its own.
+    weigh(kernel, packet, frame.wire_len(), outcome).unwrap_or(Outcome::bare(Reason::NoPolicy))
+}
+
+/// What limits make of a later fragment. `None`: the image cannot be read.
+#[inline(always)]
+fn weigh<K: Kernel>(kernel: &K, packet: &Packet, length: u32, outcome: Outcome) -> Option<Outcome> {
+    let image = Image::open(kernel.pages()?)?;
+    let number = image.profile_of(outcome.ending)?;
+    limited(kernel, &image, packet, length, outcome, number)
+}
+
+/// What limits make of a packet that a rule allows. `None`: the image cannot be read.
+#[inline(always)]
+fn limited<K: Kernel>(
+    kernel: &K,
+    image: &Image<K::Pages>,
+    packet: &Packet,
+    length: u32,
+    outcome: Outcome,
+    number: u32,
+) -> Option<Outcome> {
+    if number == 0 {
+        return Some(outcome);
+    }
+    let flags = image.profile(number)?.flags();
+    let metered = meter::run(kernel, packet, flags, number, length);
+    let excess = metered.reason();
+    kernel.step(Step::Limit {
+        profile: number,
+        excess,
+    });
+    Some(match excess {
+        None if metered.opens() => Outcome {
+            ending: outcome.ending + counter::OPENS,
+            ..outcome
+        },
+        None => outcome,
+        Some(Reason::NoPolicy) => return None,
+        Some(reason) => Outcome {
+            reason,
+            ending: metered.ending(),
+            service: outcome.service,
+        },
+    })
 }
 
 #[inline(always)]
@@ -657,7 +719,7 @@ fn leave<F: Frame, K: Kernel>(
 ) -> Option<Outcome> {
     if packet.fragment.is_later() {
         return Some(if image.judges_egress() {
-            follow(kernel, packet, true)
+            follow(frame, kernel, packet, true)
         } else {
             Outcome::out(Reason::DefaultAllow)
         });
@@ -689,7 +751,7 @@ fn leave<F: Frame, K: Kernel>(
             let answer = Outcome {
                 reason: Reason::Answer,
                 // The compiler numbers both directions of an allow in a row.
-                ending: cell.ending() + 1,
+                ending: cell.ending() + counter::ANSWER,
                 service,
             };
             return Some(if rules {

@@ -165,7 +165,7 @@ const fn ports(packet: &Packet, local: u16, remote: u16) -> (u16, u16) {
 }
 
 #[inline(always)]
-const fn mix(word: u64) -> u64 {
+pub(crate) const fn mix(word: u64) -> u64 {
     let word = word.wrapping_mul(0xd6e8_feb8_6659_fd93);
     word ^ word >> 32
 }

@@ -23,6 +23,8 @@
 //! What the words mean is the compiler's business; that reading them never leaves the image is this module's and
 //! that of the [`Pages`] behind it. An entry that points nowhere reads as an unreadable image, which drops.
 
+use crate::limit::{Profile, profile};
+
 /// Bytes of a page: value size of the inner maps of `IMAGES`.
 pub const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
 pub const PAGE_SHIFT: u32 = 20;
@@ -82,6 +84,12 @@ pub mod field {
     pub const V6_ROOT: u32 = 72;
     /// `u32`, the row of what leaves to a port that no egress rule names.
     pub const EGRESS_ROW: u32 = 80;
+    /// `u32`, records of limits.
+    pub const PROFILES: u32 = 84;
+    /// `u64`, offset of the record (from 1) that limits each ending: `u16`, 0 for none. None is read where there are no records.
+    pub const PROFILE_OF: u32 = 88;
+    /// `u64`, offset of the records, see [`crate::limit::profile`].
+    pub const PROFILE_TABLE: u32 = 96;
     /// [`super::DIRECTORY_LEN`] `u16`: the port directory.
     pub const DIRECTORY: u32 = 128;
     /// The same of what leaves.
@@ -238,13 +246,24 @@ pub struct Cell(pub u32);
 impl Cell {
     pub const NO_MATCH: Cell = Cell(0);
 
+    /// Among the bits of the reason, which are 6.
+    const LIMITED: u32 = 1 << 31;
+
     /// `ending` is below 2^24.
     pub const fn new(reason: u8, ending: u32) -> Cell {
         Cell((reason as u32) << 24 | ending & 0x00ff_ffff)
     }
+    /// The same, with limits: [`Image::profile`] of the ending.
+    pub const fn with_limits(self) -> Cell {
+        Cell(self.0 | Self::LIMITED)
+    }
     #[inline(always)]
     pub const fn reason(self) -> u8 {
-        (self.0 >> 24) as u8
+        (self.0 >> 24) as u8 & 0x3f
+    }
+    #[inline(always)]
+    pub const fn is_limited(self) -> bool {
+        self.0 & Self::LIMITED != 0
     }
     #[inline(always)]
     pub const fn ending(self) -> u32 {
@@ -421,6 +440,37 @@ impl<'a, P: Pages> Image<'a, P> {
         }
         let offset = self.first.u64(field::VERDICTS) + (row as u64 * classes as u64 + class as u64) * 4;
         Some(Cell(self.page_of(offset)?.u32(offset as u32)))
+    }
+}
+
+impl<P: Pages> Image<'_, P> {
+    /// The number of the limits of an ending, 0 for none.
+    #[inline(always)]
+    pub fn profile_of(&self, ending: u32) -> Option<u32> {
+        if self.first.u32(field::PROFILES) == 0 {
+            return Some(0);
+        }
+        if ending >= self.first.u32(field::ENDINGS) {
+            return None;
+        }
+        let offset = self.first.u64(field::PROFILE_OF) + ending as u64 * 2;
+        Some(self.page_of(offset)?.u16(offset as u32) as u32)
+    }
+
+    /// Limits by their number, from 1.
+    #[inline(always)]
+    pub fn profile(&self, number: u32) -> Option<Profile<P::Page>> {
+        let index = number.wrapping_sub(1);
+        if index >= self.first.u32(field::PROFILES) {
+            return None;
+        }
+        let offset = self.first.u64(field::PROFILE_TABLE) + (index * profile::SIZE) as u64;
+        let page = self.page_of(offset)?;
+        // A record is whole in its page.
+        Some(Profile::new(
+            page,
+            offset as u32 & (PAGE_SIZE as u32 - 1) & !(profile::SIZE - 1),
+        ))
     }
 }
 

@@ -3,8 +3,8 @@
 //!
 //! Built twice, for the BPF target and for the host. Values and arithmetic only: no maps, no I/O, no
 //! allocation, no raw pointers; time is an argument. Modules in reading order:
-//! [`verdict`] -> [`packet`] -> [`image`] -> [`flow`] -> [`fragment`] -> [`quote`] -> [`ban`] -> [`cookie`] ->
-//! [`decide`], then [`control`], [`gate`],
+//! [`verdict`] -> [`packet`] -> [`image`] -> [`flow`] -> [`fragment`] -> [`quote`] -> [`ban`] -> [`limit`] -> [`meter`] ->
+//! [`decide`], then [`cookie`], [`control`], [`gate`],
 //! [`counter`] and [`event`].
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -19,6 +19,8 @@ pub mod flow;
 pub mod fragment;
 pub mod gate;
 pub mod image;
+pub mod limit;
+pub mod meter;
 pub mod packet;
 pub mod quote;
 pub mod verdict;

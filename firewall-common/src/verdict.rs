@@ -147,6 +147,27 @@ reasons! {
     /// A bad length in the UDP header.
     UdpHeader = 44, "udp-header";
 
+    /// The source opens more connections than a limit of the service bears.
+    LimitSourceNew = 45, "limit-source-new";
+    /// All sources together open more connections than a limit of the service bears.
+    LimitTotalNew = 46, "limit-total-new";
+    /// The source sends more packets than a limit of the service bears.
+    LimitSourcePackets = 47, "limit-source-packets";
+    /// All sources together send more packets than a limit of the service bears.
+    LimitTotalPackets = 48, "limit-total-packets";
+    /// The source sends more bytes than a limit of the service bears.
+    LimitSourceBytes = 49, "limit-source-bytes";
+    /// All sources together send more bytes than a limit of the service bears.
+    LimitTotalBytes = 50, "limit-total-bytes";
+    /// The source has as many connections as a limit of the service bears.
+    LimitSourceConnections = 51, "limit-source-connections";
+    /// All sources together have as many connections as a limit of the service bears.
+    LimitTotalConnections = 52, "limit-total-connections";
+    /// A connection over a limit was answered with a SYN cookie: the source may prove its address.
+    Challenged = 53, "challenged";
+    /// A TCP segment that belongs to no connection, while the service gives SYN cookies.
+    NoConnection = 54, "no-connection";
+
     /// No policy image could be read.
     NoPolicy = 56, "no-policy";
 }
@@ -156,6 +177,9 @@ impl Reason {
     pub const COUNT: usize = 64;
     /// Numbers from here on drop.
     pub const FIRST_DROP: u8 = 16;
+    /// The first of the reasons of excess: what a limit has to say. They are [`Self::EXCESS`] in a row.
+    pub const FIRST_EXCESS: u8 = 45;
+    pub const EXCESS: u32 = 10;
 
     pub const fn number(self) -> u8 {
         self as u8

@@ -4,8 +4,8 @@
 //! not translated, and a listener in the socket table.
 
 use crate::frame::XdpFrame;
-use crate::maps::{ANSWERS, LOCAL, PUBLISHED, ROOM, Room};
-use crate::state::config;
+use crate::maps::{ANSWERS, LOCAL, PUBLISHED, Room};
+use crate::state::{config, room};
 use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
 use aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as TupleV4;
 use aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as TupleV6;
@@ -18,7 +18,9 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::XdpContext;
 use core::ffi::c_void;
-use firewall_common::control::AddressKey;
+use firewall_common::control::{
+    AddressKey, CHALLENGE_ALWAYS, CHALLENGE_GIVE, CHALLENGE_OPTIONS, CHALLENGE_SCALE_SHIFT,
+};
 use firewall_common::cookie::{self, Answer, Segment, back};
 use firewall_common::counter::interface_cell;
 use firewall_common::packet::{Frame as _, Packet, Window as _};
@@ -46,15 +48,24 @@ const ENOENT: i64 = -2;
 const MIN_FRAME: u32 = 60;
 
 /// Answers a SYN in place. The frame is as it was unless this gives [`ANSWERED`], or memory is short.
+#[inline(always)]
+pub fn challenge(ctx: *mut xdp_md, packet: &Packet, config_slot: u32) -> u64 {
+    match challenge_make(ctx, packet, config_slot) {
+        ANSWERED => challenge_send(ctx, packet, config_slot),
+        other => other,
+    }
+}
+
+/// Makes a cookie for a SYN: [`ANSWERED`] with it in [`Room`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn challenge_xdp(ctx: *mut xdp_md, packet: *const Packet, config_slot: u32) -> u64 {
+pub extern "C" fn challenge_make(ctx: *mut xdp_md, packet: *const Packet, config_slot: u32) -> u64 {
     // SAFETY: the verifier lets callers pass a whole packet or null only.
     let (Some(packet), Some(config)) = (unsafe { packet.as_ref() }, config(config_slot)) else {
         return FAILED;
     };
     let Some(room) = room() else { return FAILED };
-    let settings = config.pad;
+    let settings = config.challenge;
     if settings & CHALLENGE_GIVE == 0 || way(ctx) == back::NONE || !packet.opens_tcp() || !is_ours(packet) {
         return FAILED;
     }
@@ -62,17 +73,6 @@ pub extern "C" fn challenge_xdp(ctx: *mut xdp_md, packet: *const Packet, config_
     let Some(segment) = cookie::segment(&frame, packet) else {
         return FAILED;
     };
-    let Some(macs) = frame.window::<12>(0) else {
-        return FAILED;
-    };
-    room.macs = [
-        macs.u16::<6>().to_be(),
-        macs.u16::<8>().to_be(),
-        macs.u16::<10>().to_be(),
-        macs.u16::<0>().to_be(),
-        macs.u16::<2>().to_be(),
-        macs.u16::<4>().to_be(),
-    ];
     let offer = room.options.read(&frame, packet, segment);
     cookie::tcp_header(packet, segment, offer.mss, &mut room.tcp);
     let made = make(ctx.cast(), packet, room);
@@ -86,15 +86,41 @@ pub extern "C" fn challenge_xdp(ctx: *mut xdp_md, packet: *const Packet, config_
         };
     }
 
+    (room.offer, room.seq, room.cookie) = (offer, segment.seq, made as u32);
+    ANSWERED
+}
+
+/// Turns the SYN into the answer that [`challenge_make`] prepared.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn challenge_send(ctx: *mut xdp_md, packet: *const Packet, config_slot: u32) -> u64 {
+    // SAFETY: as in `challenge_make`.
+    let (Some(packet), Some(config)) = (unsafe { packet.as_ref() }, config(config_slot)) else {
+        return FAILED;
+    };
+    let Some(room) = room() else { return FAILED };
+    let settings = config.challenge;
+    let frame = XdpFrame::new(&XdpContext::new(ctx), 0);
+    let Some(macs) = frame.window::<12>(0) else {
+        return FAILED;
+    };
+    room.macs = [
+        macs.u16::<6>().to_be(),
+        macs.u16::<8>().to_be(),
+        macs.u16::<10>().to_be(),
+        macs.u16::<0>().to_be(),
+        macs.u16::<2>().to_be(),
+        macs.u16::<4>().to_be(),
+    ];
     room.mtu = 0;
     // SAFETY: writes the one word that it is given.
     if unsafe { bpf_check_mtu(ctx.cast(), 0, &raw mut room.mtu, 0, 0) } < 0 {
         return FAILED;
     }
     let answer = Answer {
-        offer,
-        seq: segment.seq,
-        cookie: made as u32,
+        offer: room.offer,
+        seq: room.seq,
+        cookie: room.cookie,
         mtu: room.mtu,
         // SAFETY: the helper takes no arguments.
         now_ms: unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000,
@@ -128,17 +154,6 @@ fn way(ctx: *mut xdp_md) -> u32 {
         .get(interface_cell(ifindex))
         .copied()
         .unwrap_or(back::NONE)
-}
-
-const CHALLENGE_GIVE: u32 = 1;
-const CHALLENGE_OPTIONS: u32 = 2;
-const CHALLENGE_ALWAYS: u32 = 4;
-const CHALLENGE_SCALE_SHIFT: u32 = 8;
-
-#[inline(always)]
-fn room() -> Option<&'static mut Room> {
-    // SAFETY: this CPU's own; programs run with bottom halves off and do not interrupt each other.
-    ROOM.get_ptr_mut(0).map(|room| unsafe { &mut *room })
 }
 
 /// Whether a listener of this host may speak for the destination. A wildcard listener is found for any address, and

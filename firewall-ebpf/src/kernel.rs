@@ -1,10 +1,12 @@
 //! The decision's surroundings over maps and helpers: one value for each packet.
 
 use crate::apart::{self, Part};
+use crate::cookie;
 use crate::frame::settle;
+use crate::limits::{self, Given};
 use crate::maps::{GATE, LOCAL, TALLIES};
 use crate::sockets;
-use crate::state::{self, PolicyPages, config, control, policy_pages};
+use crate::state::{self, PolicyPages, config, control, policy_pages, room};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use firewall_common::control::{AddressKey, Config, Control, Selector};
 use firewall_common::counter::Tally;
@@ -13,6 +15,7 @@ use firewall_common::flow::{Key, Left, Sends, State};
 use firewall_common::fragment::Remembered;
 use firewall_common::gate::{Bank, Cell};
 use firewall_common::image::Image;
+use firewall_common::meter::{Metered, Spend, Steps, Told};
 use firewall_common::packet::{Address, Fragment, Frame, Packet};
 use firewall_common::verdict::Reason;
 
@@ -22,6 +25,10 @@ pub trait Context {
     fn ifindex(&self) -> u32;
     /// [`crate::sockets`].
     fn socket(&self, key: &Key) -> u64;
+    /// [`Steps::handshake`].
+    fn handshake(&self, packet: &Packet) -> Told;
+    /// [`Steps::challenge`].
+    fn challenge(&self, packet: &Packet, config_slot: u32) -> Told;
     /// [`firewall_common::quote::quoted`] for a frame of this kind, see [`crate::apart`].
     fn quote<F: Frame>(&self, packet: &Packet, key: &mut Key) -> u64;
 }
@@ -35,6 +42,16 @@ impl Context for XdpContext {
     #[inline(always)]
     fn socket(&self, key: &Key) -> u64 {
         sockets::socket_xdp(self.ctx, key)
+    }
+
+    #[inline(always)]
+    fn handshake(&self, packet: &Packet) -> Told {
+        Told::handshake(cookie::handshake_xdp(self.ctx, packet))
+    }
+
+    #[inline(always)]
+    fn challenge(&self, packet: &Packet, config_slot: u32) -> Told {
+        Told::challenge(cookie::challenge(self.ctx, packet, config_slot))
     }
 
     #[inline(always)]
@@ -53,6 +70,17 @@ impl Context for TcContext {
     #[inline(always)]
     fn socket(&self, key: &Key) -> u64 {
         sockets::socket_skb(self.skb.skb, key)
+    }
+
+    #[inline(always)]
+    fn handshake(&self, packet: &Packet) -> Told {
+        Told::handshake(cookie::handshake_skb(self.skb.skb, packet))
+    }
+
+    #[inline(always)]
+    fn challenge(&self, _packet: &Packet, _config_slot: u32) -> Told {
+        // Nothing goes back from here.
+        Told::FAILED
     }
 
     #[inline(always)]
@@ -135,12 +163,15 @@ impl<C: Context> Kernel for Node<'_, C> {
 
     #[inline(always)]
     fn first_fragment(&self, key: &Key, fragment: Fragment, first: Remembered) -> Result<(), Reason> {
-        let part = Part {
+        let Some(room) = room() else {
+            return Err(Reason::FragmentTable);
+        };
+        room.part = Part {
             key: *key,
             fragment,
             first,
         };
-        match Reason::from_number(apart::fragment_first(&part) as u8) {
+        match Reason::from_number(apart::fragment_first(&room.part) as u8) {
             None => Ok(()),
             Some(reason) => Err(reason),
         }
@@ -148,13 +179,12 @@ impl<C: Context> Kernel for Node<'_, C> {
 
     #[inline(always)]
     fn later_fragment(&self, key: &Key, fragment: Fragment) -> Result<Remembered, Reason> {
-        let mut part = Part {
-            key: *key,
-            fragment,
-            first: Remembered::default(),
+        let Some(room) = room() else {
+            return Err(Reason::FragmentTable);
         };
-        match Reason::from_number(apart::fragment_later(&mut part) as u8) {
-            None => Ok(part.first),
+        (room.part.key, room.part.fragment) = (*key, fragment);
+        match Reason::from_number(apart::fragment_later(&mut room.part) as u8) {
+            None => Ok(room.part.first),
             Some(reason) => Err(reason),
         }
     }
@@ -170,10 +200,10 @@ impl<C: Context> Kernel for Node<'_, C> {
 
     #[inline(always)]
     fn quoted<F: Frame>(&self, _frame: &F, packet: &Packet) -> Option<Key> {
-        let mut key = Key::default();
-        match self.ctx.quote::<F>(packet, &mut key) {
+        let room = room()?;
+        match self.ctx.quote::<F>(packet, &mut room.part.key) {
             0 => None,
-            _ => Some(key),
+            _ => Some(room.part.key),
         }
     }
 
@@ -222,11 +252,6 @@ impl<C: Context> Kernel for Node<'_, C> {
     }
 
     #[inline(always)]
-    fn settle<T>(&self, value: &mut T) {
-        settle(value);
-    }
-
-    #[inline(always)]
     fn socket(&self, key: &Key) -> Socket {
         match self.ctx.socket(key) {
             1 => Socket::Accepted,
@@ -241,5 +266,51 @@ impl<C: Context> Kernel for Node<'_, C> {
             // SAFETY: this CPU's own cell.
             unsafe { *cell += 1 };
         }
+    }
+}
+
+impl<C: Context> Node<'_, C> {
+    #[inline(always)]
+    fn given(&self, told: Told) -> u32 {
+        Given::new(self.slot, self.config_slot, told).0
+    }
+}
+
+impl<C: Context> Steps for Node<'_, C> {
+    #[inline(always)]
+    fn before(&self, packet: &Packet, number: u32, told: Told) -> Metered {
+        Metered(limits::limits_before(packet, self.given(told), number))
+    }
+
+    #[inline(always)]
+    fn spend(&self, what: Spend) -> Metered {
+        let word = what.number & 0xffff | (what.kind as u32) << 16 | (what.reserves as u32) << 24;
+        let given = self.given(Told::NOTHING);
+        Metered(limits::limits_spend(what.packet, given, word, what.length))
+    }
+
+    #[inline(always)]
+    fn after(&self, packet: &Packet, number: u32, told: Told, excess: Metered) -> Metered {
+        Metered(limits::limits_after(packet, self.given(told), number, excess.0))
+    }
+
+    #[inline(always)]
+    fn handshake(&self, packet: &Packet) -> Told {
+        self.ctx.handshake(packet)
+    }
+
+    #[inline(always)]
+    fn challenge(&self, packet: &Packet) -> Told {
+        self.ctx.challenge(packet, self.config_slot)
+    }
+
+    #[inline(always)]
+    fn ban(&self, packet: &Packet, number: u32) {
+        limits::limits_ban(packet, self.given(Told::NOTHING), number);
+    }
+
+    #[inline(always)]
+    fn settle<T>(&self, value: &mut T) {
+        settle(value);
     }
 }

@@ -1,5 +1,6 @@
 //! The maps, by the names under which they are pinned. Layouts: `firewall_common`.
 
+use crate::apart::Part;
 use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE};
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
@@ -9,7 +10,7 @@ use firewall_common::counter::{Counter, INTERFACE_CELLS, InterfaceCounter, Tally
 use firewall_common::event::{Event, Sampler};
 use firewall_common::image::PAGE_SIZE;
 use firewall_common::verdict::Reason;
-use firewall_common::{cookie, flow, fragment};
+use firewall_common::{cookie, flow, fragment, limit};
 
 /// A page of an image, aligned for words.
 #[repr(C, align(8))]
@@ -49,6 +50,25 @@ pub static FLOWS: Array<SetWords, { flow::SETS as usize }, MMAPABLE> = Array::ne
 #[btf_map]
 pub static FRAGMENTS: Array<SetWords, { fragment::SETS as usize }, MMAPABLE> = Array::new();
 
+/// Words of a scope, see [`limit::scope`].
+pub type ScopeWords = [u64; limit::scope::WORDS as usize];
+
+#[btf_map]
+pub static SCOPES: Array<ScopeWords, { limit::MAX_SCOPES as usize }, MMAPABLE> = Array::new();
+
+/// A line of a sketch.
+pub type LineWords = [u64; limit::WAYS as usize];
+pub type SketchMap = Array<LineWords, 1, INNER>;
+
+/// By scope, then table.
+#[btf_map]
+pub static SKETCHES: ArrayOfMaps<SketchMap, { (limit::MAX_SCOPES * limit::TABLES) as usize }> =
+    ArrayOfMaps::new();
+
+/// By image slot, then scope in the image: the scope of the kernel plus 1, 0 for none.
+#[btf_map]
+pub static BINDINGS: Array<u32, { (SLOTS * limit::MAX_LOCAL) as usize }> = Array::new();
+
 #[btf_map]
 pub static TALLIES: PerCpuArray<u64, { Tally::COUNT as usize }> = PerCpuArray::new();
 
@@ -65,15 +85,19 @@ pub static EVENTS: RingBuf<Event, { 1 << 20 }> = RingBuf::new();
 #[btf_map]
 pub static SAMPLER: PerCpuArray<Sampler, { Reason::COUNT }> = PerCpuArray::new();
 
-/// Room of a packet that is answered, for its stack has none. Not pinned: nothing in it outlives the packet.
+/// Room for what a packet's stack has none for. Not pinned: nothing in it outlives the packet.
 #[repr(C)]
 pub struct Room {
+    pub part: Part,
     pub options: cookie::Options,
     pub answer: cookie::AnswerWords,
     pub ip: [u32; 10],
     pub tcp: [u32; 6],
     pub macs: [u16; 6],
     pub mtu: u32,
+    pub offer: cookie::Offer,
+    pub seq: u32,
+    pub cookie: u32,
 }
 
 #[btf_map]

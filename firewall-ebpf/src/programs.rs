@@ -1,6 +1,7 @@
 //! Entry points, and the one match from verdict to action.
 
 use crate::account::{Direction, account};
+use crate::cookie;
 use crate::frame::{BareFrame, SkbFrame, XdpFrame};
 use crate::kernel::{Context, Node};
 use crate::state::{control, zero};
@@ -10,9 +11,10 @@ use aya_ebpf::helpers::generated::bpf_xdp_get_buff_len;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use core::arch::asm;
-use firewall_common::decide::{self, Kernel as _};
+use firewall_common::decide;
+use firewall_common::meter::Steps as _;
 use firewall_common::packet::{Frame, Packet};
-use firewall_common::verdict::Verdict;
+use firewall_common::verdict::{Reason, Verdict};
 
 /// Judges every frame that comes in. Multi-buffer frames need kernel 5.18.
 #[xdp(frags)]
@@ -35,21 +37,23 @@ pub fn ingress_nofrags(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn judge(ctx: &XdpContext, len: u32) -> u32 {
     match verdict(ctx, &XdpFrame::new(ctx, len)) {
-        Verdict::Pass => XDP_PASS,
-        Verdict::Drop => XDP_DROP,
+        (Verdict::Pass, _) => XDP_PASS,
+        // The frame is the answer.
+        (Verdict::Drop, Reason::Challenged) => cookie::send(ctx.ctx),
+        (Verdict::Drop, _) => XDP_DROP,
     }
 }
 
 /// The same at TC, where XDP is another's.
 #[classifier]
 pub fn ingress_tc(ctx: TcContext) -> i32 {
-    act(verdict(&ctx, &SkbFrame::new(&ctx)))
+    act(verdict(&ctx, &SkbFrame::new(&ctx)).0)
 }
 
 /// The same for devices without Ethernet headers.
 #[classifier]
 pub fn ingress_raw(ctx: TcContext) -> i32 {
-    act(verdict(&ctx, &BareFrame::new(&ctx, control().map_or(0, zero))))
+    act(verdict(&ctx, &BareFrame::new(&ctx, control().map_or(0, zero))).0)
 }
 
 #[inline(always)]
@@ -62,7 +66,7 @@ fn act(verdict: Verdict) -> i32 {
 }
 
 #[inline(always)]
-fn verdict<F: Frame, C: Context>(ctx: &C, frame: &F) -> Verdict {
+fn verdict<F: Frame, C: Context>(ctx: &C, frame: &F) -> (Verdict, Reason) {
     let node = Node::new(ctx);
     let mut packet = Packet::EMPTY;
     let mut outcome = decide::ingress(frame, &node, &mut packet);
@@ -75,7 +79,8 @@ fn verdict<F: Frame, C: Context>(ctx: &C, frame: &F) -> Verdict {
         outcome.ending,
         frame.len()
     );
-    account(frame, &node, &packet, outcome, Direction::Ingress)
+    let verdict = account(frame, &node, &packet, outcome, Direction::Ingress);
+    (verdict, outcome.reason)
 }
 
 /// Judges every frame that goes out, and notes what it opens.

@@ -1,7 +1,7 @@
 //! What stands in maps for all packets: control cell, configurations, images, and the clock.
 
-use crate::maps::{CONFIG, CONTROL, IMAGES, ImageMap};
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use crate::maps::{CONFIG, CONTROL, IMAGES, ImageMap, ROOM, Room};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use firewall_common::control::{Config, Control};
 use firewall_common::image::{PAGE_SIZE, Page, Pages};
 
@@ -22,6 +22,13 @@ pub fn policy_pages(slot: u32, control: Option<&'static Control>) -> Option<Poli
     IMAGES.get(slot).map(|pages| PolicyPages { pages, zero })
 }
 
+/// This CPU's own room; programs run with bottom halves off and do not interrupt each other.
+#[inline(always)]
+pub fn room() -> Option<&'static mut Room> {
+    // SAFETY: see above.
+    ROOM.get_ptr_mut(0).map(|room| unsafe { &mut *room })
+}
+
 /// Zero, but nobody tells the verifier: a word of a map is any number to the verifier.
 #[inline(always)]
 pub fn zero(control: &Control) -> u64 {
@@ -34,6 +41,19 @@ pub fn zero(control: &Control) -> u64 {
 pub fn now_s() -> u32 {
     // SAFETY: the helper takes no arguments. It costs 3-7 ns, the exact clock ten times as much.
     (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
+}
+
+/// Monotonic clock, nanoseconds: of the last tick, or the exact one.
+#[inline(always)]
+pub fn now_ns(exact: bool) -> u64 {
+    // SAFETY: the helpers take no arguments.
+    unsafe {
+        if exact {
+            bpf_ktime_get_ns()
+        } else {
+            bpf_ktime_get_coarse_ns()
+        }
+    }
 }
 
 /// The pages of the image that a packet is judged by.

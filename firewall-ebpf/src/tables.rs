@@ -1,10 +1,11 @@
-//! The tables of flows and of fragments over maps: sets of words that all CPUs share.
+//! The tables of flows, of fragments and of limits over maps: sets of words that all CPUs share.
 
 use core::arch::asm;
 
-use crate::maps::{FLOWS, FRAGMENTS};
+use crate::maps::{FLOWS, FRAGMENTS, SCOPES, SKETCHES};
 use firewall_common::flow::{SET_WORDS, Set, Table};
-use firewall_common::fragment;
+use firewall_common::meter::Sketch;
+use firewall_common::{fragment, limit};
 
 /// The flow table; its size is the agent's choice.
 pub struct FlowTable {
@@ -19,7 +20,9 @@ impl Table for FlowTable {
 
     #[inline(always)]
     fn set(&self, hash: u32) -> Option<MapSet> {
-        FLOWS.get_ptr_mut(hash & self.mask).map(|set| MapSet(set.cast()))
+        FLOWS
+            .get_ptr_mut(hash & self.mask)
+            .map(|set| MapWords(set.cast()))
     }
 }
 
@@ -29,23 +32,39 @@ impl Table for FragmentTable {
     #[inline(always)]
     fn set(&self, hash: u32) -> Option<MapSet> {
         let index = hash & (fragment::SETS - 1);
-        FRAGMENTS.get_ptr_mut(index).map(|set| MapSet(set.cast()))
+        FRAGMENTS.get_ptr_mut(index).map(|set| MapWords(set.cast()))
     }
 }
 
-/// [`SET_WORDS`] words of a map.
+/// `N` words of a map, a power of two.
 #[derive(Clone, Copy)]
-pub struct MapSet(*mut u64);
+pub struct MapWords<const N: u32>(*mut u64);
 
-impl MapSet {
+/// A set of the flow table or the fragment table.
+pub type MapSet = MapWords<SET_WORDS>;
+
+impl<const N: u32> MapWords<N> {
     #[inline(always)]
     fn at(self, index: u32) -> *mut u64 {
-        // SAFETY: the mask keeps it within the value, which is SET_WORDS words.
-        unsafe { self.0.add((index & (SET_WORDS - 1)) as usize) }
+        // SAFETY: the mask keeps it within the value, which is N words.
+        unsafe { self.0.add((index & (N - 1)) as usize) }
     }
 }
 
-impl Set for MapSet {
+/// The words of a scope of the kernel.
+#[inline(always)]
+pub fn scope(number: u32) -> Option<MapWords<{ limit::scope::WORDS }>> {
+    SCOPES.get_ptr_mut(number).map(|words| MapWords(words.cast()))
+}
+
+/// A line of a sketch.
+#[inline(always)]
+pub fn line(sketch: Sketch, line: u32) -> Option<MapWords<{ limit::WAYS }>> {
+    let map = SKETCHES.get(sketch.scope * limit::TABLES + sketch.table)?;
+    map.get_ptr_mut(line).map(|words| MapWords(words.cast()))
+}
+
+impl<const N: u32> Set for MapWords<N> {
     #[inline(always)]
     fn word(self, index: u32) -> u64 {
         // SAFETY: an aligned word of a map's value, see `at`; all write it by whole words.

@@ -8,7 +8,9 @@ use firewall_common::decide::{self, Kernel, Outcome, Socket, Step};
 use firewall_common::flow::{self, Key, Left, SET_WORDS, Sends, Set, State, Table};
 use firewall_common::fragment::{Fragments, Remembered};
 use firewall_common::gate::{self, Bank};
-use firewall_common::image::SlicePages;
+use firewall_common::image::{Image, SlicePages};
+use firewall_common::limit::{self, scope};
+use firewall_common::meter::{self, BanAsked, Limiter, Metered, Sketch, Spend, Steps, Told};
 use firewall_common::packet::{Address, Fragment, Packet, SliceFrame, ethertype, protocol, tcp};
 use firewall_common::verdict::Reason;
 use std::cell::RefCell;
@@ -41,6 +43,7 @@ pub struct Flows {
     pub flows: Memory,
     pub fragments: Memory,
     pub bans: HashMap<BanKey, Ban>,
+    pub limits: Limits,
     /// Counts by [`Tally`].
     pub tallies: RefCell<[u64; Tally::COUNT as usize]>,
 }
@@ -49,9 +52,51 @@ pub struct Flows {
 #[derive(Debug)]
 pub struct Memory(Vec<AtomicU64>);
 
-/// A set of [`Memory`].
+/// Words of [`Memory`] that belong together, a power of two of them.
 #[derive(Clone, Copy)]
 pub struct MemorySet<'a>(&'a [AtomicU64]);
+
+/// The state of limits, each scope of the image bound to the scope of the same number.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    /// [`scope::WORDS`] for each scope.
+    pub scopes: Memory,
+    /// Lines of [`limit::WAYS`], by scope and table.
+    pub sketches: HashMap<(u32, u32), Memory>,
+    pub now_ns: u64,
+    /// What the socket table says of segments to services.
+    pub handshakes: HashMap<Key, Told>,
+    /// What becomes of challenges; [`Told::FAILED`] unless it is told.
+    pub challenge: Option<Told>,
+    /// Bans that limits asked for.
+    pub bans: RefCell<Vec<BanAsked>>,
+}
+
+impl Limits {
+    /// Room for these scopes, each with sketches of this many lines.
+    ///
+    /// # Panics
+    /// If `lines` is no power of two.
+    pub fn new(scopes: u32, lines: u32) -> Limits {
+        assert!(lines.is_power_of_two(), "a mask picks the line");
+        let mut words = vec![0; (scopes * scope::WORDS) as usize];
+        let mut sketches = HashMap::new();
+        for number in 0..scopes {
+            for mask in [scope::SKETCH_MASK, scope::COUNT_MASK] {
+                words[(number * scope::WORDS + mask) as usize] = lines as u64 - 1;
+            }
+            for table in 0..limit::TABLES {
+                let line = vec![0; (lines * limit::WAYS) as usize];
+                sketches.insert((number, table), Memory::from_words(line));
+            }
+        }
+        Limits {
+            scopes: Memory::from_words(words),
+            sketches,
+            ..Limits::default()
+        }
+    }
+}
 
 impl Memory {
     /// # Panics
@@ -83,25 +128,32 @@ impl Clone for Memory {
     }
 }
 
+impl Memory {
+    /// The words of element `index`, of `len` words each.
+    fn element(&self, index: u32, len: u32) -> Option<MemorySet<'_>> {
+        let (index, len) = (index as usize, len as usize);
+        self.0.get(index * len..(index + 1) * len).map(MemorySet)
+    }
+}
+
 impl<'a> Table for &'a Memory {
     type Set = MemorySet<'a>;
 
     fn set(&self, hash: u32) -> Option<MemorySet<'a>> {
         let sets = self.0.len() / SET_WORDS as usize;
-        let at = (hash as usize & sets.checked_sub(1)?) * SET_WORDS as usize;
-        self.0.get(at..at + SET_WORDS as usize).map(MemorySet)
+        self.element(hash & sets.checked_sub(1)? as u32, SET_WORDS)
     }
 }
 
 impl Set for MemorySet<'_> {
     fn word(self, index: u32) -> u64 {
-        self.0[(index % SET_WORDS) as usize].load(Ordering::Relaxed)
+        self.0[index as usize % self.0.len()].load(Ordering::Relaxed)
     }
     fn put(self, index: u32, word: u64) {
-        self.0[(index % SET_WORDS) as usize].store(word, Ordering::Relaxed);
+        self.0[index as usize % self.0.len()].store(word, Ordering::Relaxed);
     }
     fn swap(self, index: u32, old: u64, new: u64) -> bool {
-        self.0[(index % SET_WORDS) as usize]
+        self.0[index as usize % self.0.len()]
             .compare_exchange(old, new, Ordering::SeqCst, Ordering::Relaxed)
             .is_ok()
     }
@@ -143,6 +195,10 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
+    fn in_image(&self, step: impl Fn(&Image<SlicePages<'a>>) -> Metered) -> Metered {
+        Image::open(&self.pages).map_or(Metered::UNREADABLE, |image| step(&image))
+    }
+
     fn table(&self) -> flow::Flows<'_, &'a Memory> {
         flow::Flows {
             table: self.flows,
@@ -218,6 +274,58 @@ impl<'a> Kernel for Run<'a> {
     }
     fn step(&self, step: Step) {
         self.steps.borrow_mut().push(step);
+    }
+}
+
+impl<'a> Limiter for Run<'a> {
+    type Scope = MemorySet<'a>;
+    type Line = MemorySet<'a>;
+
+    fn config(&self) -> Option<&Config> {
+        Some(self.node.config)
+    }
+    fn seed(&self) -> u64 {
+        self.node.flows.seed
+    }
+    fn now_ns(&self, _exact: bool) -> u64 {
+        self.node.flows.limits.now_ns
+    }
+    fn bound(&self, scope: u16) -> Option<u32> {
+        Some(scope.into())
+    }
+    fn scope(&self, scope: u32) -> Option<MemorySet<'a>> {
+        let limits = &self.node.flows.limits;
+        limits.scopes.element(scope, scope::WORDS)
+    }
+    fn line(&self, sketch: Sketch, line: u32) -> Option<MemorySet<'a>> {
+        let sketches = &self.node.flows.limits.sketches;
+        sketches
+            .get(&(sketch.scope, sketch.table))?
+            .element(line, limit::WAYS)
+    }
+}
+
+impl Steps for Run<'_> {
+    fn before(&self, packet: &Packet, number: u32, told: Told) -> Metered {
+        self.in_image(|image| meter::before(self, image, packet, number, told))
+    }
+    fn spend(&self, what: Spend) -> Metered {
+        self.in_image(|image| meter::spend(self, image, what))
+    }
+    fn after(&self, packet: &Packet, number: u32, told: Told, excess: Metered) -> Metered {
+        self.in_image(|image| meter::after(self, image, packet, number, told, excess))
+    }
+    fn handshake(&self, packet: &Packet) -> Told {
+        let handshakes = &self.node.flows.limits.handshakes;
+        let told = handshakes.get(&Key::ingress(packet));
+        told.copied().unwrap_or(Told::UNKNOWN)
+    }
+    fn challenge(&self, _packet: &Packet) -> Told {
+        self.node.flows.limits.challenge.unwrap_or(Told::FAILED)
+    }
+    fn ban(&self, packet: &Packet, number: u32) {
+        let asked = Image::open(&self.pages).and_then(|image| BanAsked::of(&image, packet, number));
+        self.node.flows.limits.bans.borrow_mut().extend(asked);
     }
 }
 

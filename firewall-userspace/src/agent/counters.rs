@@ -182,6 +182,7 @@ pub fn names(policy: &Policy, compiled: &Compiled) -> Vec<EndingName> {
             reason: Some(reason),
             service: rule.owner.service(),
             rule: Some(id),
+            opens: false,
         })
     });
     let shadowed = shadowed.filter(|ending| !decides.contains(&(ending.rule, ending.direction)));

@@ -17,7 +17,7 @@ use firewall_common::{
     counter::{INTERFACE_CELLS, InterfaceCounter, Tally},
     event::Sampler,
     flow::SET_WORDS,
-    fragment, gate,
+    fragment, gate, limit,
     verdict::Reason,
 };
 use nix::{
@@ -69,6 +69,9 @@ const MAPS: &[Shape] = &[
     // The length of FLOWS is whatever it was made with.
     Shape("FLOWS", ARRAY, 4, SET_WORDS * 8, 0),
     Shape("FRAGMENTS", ARRAY, 4, SET_WORDS * 8, fragment::SETS),
+    Shape("SCOPES", ARRAY, 4, limit::scope::WORDS * 8, limit::MAX_SCOPES),
+    Shape("SKETCHES", ARRAY_OF_MAPS, 4, 4, limit::MAX_SCOPES * limit::TABLES),
+    Shape("BINDINGS", ARRAY, 4, 4, SLOTS * limit::MAX_LOCAL),
     Shape("TALLIES", PER_CPU_ARRAY, 4, 8, Tally::COUNT),
     Shape("LOCAL", HASH, size_of::<AddressKey>() as u32, 4, MAX_OWN as u32),
     Shape(

@@ -43,6 +43,8 @@ pub struct Ending {
     pub reason: Option<Reason>,
     pub service: Option<ServiceId>,
     pub rule: Option<RuleId>,
+    /// Opens a connection.
+    pub opens: bool,
 }
 
 /// What `check` and the metrics say of a compiled policy.
@@ -398,13 +400,19 @@ impl<'a> Verdicts<'a> {
                 reason: Some(reason),
                 service: service.map(|service| ServiceId(service as u16)),
                 rule: rule.map(RuleId),
+                opens: false,
             };
             self.endings.push(ending);
             if reason == Reason::Allowed {
-                // What leaves from the service to those whom the rule allowed.
+                // What leaves from the service to those whom the rule allowed (`counter::ANSWER`), and what opens a
+                // connection of theirs (`counter::OPENS`).
                 self.endings.push(Ending {
                     direction: Direction::Egress,
                     reason: Some(Reason::Answer),
+                    ..ending
+                });
+                self.endings.push(Ending {
+                    opens: true,
                     ..ending
                 });
             }
@@ -430,6 +438,7 @@ fn bare_endings() -> Vec<Ending> {
             reason: Reason::from_number(number),
             service: None,
             rule: None,
+            opens: false,
         })
     };
     Direction::ALL.into_iter().flat_map(bare).collect()

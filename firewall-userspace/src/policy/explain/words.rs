@@ -140,6 +140,10 @@ impl<'a> Account<'a> {
                 )
             }
             Step::Verdict { reason, .. } => self.verdict(reason)?,
+            Step::Limit { excess: None, .. } => step("limit", "within the limits of the service".to_owned()),
+            Step::Limit {
+                excess: Some(reason), ..
+            } => step("limit", meaning(reason).to_owned()),
             Step::Gate { open: false } => {
                 step("reply", "it answers nothing that this host opened".to_owned())
             }

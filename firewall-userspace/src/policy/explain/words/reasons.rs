@@ -59,6 +59,16 @@ pub fn meaning(reason: Reason) -> &'static str {
         Reason::TcpHeader => "a bad TCP header length",
         Reason::TcpFlags => "TCP flags that no implementation sends together",
         Reason::UdpHeader => "a bad UDP length",
+        Reason::LimitSourceNew => "the source opens more connections than its limit",
+        Reason::LimitTotalNew => "all sources together open more connections than the limit",
+        Reason::LimitSourcePackets => "the source sends more packets than its limit",
+        Reason::LimitTotalPackets => "all sources together send more packets than the limit",
+        Reason::LimitSourceBytes => "the source sends more bytes than its limit",
+        Reason::LimitTotalBytes => "all sources together send more bytes than the limit",
+        Reason::LimitSourceConnections => "the source has as many connections as its limit",
+        Reason::LimitTotalConnections => "all sources together have as many connections as the limit",
+        Reason::Challenged => "over a limit: a SYN cookie asks the source to prove its address",
+        Reason::NoConnection => "it belongs to no connection, and the service asks for proof",
         Reason::NoPolicy => "no policy can be read",
     }
 }

@@ -39,7 +39,8 @@ fn told(text: &str, reason: Reason, rule: Option<&str>, steps: &[Step], observe:
             direction: Direction::Ingress,
             reason: None,
             service: None,
-            rule: None
+            rule: None,
+            opens: false,
         };
         2 * Reason::COUNT
     ];
@@ -48,6 +49,7 @@ fn told(text: &str, reason: Reason, rule: Option<&str>, steps: &[Step], observe:
         reason: Some(reason),
         service,
         rule,
+        opens: false,
     });
     let stats = Stats {
         classes: 5,
