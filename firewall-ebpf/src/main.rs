@@ -12,6 +12,8 @@ mod account;
 #[cfg(target_arch = "bpf")]
 mod apart;
 #[cfg(target_arch = "bpf")]
+mod connections;
+#[cfg(target_arch = "bpf")]
 mod cookie;
 #[cfg(target_arch = "bpf")]
 mod frame;

@@ -67,7 +67,7 @@ pub static SKETCHES: ArrayOfMaps<SketchMap, { (limit::MAX_SCOPES * limit::TABLES
 
 /// By image slot, then scope in the image: the scope of the kernel plus 1, 0 for none.
 #[btf_map]
-pub static BINDINGS: Array<u32, { (SLOTS * limit::MAX_LOCAL) as usize }> = Array::new();
+pub static BINDINGS: Array<u32, { (SLOTS * limit::MAX_LOCAL) as usize }, MMAPABLE> = Array::new();
 
 #[btf_map]
 pub static TALLIES: PerCpuArray<u64, { Tally::COUNT as usize }> = PerCpuArray::new();

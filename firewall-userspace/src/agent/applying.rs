@@ -69,6 +69,7 @@ impl Owner {
         let outcome = match result {
             Ok(Ready::Same) => return Ok(self.unchanged()),
             Ok(Ready::WouldBe(candidate)) => {
+                self.check_limits(&candidate)?;
                 return Ok(Applied {
                     warnings: candidate.told,
                     diff: candidate.diff,
@@ -129,6 +130,18 @@ impl Owner {
         self.reload.from_file = false;
     }
 
+    /// Refuses a policy whose limits take more memory than the agent may use for them.
+    fn check_limits(&self, candidate: &Candidate) -> Result<(), Refusal> {
+        let Some(datapath) = &self.datapath else { return Ok(()) };
+        let need = datapath
+            .check_limits(&candidate.compiled)
+            .map_err(|error| Refusal::Invalid(error.to_string()))?;
+        if need.tables > 0 {
+            log::debug!("the limits take {need}");
+        }
+        Ok(())
+    }
+
     fn unchanged(&self) -> Applied {
         Applied {
             generation: self.in_force.as_ref().map_or(0, |in_force| in_force.generation),
@@ -169,6 +182,9 @@ impl Owner {
                     + 1
             }
         };
+        if changed {
+            self.check_limits(&candidate)?;
+        }
         let mut directory = self.out.directory.write().unwrap_or_else(PoisonError::into_inner);
         directory.add_generation(generation, &candidate.names);
         drop(directory);
@@ -245,10 +261,12 @@ impl Owner {
             policy: Arc::new(candidate.policy),
             text: candidate.source.text.into(),
             stats,
+            scopes: candidate.compiled.scopes.clone().into(),
             compiled: (candidate.compiled.image.len() <= KEEP_IMAGE).then(|| Arc::new(candidate.compiled)),
             warnings: candidate.warnings,
             applied_at: self.clock.wall().as_secs(),
         });
+        self.count_connections();
         if changed {
             log::info!(
                 "generation {generation} is in force ({why}): {} services, {} rules, {} prefixes, {} classes, image {} \

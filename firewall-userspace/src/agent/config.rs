@@ -3,6 +3,7 @@
 //! A [`Config`] is valid by construction: words are parsed into types while the file is read, so a mistake carries
 //! its line and column. Whether the things it names exist is found out later, by those who use them.
 
+use super::limits;
 use super::timeouts::Timeouts;
 use crate::datapath::{Features, Hook, Options};
 use crate::policy::diagnostic::{Diagnostic, Text, did_you_mean};
@@ -119,6 +120,7 @@ struct File {
     mode: Option<Mode>,
     failsafe: Option<OneOrMany<FailsafeRule>>,
     flows: Option<FlowsSection>,
+    limits: Option<limits::Section>,
     link_control: Option<OneOrMany<LinkControl>>,
     detach_on_exit: Option<bool>,
     log_drops: Option<bool>,
@@ -151,6 +153,8 @@ pub struct Config {
     /// Flows that the table remembers at most.
     pub flows_max: u32,
     pub flow_timeouts: Timeouts,
+    /// What limits may remember.
+    pub limits: limits::Settings,
     /// Set of `firewall_common::control::LINK_*`.
     pub link_control: u32,
     pub detach_on_exit: bool,
@@ -237,6 +241,7 @@ impl Config {
             failsafe,
             flows_max: args.flows_max.or(flows.max).unwrap_or_default().0,
             flow_timeouts: flows.timeouts,
+            limits: file.limits.unwrap_or_default().settings(),
             link_control: args
                 .link_control
                 .or(file.link_control.map(LinkControl::all_of))

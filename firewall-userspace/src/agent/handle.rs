@@ -3,7 +3,7 @@
 use super::config::Mode;
 use super::counters::{ServiceKey, Totals};
 use super::reload::Refusal;
-use crate::api::types::{Applied, ApplyRequest, Count, CounterRow, Edit, RuleRow, ServiceRow, Status};
+use crate::api::types::{Applied, ApplyRequest, Count, CounterRow, Edit, LimitState, RuleRow, ServiceRow, Status};
 use crate::datapath::{Flow, Part};
 use crate::policy::compile::{Compiled, Stats};
 use crate::policy::model::Policy;
@@ -30,6 +30,7 @@ pub enum Command {
     Policy(Reply<Option<Arc<Policy>>>),
     Explain(Reply<Option<ExplainBasis>>),
     Flows(Reply<FlowBasis>),
+    Limits(Reply<Vec<LimitState>>),
     Suppressed(Reply<u64>),
     Reload {
         why: &'static str,

@@ -18,11 +18,14 @@ pub mod flows;
 pub mod handle;
 mod jobs;
 pub mod keeper;
+mod limiting;
+pub mod limits;
 pub mod links;
 pub mod lock;
 pub mod log;
 pub mod owner;
 pub mod published;
+mod recount;
 pub mod reload;
 pub mod sockets;
 pub mod temporary;
@@ -189,6 +192,7 @@ fn own(
             features: config.features,
             flows: config.flows_max,
             bans: Options::DEFAULT_BANS,
+            limits: config.limits.sizes,
         };
         let mut owner = Owner::new(config, Arc::new(SystemClock), &clock::boot_id(), outlets)?;
         // Without pins nothing is in force, so a mistake in the policy ends it here, before anything was changed.

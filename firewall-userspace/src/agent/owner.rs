@@ -13,13 +13,14 @@ use super::counters::Ledger;
 use super::handle::{Command, Readiness};
 use super::jobs::{Done, Job, Ready, Work, instead, job};
 use super::keeper::Keeper;
+use super::limiting::Limiting;
 use super::links::{Links, State as LinkState};
 use super::reload::{Refusal, chain};
 use super::temporary::Deadlines;
 use crate::datapath::netlink::{self, Watch};
 use crate::datapath::{self, Datapath, InForce, NodeConfig};
 use crate::monitor::{self, Hub, record::Directory};
-use crate::policy::compile::{Compiled, Stats};
+use crate::policy::compile::{Compiled, Scope, Stats};
 use crate::policy::model::Policy;
 use crate::store::policy_file::Seen;
 use crate::store::state::State;
@@ -70,6 +71,7 @@ pub struct Owner {
     pub(super) started: Instant,
     /// That the flow table fills up was logged.
     flows_told: bool,
+    pub(super) limiting: Limiting,
     pub(super) keeper: Keeper,
     pub(super) out: Outlets,
 }
@@ -88,6 +90,8 @@ pub(super) struct Desired {
     pub(super) policy: Arc<Policy>,
     pub(super) text: Arc<str>,
     pub(super) compiled: Option<Arc<Compiled>>,
+    /// By their number in the image.
+    pub(super) scopes: Arc<[Scope]>,
     pub(super) stats: Stats,
     pub(super) warnings: Vec<String>,
     pub(super) applied_at: u64,
@@ -150,6 +154,7 @@ impl Owner {
             notes: BTreeMap::new(),
             started: Instant::now(),
             flows_told: false,
+            limiting: Limiting::default(),
             out,
         })
     }
@@ -220,6 +225,7 @@ impl Owner {
             Ok(_) => {}
             Err(refusal) if self.in_force.is_some() => {
                 log::warn!("what was in force before stays in force: {refusal}");
+                self.count_connections();
             }
             Err(refusal) => {
                 self.leave_nothing();
@@ -372,6 +378,7 @@ impl Owner {
             self.sweep();
             self.tell_flows();
         }
+        self.look_at_limits(now);
         for index in self.links.due(now) {
             self.attach(index, now);
         }
@@ -459,6 +466,7 @@ impl Owner {
                 drop(reply.send(self.desired.as_ref().map(|desired| desired.policy.clone())));
             }
             Command::Explain(reply) => drop(reply.send(self.explain_basis())),
+            Command::Limits(reply) => drop(reply.send(self.limit_states())),
             Command::Flows(reply) => drop(reply.send(self.flow_basis())),
             Command::Suppressed(reply) => {
                 let total = self.suppressed().iter().map(|(_, count)| count).sum();
@@ -572,6 +580,7 @@ impl Owner {
 
     fn detach(&mut self) -> Result<Vec<String>, Refusal> {
         self.datapath = None;
+        self.limiting = Limiting::default();
         let removed = datapath::detach_all(&self.config.pins).map_err(|error| {
             Refusal::Failed(format!("not everything could be detached: {}", chain(&error)))
         })?;

@@ -76,6 +76,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/rules", get(rules))
         .route("/v1/counters", get(counters))
         .route("/v1/flows", get(flows))
+        .route("/v1/limits", get(limits))
         .route("/v1/policy", get(policy))
         .route("/v1/monitor", get(monitor))
         .route("/v1/explain", post(explain))
@@ -164,6 +165,10 @@ async fn flows(
             "listing the flows failed in an unexpected way",
         )),
     }
+}
+
+async fn limits(State(shared): State<Shared>) -> Result<Response, Failure> {
+    Ok(Json(shared.agent.ask(Command::Limits).await?).into_response())
 }
 
 /// The text of the policy in force, as it is.

@@ -166,6 +166,30 @@ pub struct ServiceRow {
     pub answered: Count,
 }
 
+/// `GET /v1/limits`: the limits of the policy in force, and what they hold now.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LimitState {
+    /// `api`, or `api/@partners` for sources with limits of their own.
+    pub name: String,
+    pub service: String,
+    /// For how long new connections have had to prove their address; none if they need not.
+    pub challenged_seconds: Option<u64>,
+    pub values: Vec<LimitUsed>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LimitUsed {
+    /// `new_connections`, `packets`, `bytes` or `connections`.
+    pub what: String,
+    /// How much of the burst of the total is spent, 0 to 1. None: no total, and always so of `connections`.
+    pub total_spent: Option<f64>,
+    /// Sources that are remembered now, estimated, and for how many there is room. None: no limit by source.
+    pub sources: Option<u64>,
+    pub room: Option<u64>,
+    /// Established now; of `connections` only.
+    pub connections: Option<u64>,
+}
+
 /// `GET /v1/rules`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RuleRow {

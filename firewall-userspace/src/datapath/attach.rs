@@ -324,7 +324,7 @@ pub(super) fn detach(pins: &Path, ifindex: u32) -> Result<bool, AttachError> {
 }
 
 /// An error and its causes.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -212,10 +212,15 @@ pub(super) fn timeouts(config: &[u8; size_of::<Config>()]) -> [u32; State::COUNT
     })
 }
 
-/// The clock that the programs write by.
+/// Seconds of the clock that the programs write by.
 pub(super) fn now_s() -> Result<u32, DatapathError> {
+    now().map(|now| now.as_secs() as u32)
+}
+
+/// The clock that the programs write by.
+pub(super) fn now() -> Result<std::time::Duration, DatapathError> {
     clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
-        .map(|now| now.tv_sec() as u32)
+        .map(std::time::Duration::from)
         .map_err(|error| DatapathError::System {
             what: "reading the clock",
             source: error.into(),

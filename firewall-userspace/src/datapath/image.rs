@@ -1,7 +1,7 @@
 //! The policy image in the kernel: two slots, of which the control cell names one.
 //!
 //! A slot is an image and its counters: an inner map each, pinned as `image-N` and `counters-N`, and put into the
-//! outer arrays `IMAGES` and `COUNTERS`. What always holds: the slot in force is whole, for it is pinned, frozen
+//! outer arrays `IMAGES` and `COUNTERS`; and the bindings of its limits (see [`super::limits`]). What always holds: the slot in force is whole, for it is pinned, frozen
 //! and put into both outer arrays before the selector names it; the other slot is left alone until a grace period
 //! has passed since the selector left it, and is empty then. So a crash at any line leaves either policy in force,
 //! whole, and at most leftovers in the idle slot, which the next `Slots::open` removes.
@@ -9,6 +9,7 @@
 use super::{
     DatapathError,
     counters::{EndingCounters, read_counters},
+    limits::Scopes,
     sys::{self, Grace, Mapping, OuterArray},
 };
 use crate::policy::compile::Compiled;
@@ -45,6 +46,7 @@ pub(super) struct Slots {
     images: OwnedFd,
     counters: OwnedFd,
     control: Mapping,
+    scopes: Scopes,
     grace: Grace,
     /// That of the selector; `None` if it is empty.
     in_force: Option<Slot>,
@@ -52,7 +54,7 @@ pub(super) struct Slots {
 
 impl Slots {
     /// Takes over what the maps hold; empties the idle slot.
-    pub fn open(directory: &Path, maps: OuterMaps<'_>) -> Result<Slots, DatapathError> {
+    pub fn open(directory: &Path, maps: OuterMaps<'_>, scopes: Scopes) -> Result<Slots, DatapathError> {
         let clone = |fd: BorrowedFd<'_>| {
             fd.try_clone_to_owned()
                 .map_err(DatapathError::system("a descriptor"))
@@ -65,6 +67,7 @@ impl Slots {
             images: clone(maps.images)?,
             counters: clone(maps.counters)?,
             control,
+            scopes,
             grace,
             in_force: None,
         };
@@ -98,6 +101,10 @@ impl Slots {
         &self.control
     }
 
+    pub fn scopes(&self) -> &Scopes {
+        &self.scopes
+    }
+
     /// The image slot that no packet reads.
     fn idle(&self) -> u32 {
         (self.selector().image() + 1) % SLOTS
@@ -107,6 +114,20 @@ impl Slots {
     pub fn default_allows(&self) -> Option<bool> {
         let slot = self.in_force.as_ref()?;
         Some(slot.image.load_u32(field::FLAGS as usize) & FLAG_DEFAULT_ALLOW != 0)
+    }
+
+    /// Whether the image in force limits concurrent connections.
+    pub fn limits_connections(&self) -> bool {
+        let slot = self.in_force.as_ref();
+        slot.is_some_and(|slot| super::connections::wanted(&slot.image))
+    }
+
+    /// What the limits of the image in force hold.
+    pub fn limit_uses(&self, now_ns: u64) -> Vec<super::limits::LimitUse> {
+        let Some(slot) = &self.in_force else {
+            return Vec::new();
+        };
+        self.scopes.uses(self.selector().image(), &slot.image, now_ns)
     }
 
     /// A copy of the image in force.
@@ -157,6 +178,7 @@ impl Slots {
 
     /// Makes, fills, pins and puts in place the maps of a slot that nothing selects.
     fn fill(&self, slot: u32, compiled: &Compiled, generation: u64) -> Result<Slot, DatapathError> {
+        self.scopes.bind(slot, &compiled.scopes)?;
         let upload = DatapathError::system("uploading the policy image");
         let (image, mapped) = upload_image(slot, &compiled.image).map_err(upload)?;
         let stride = counter::stride(compiled.endings.len() as u32);
@@ -205,7 +227,7 @@ impl Slots {
             let path = self.pin_path(name, slot);
             super::load::remove_pin(&path).map_err(DatapathError::path("removing", &path))?;
         }
-        Ok(())
+        self.scopes.unbind(slot)
     }
 
     /// Maps what is in a slot already. `None` if it is not all there, or the pins are of other maps: then no policy

@@ -7,7 +7,7 @@ use super::{DatapathError, OBJECT, attach::Way, sys};
 use aya::{
     Ebpf, EbpfLoader,
     maps::Map,
-    programs::{ProgramError, SchedClassifier, Xdp},
+    programs::{ProgramError, SchedClassifier, SockOps, Xdp},
 };
 use firewall_common::{
     LAYOUT_VERSION,
@@ -109,6 +109,8 @@ pub(super) struct Programs {
     tc: Option<Loaded>,
     /// `ingress_raw` and `egress_raw`.
     raw: Option<[Loaded; 2]>,
+    /// `connections`, loaded when the first policy limits them.
+    connections: Option<Loaded>,
 }
 
 /// What serves an interface.
@@ -147,6 +149,17 @@ impl Programs {
                     }
                 };
                 Pair { ingress, egress }
+            }
+        })
+    }
+
+    /// The program that counts connections.
+    pub fn need_connections(&mut self, directory: &Path) -> Result<&Loaded, DatapathError> {
+        Ok(match &mut self.connections {
+            Some(loaded) => loaded,
+            empty => {
+                let mut object = reopen(directory)?;
+                empty.insert(load_sock_ops(&mut object, "connections")?)
             }
         })
     }
@@ -197,6 +210,7 @@ pub(super) fn load(
             egress,
             tc: None,
             raw: None,
+            connections: None,
         },
         Maps(object),
     ))
@@ -228,6 +242,18 @@ fn load_xdp(object: &mut Ebpf, name: &str) -> Result<Loaded, ProgramError> {
 fn load_tc(object: &mut Ebpf, name: &'static str) -> Result<Loaded, DatapathError> {
     let mut load = || {
         let program: &mut SchedClassifier = object
+            .program_mut(name)
+            .ok_or(ProgramError::NotLoaded)?
+            .try_into()?;
+        program.load()?;
+        loaded(program.fd()?.as_fd().try_clone_to_owned()?)
+    };
+    load().map_err(|error| refused(name, error))
+}
+
+fn load_sock_ops(object: &mut Ebpf, name: &'static str) -> Result<Loaded, DatapathError> {
+    let mut load = || {
+        let program: &mut SockOps = object
             .program_mut(name)
             .ok_or(ProgramError::NotLoaded)?
             .try_into()?;

@@ -10,6 +10,7 @@
 mod attach;
 mod bans;
 mod clsact;
+mod connections;
 mod conntrack;
 mod counters;
 pub mod device;
@@ -17,10 +18,12 @@ mod events;
 mod flows;
 mod gate;
 mod image;
+pub mod limits;
 mod load;
 pub mod netlink;
 pub mod object;
 pub mod others;
+mod pages;
 mod pins;
 mod sys;
 mod tc;
@@ -28,6 +31,7 @@ mod wire;
 mod xdp;
 
 pub use attach::{AttachError, Attachment, Features, Hook, Ingress, Part, TcMode, Way};
+pub use connections::{Counting, Found, Recounter};
 pub use counters::{EndingCounter, EndingCounters};
 pub use events::EventReader;
 pub use flows::Flow;
@@ -55,6 +59,8 @@ use firewall_common::{
 use flows::FlowTable;
 use gate::Gate;
 use image::{OuterMaps, Slots};
+pub use limits::{Fill, LimitUse};
+use limits::{Need, ScopeMaps, Scopes, Sizes};
 use load::Programs;
 use std::{
     collections::HashSet,
@@ -107,6 +113,7 @@ pub struct Options {
     pub flows: u32,
     /// Bans that the table holds at most. A table that exists keeps its size.
     pub bans: u32,
+    pub limits: Sizes,
 }
 
 impl Options {
@@ -138,6 +145,7 @@ impl Default for Options {
             features: Features::ALL,
             flows: SETS * WAYS,
             bans: Self::DEFAULT_BANS,
+            limits: Sizes::default(),
         }
     }
 }
@@ -197,6 +205,16 @@ pub enum DatapathError {
     TooManyAddresses { count: usize },
     #[error("the table of bans is full: it holds {max}, as many as it was made for")]
     BansFull { max: usize },
+    #[error("the policy has {count} limits, more than the {} that fit", firewall_common::limit::MAX_LOCAL)]
+    TooManyScopes { count: usize },
+    #[error(
+        "the limits of the policy take {need}, more than the {:.1} MB that `memory` of [limits] in agent.toml grants: \
+         raise it, or lower `sources` or `connections` there",
+        *.granted as f64 / 1e6
+    )]
+    LimitMemory { need: Need, granted: u64 },
+    #[error("there is no cgroup v2 mounted that shows its root (`mount -t cgroup2 none DIRECTORY` makes one)")]
+    NoCgroup,
     #[error("somebody reads the events already")]
     EventsTaken,
 }
@@ -276,7 +294,16 @@ impl Datapath {
             counters: counters.0.fd().as_fd(),
             control: control.0.fd().as_fd(),
         };
-        let slots = Slots::open(&directory, outer)?;
+        let scopes: MapOnly = maps.take("SCOPES")?;
+        let sketches: MapOnly = maps.take("SKETCHES")?;
+        let bindings: MapOnly = maps.take("BINDINGS")?;
+        let scope_maps = ScopeMaps {
+            scopes: scopes.0.fd().as_fd(),
+            sketches: sketches.0.fd().as_fd(),
+            bindings: bindings.0.fd().as_fd(),
+        };
+        let scopes = Scopes::open(&directory, scope_maps, options.limits)?;
+        let slots = Slots::open(&directory, outer, scopes)?;
         let gate = Mapping::new(gate.0.fd().as_fd(), CELLS as usize * 8, true)
             .map_err(DatapathError::system("mapping the gate"))?;
         let flows: MapOnly = maps.take("FLOWS")?;
@@ -328,6 +355,13 @@ impl Datapath {
             kernel_log: maps.kernel_log(),
         };
         datapath.seed()?;
+        // What cannot be told apart by it is counted by the sockets of this namespace alone.
+        let cookie = sys::netns_cookie().unwrap_or(0);
+        datapath
+            .slots
+            .control()
+            .u64(offset_of!(Control, netns_cookie))
+            .store(cookie, Ordering::Relaxed);
         pins::remove_zombies(pins)?;
         Ok(datapath)
     }
@@ -382,6 +416,14 @@ impl Datapath {
             self.flows.forget_datagrams();
         }
         Ok(retired)
+    }
+
+    /// The kernel memory that the limits of a policy take.
+    ///
+    /// # Errors
+    /// They would not be taken: it is more than is granted, or they are too many.
+    pub fn check_limits(&self, compiled: &Compiled) -> Result<Need, DatapathError> {
+        self.slots.scopes().check(&compiled.scopes)
     }
 
     /// Counters of the policy in force, summed over CPUs.
@@ -537,6 +579,54 @@ impl Datapath {
     pub fn detach(&mut self, ifindex: u32) -> Result<(), DatapathError> {
         attach::detach(&self.pins, ifindex)?;
         Ok(())
+    }
+
+    /// What the limits of the policy in force hold, by their number in [`Compiled::scopes`].
+    pub fn limit_uses(&self) -> Result<Vec<LimitUse>, DatapathError> {
+        let now_ns = flows::now()?.as_nanos() as u64;
+        Ok(self.slots.limit_uses(now_ns))
+    }
+
+    /// Since and until which second of the monotonic clock new connections are challenged, by the number in
+    /// [`Compiled::scopes`]; `None` if they are not.
+    pub fn challenges(&self) -> Result<Vec<Option<(u32, u32)>>, DatapathError> {
+        let now_s = flows::now_s()?;
+        let slot = self.slots.selector().image();
+        let scopes = self.slots.scopes();
+        let challenged = |place: &Option<u32>| scopes.challenged((*place)?, now_s);
+        Ok(scopes.bound(slot).iter().map(challenged).collect())
+    }
+
+    /// Whether the policy in force limits concurrent connections.
+    pub fn limits_connections(&self) -> bool {
+        self.slots.limits_connections()
+    }
+
+    /// Has connections counted as they come and go, if the policy in force limits them; else no more.
+    ///
+    /// # Errors
+    /// The program could not be taken off.
+    pub fn count_connections(&mut self) -> Result<Counting, DatapathError> {
+        if !self.limits_connections() {
+            connections::detach(&self.pins)?;
+            return Ok(Counting::Off);
+        }
+        let attached = self
+            .programs
+            .need_connections(&self.directory)
+            .and_then(|program| connections::attach(&self.pins, program));
+        Ok(match attached {
+            Ok(()) if self.slots.control().load_u64(offset_of!(Control, netns_cookie)) != 0 => {
+                Counting::Program
+            }
+            Ok(()) => Counting::Recount("this kernel does not number network namespaces (5.14 does)".into()),
+            Err(error) => Counting::Recount(attach::chain(&error)),
+        })
+    }
+
+    /// What holds the counted connections against the sockets that there are.
+    pub fn recounter(&self) -> Result<Recounter, DatapathError> {
+        Recounter::open(&self.directory)
     }
 
     /// The program that judges frames at XDP, for `BPF_PROG_TEST_RUN`.
@@ -719,6 +809,9 @@ pub fn detach_all(pins: &Path) -> Result<Vec<String>, DatapathError> {
         .map(|interface| (interface.index, interface.name))
         .collect();
     let mut lines = Vec::new();
+    if connections::detach(pins)? {
+        lines.push("connections are counted no more".to_owned());
+    }
     for ifindex in pins::attached(pins).map_err(DatapathError::path("reading", pins))? {
         let here = pins::is_here(pins, ifindex);
         if attach::detach(pins, ifindex)? {

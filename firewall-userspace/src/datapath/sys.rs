@@ -19,7 +19,8 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 /// `BPF_F_MMAPABLE | BPF_F_INNER_MAP`: mapped into memory, and of any length inside of an array of maps.
 pub const INNER_FLAGS: u32 = 0x400 | 0x1000;
-/// `BPF_XDP`, `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` of `enum bpf_attach_type`.
+/// `BPF_CGROUP_SOCK_OPS`, `BPF_XDP`, `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` of `enum bpf_attach_type`.
+pub const ATTACH_SOCK_OPS: u32 = 3;
 pub const ATTACH_XDP: u32 = 37;
 pub const ATTACH_TCX_INGRESS: u32 = 46;
 pub const ATTACH_TCX_EGRESS: u32 = 47;
@@ -498,7 +499,7 @@ pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkInfo {
     pub program_id: u32,
-    /// 0 when the interface is gone.
+    /// 0 when the interface is gone. Of a link to a cgroup: half of the cgroup's number, 0 when that is gone.
     pub ifindex: u32,
 }
 
@@ -635,6 +636,42 @@ pub fn link_create(
         revision: 0,
     };
     bpf_fd(Command::LinkCreate, &attr)
+}
+
+/// The same to a cgroup, beside the programs of others there (`BPF_F_ALLOW_MULTI`, which links have always).
+pub fn link_create_cgroup(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    // `target_fd` stands where `target_ifindex` does.
+    link_create(program, raw(cgroup), attach_type, 0)
+}
+
+/// `SO_NETNS_COOKIE`: the number of this thread's network namespace, by which programs tell it.
+///
+/// # Errors
+/// `ENOPROTOOPT` before kernel 5.14.
+pub fn netns_cookie() -> io::Result<u64> {
+    const SO_NETNS_COOKIE: i32 = 71;
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the address and the length describe `cookie`, which outlives the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 #[repr(C)]

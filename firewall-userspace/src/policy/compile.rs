@@ -32,7 +32,20 @@ pub struct Compiled {
     pub digest: [u8; 32],
     /// What each ending means; the index is the number in counters and events.
     pub endings: Vec<Ending>,
+    /// What has state of its own, by its number in the image.
+    pub scopes: Vec<Scope>,
     pub stats: Stats,
+}
+
+/// One thing that limits keep state for: the limits of a service, or those of a group within it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scope {
+    /// `api`, `api/@partners`: by this the state of a scope is found again under the next policy.
+    pub name: String,
+    pub service: ServiceId,
+    /// Tables that it needs, a bit each: by [`firewall_common::limit::Kind`], and
+    /// [`firewall_common::limit::COUNTS`].
+    pub needs: u8,
 }
 
 /// One way a packet can end under this policy.
@@ -155,6 +168,7 @@ pub fn compile(policy: &Policy) -> Result<Compiled, CompileError> {
         },
         image,
         endings,
+        scopes: Vec::new(),
     })
 }
 

@@ -59,6 +59,7 @@ fn told(text: &str, reason: Reason, rule: Option<&str>, steps: &[Step], observe:
         image: Vec::new(),
         digest: [0; 32],
         endings,
+        scopes: Vec::new(),
         stats,
     };
     let config = Config {

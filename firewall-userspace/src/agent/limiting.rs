@@ -1,0 +1,265 @@
+//! What the owner does about limits: connections are counted while a policy limits them, and what is challenged is told.
+
+use super::owner::Owner;
+use super::recount::{Recounts, Report};
+use super::reload::chain;
+use crate::api::types::{LimitState, LimitUsed};
+use crate::datapath::{Counting, Datapath, LimitUse};
+use crate::policy::compile::Scope;
+use firewall_common::limit::{COUNTS, Kind};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Between looks at what is challenged.
+pub(super) const LOOK: Duration = Duration::from_secs(1);
+
+pub(super) struct Limiting {
+    pub next_look: Instant,
+    counting: Counting,
+    recounts: Option<Recounts>,
+    /// By name: since which second of the monotonic clock. `None` before the first look.
+    challenged: Option<BTreeMap<String, u32>>,
+    /// By name: challenges that began while this agent ran.
+    started: BTreeMap<String, u64>,
+}
+
+impl Default for Limiting {
+    fn default() -> Self {
+        Limiting {
+            next_look: Instant::now(),
+            counting: Counting::Off,
+            recounts: None,
+            challenged: None,
+            started: BTreeMap::new(),
+        }
+    }
+}
+
+/// A challenge that began or ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    Began(String),
+    /// After so many seconds.
+    Ended(String, u32),
+}
+
+impl Limiting {
+    /// Takes in which scopes are challenged now, since when. The first look tells of none: what was challenged before this
+    /// agent came is known already.
+    fn look(&mut self, now: &BTreeMap<String, u32>, now_s: u32) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let Some(before) = self.challenged.replace(now.clone()) else {
+            return changes;
+        };
+        for (name, since) in &before {
+            if now.get(name) != Some(since) {
+                changes.push(Change::Ended(name.clone(), now_s.saturating_sub(*since)));
+            }
+        }
+        for (name, since) in now {
+            if before.get(name) != Some(since) {
+                *self.started.entry(name.clone()).or_default() += 1;
+                changes.push(Change::Began(name.clone()));
+            }
+        }
+        changes
+    }
+}
+
+/// Names of the scopes that are challenged, and since when.
+fn challenged(datapath: &Datapath, scopes: &[Scope]) -> BTreeMap<String, u32> {
+    let found = datapath
+        .challenges()
+        .inspect_err(|error| log::warn!("cannot read the limits: {}", chain(error)))
+        .unwrap_or_default();
+    let named = scopes.iter().zip(found);
+    named
+        .filter_map(|(scope, challenge)| Some((scope.name.clone(), challenge?.0)))
+        .collect()
+}
+
+impl Owner {
+    /// The scopes of the policy in force; none if it is not known.
+    pub(super) fn scopes(&self) -> Arc<[Scope]> {
+        self.desired
+            .as_ref()
+            .map_or_else(|| Arc::from([]), |desired| desired.scopes.clone())
+    }
+
+    /// Has connections counted if the policy in force asks for it, and counts them anew: under another policy they may
+    /// count elsewhere.
+    pub(super) fn count_connections(&mut self) {
+        let Some(datapath) = self.datapath.as_mut() else {
+            return;
+        };
+        let counting = datapath.count_connections().unwrap_or_else(|error| {
+            log::warn!("cannot stop counting connections: {}", chain(&error));
+            Counting::Off
+        });
+        let why = match &counting {
+            Counting::Off => {
+                self.limiting.recounts = None;
+                None
+            }
+            Counting::Program => None,
+            Counting::Recount(why) => Some(format!(
+                "connections are counted each second only, not as they come and go: {why}"
+            )),
+        };
+        let alone = matches!(counting, Counting::Recount(_));
+        if counting != Counting::Off {
+            match &self.limiting.recounts {
+                Some(recounts) if recounts.is_alone() == alone => recounts.now(),
+                _ => {
+                    let started = datapath
+                        .recounter()
+                        .map_err(|error| chain(&error))
+                        .and_then(|recounter| {
+                            Recounts::start(recounter, self.config.limits.recount, alone)
+                                .map_err(|error| error.to_string())
+                        });
+                    match started {
+                        Ok(recounts) => self.limiting.recounts = Some(recounts),
+                        Err(error) => log::error!("connections are not counted anew: {error}"),
+                    }
+                }
+            }
+        }
+        self.limiting.counting = counting;
+        self.note("connections", why);
+    }
+
+    /// Tells what began and ended.
+    pub(super) fn look_at_limits(&mut self, now: Instant) {
+        if now < self.limiting.next_look {
+            return;
+        }
+        self.limiting.next_look = now + LOOK;
+        let Some(datapath) = &self.datapath else { return };
+        let scopes = self.scopes();
+        let found = challenged(datapath, &scopes);
+        let now_s = super::clock::monotonic().as_secs() as u32;
+        for change in self.limiting.look(&found, now_s) {
+            match change {
+                Change::Began(name) => {
+                    log::warn!("challenge of {name} started: new connections have to prove their address")
+                }
+                Change::Ended(name, seconds) => log::info!("challenge of {name} ended after {seconds} s"),
+            }
+        }
+        let error = self.recounts().error;
+        let text = error.map(|error| format!("connections cannot be counted anew: {error}"));
+        self.note("recount", text);
+    }
+
+    pub(super) fn recounts(&self) -> Report {
+        let recounts = self.limiting.recounts.as_ref();
+        recounts.map(Recounts::report).unwrap_or_default()
+    }
+
+    /// Challenges that began while this agent ran, for every limit of the policy.
+    pub(super) fn challenges_started(&self, name: &str) -> u64 {
+        self.limiting.started.get(name).copied().unwrap_or(0)
+    }
+
+    /// Every limit of the policy in force: what it bears and what it holds now.
+    pub(super) fn limit_states(&self) -> Vec<LimitState> {
+        let (Some(desired), Some(datapath)) = (&self.desired, &self.datapath) else {
+            return Vec::new();
+        };
+        let uses = datapath
+            .limit_uses()
+            .inspect_err(|error| log::warn!("cannot read the limits: {}", chain(error)))
+            .unwrap_or_default();
+        let now_s = super::clock::monotonic().as_secs() as u32;
+        let states = desired.scopes.iter().enumerate().map(|(index, scope)| {
+            let used = uses.get(index).copied().unwrap_or_default();
+            let service = desired.policy.services.get(usize::from(scope.service.0));
+            state(scope, service.map_or("", |service| &service.name), &used, now_s)
+        });
+        states.collect()
+    }
+}
+
+fn state(scope: &Scope, service: &str, used: &LimitUse, now_s: u32) -> LimitState {
+    let table = |kind: Kind| used.sources.get(kind as usize).copied().flatten();
+    let mut values = Vec::new();
+    for kind in Kind::ALL {
+        let (spent, fill) = (used.totals[kind as usize], table(kind));
+        if spent.is_some() || fill.is_some() {
+            values.push(LimitUsed {
+                what: word(kind).to_owned(),
+                total_spent: spent,
+                sources: fill.map(|fill| fill.sources),
+                room: fill.map(|fill| fill.room),
+                connections: None,
+            });
+        }
+    }
+    if let Some(connections) = used.connections {
+        let fill = used.sources[COUNTS as usize];
+        values.push(LimitUsed {
+            what: "connections".to_owned(),
+            total_spent: None,
+            sources: fill.map(|fill| fill.sources),
+            room: fill.map(|fill| fill.room),
+            connections: Some(connections),
+        });
+    }
+    LimitState {
+        name: scope.name.clone(),
+        service: service.to_owned(),
+        challenged_seconds: used
+            .challenged
+            .map(|(since, _)| now_s.saturating_sub(since).into()),
+        values,
+    }
+}
+
+/// As in the policy file.
+fn word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::New => "new_connections",
+        Kind::Packets => "packets",
+        Kind::Bytes => "bytes",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_challenge_is_told_when_it_begins_and_when_it_ends() {
+        let mut limiting = Limiting::default();
+        let at = |since: &[(&str, u32)]| -> BTreeMap<String, u32> {
+            since
+                .iter()
+                .map(|(name, since)| ((*name).to_owned(), *since))
+                .collect()
+        };
+        let (api, web) = ("api".to_owned(), "web".to_owned());
+        assert_eq!(limiting.look(&at(&[("api", 7)]), 99), [], "from before");
+        assert_eq!(limiting.look(&at(&[]), 100), [Change::Ended(api.clone(), 93)]);
+        assert_eq!(
+            limiting.look(&at(&[("api", 101)]), 101),
+            [Change::Began(api.clone())]
+        );
+        assert_eq!(limiting.look(&at(&[("api", 101)]), 102), []);
+        // It ended and began again between two looks.
+        assert_eq!(
+            limiting.look(&at(&[("api", 113), ("web", 112)]), 113),
+            [
+                Change::Ended(api.clone(), 12),
+                Change::Began(api.clone()),
+                Change::Began(web.clone())
+            ]
+        );
+        assert_eq!(
+            limiting.look(&at(&[]), 130),
+            [Change::Ended(api.clone(), 17), Change::Ended(web.clone(), 18)]
+        );
+        assert_eq!((limiting.started[&api], limiting.started[&web]), (2, 1));
+    }
+}
