@@ -432,15 +432,15 @@ impl<P: Page> Profile<P> {
 
     #[inline(always)]
     pub fn u16(&self, field: u32) -> u16 {
-        self.page.u16(self.at + field)
+        self.page.u16(self.at.wrapping_add(field))
     }
     #[inline(always)]
     pub fn u32(&self, field: u32) -> u32 {
-        self.page.u32(self.at + field)
+        self.page.u32(self.at.wrapping_add(field))
     }
     #[inline(always)]
     pub fn u64(&self, field: u32) -> u64 {
-        self.page.u64(self.at + field)
+        self.page.u64(self.at.wrapping_add(field))
     }
     #[inline(always)]
     pub fn flags(&self) -> u32 {
@@ -579,3 +579,6 @@ impl Record {
         out
     }
 }
+
+#[cfg(test)]
+mod tests;
