@@ -164,7 +164,7 @@ fn policy(prefixes: &[(u128, u8)], ipv6: bool, action: Action) -> Policy {
             name: "service".to_owned(),
             ports_text: vec!["tcp/8443".to_owned()],
             ports: vec![(PortKey::tcp(8443), PortKey::tcp(8443))],
-            place: Place::default(),
+            ..Service::default()
         }],
         rules,
         lists: vec![Arc::new(list)],

@@ -234,11 +234,15 @@ impl Owner {
                     Direction::Ingress => counted(Direction::Egress, name, counters::PASS),
                     Direction::Egress => Count::default(),
                 },
+                limits: Vec::new(),
             }
         };
         let services = (0..).zip(&policy.services).map(|(number, service)| {
             let owner = model::Owner::Service(ServiceId(number));
-            row(owner, &service.name, &service.ports_text, &service.place)
+            ServiceRow {
+                limits: service.limit_rows(),
+                ..row(owner, &service.name, &service.ports_text, &service.place)
+            }
         });
         let egress = (0..).zip(&policy.egress).map(|(number, rule)| {
             let owner = model::Owner::Egress(EgressId(number));

@@ -164,6 +164,39 @@ pub struct ServiceRow {
     /// What left from a service to those whom it allows.
     #[serde(default)]
     pub answered: Count,
+    /// What it bears: groups of sources first, then everybody else.
+    #[serde(default)]
+    pub limits: Vec<LimitRow>,
+}
+
+/// What a service bears of some of its sources, or of all the others.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LimitRow {
+    /// What it keeps its state under: `payments-api`, or `payments-api/@partners` for a `[[service.limit]]`.
+    pub scope: String,
+    /// Whom a `[[service.limit]]` is for. Empty: everybody else.
+    #[serde(rename = "for")]
+    pub sources: Vec<String>,
+    pub limits: Vec<LimitValue>,
+    /// Bits of an address that make a source.
+    pub source_v4: u8,
+    pub source_v6: u8,
+    /// `drop`, `challenge` or `ban 10m`.
+    pub on_excess: String,
+    pub place: Place,
+}
+
+/// One limit as people read it; what is missing is not limited.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LimitValue {
+    /// `new_connections`, `packets`, `bytes` or `connections`.
+    pub what: String,
+    /// `50/s`, `100 MB/s`; of connections `200`.
+    pub per_source: Option<String>,
+    /// What may come at once: `100`, `64 KiB`.
+    pub burst: Option<String>,
+    pub total: Option<String>,
+    pub total_burst: Option<String>,
 }
 
 /// `GET /v1/limits`: the limits of the policy in force, and what they hold now.

@@ -95,6 +95,7 @@ fn report(path: String, loaded: &Loaded) -> CheckReport {
             ports: service.ports_text.clone(),
             allow: sources(policy, owner, Action::Allow),
             deny: sources(policy, owner, Action::Deny),
+            limits: service.limit_rows(),
         });
     let egress = (0..).zip(&policy.egress).map(|(number, rule)| {
         let owner = Owner::Egress(EgressId(number));

@@ -2,9 +2,11 @@
 
 use super::Style;
 use super::human::{bytes, number};
+use super::limits::limits;
 use super::services::every_port;
 use super::status::plural;
 use super::table::{left, list, table, words};
+use crate::api::types::LimitRow;
 use crate::policy::compile::Stats;
 use crate::policy::diagnostic::Diagnostic;
 use comfy_table::Cell;
@@ -65,6 +67,8 @@ pub struct CheckService {
     pub ports: Vec<String>,
     pub allow: Vec<String>,
     pub deny: Vec<String>,
+    /// Groups of sources first, then everybody else.
+    pub limits: Vec<LimitRow>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -131,6 +135,14 @@ pub fn check(report: &CheckReport, style: &Style) -> String {
         out.push('\n');
         out.push_str(&table(style, &columns, rows));
     }
+    let limited = limits(
+        report.services.iter().map(|row| (row.name.as_str(), row.limits.as_slice())),
+        style,
+    );
+    if !limited.is_empty() {
+        out.push('\n');
+        out.push_str(&limited);
+    }
     if !report.egress.is_empty() {
         let columns = [left("EGRESS"), words("PORTS"), words("TO"), words("DENY")];
         let rows = report.egress.iter().map(|rule| {
@@ -184,6 +196,7 @@ mod tests {
                 ports: vec!["tcp/8443".into()],
                 allow: vec!["@web".into()],
                 deny: vec![],
+                ..CheckService::default()
             }],
             egress: vec![
                 CheckEgress {

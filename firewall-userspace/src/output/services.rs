@@ -2,6 +2,7 @@
 
 use super::Style;
 use super::human::{bytes, number};
+use super::limits::limits;
 use super::table::{left, list, right, table, words};
 use crate::api::types::{RuleRow, ServiceRow};
 use comfy_table::{Cell, Color};
@@ -41,6 +42,14 @@ pub fn services(rows: &[ServiceRow], style: &Style) -> String {
             ]
         };
         out.push_str(&table(style, &columns, services.iter().map(|row| cells(row))));
+    }
+    let limited = limits(
+        services.iter().map(|row| (row.name.as_str(), row.limits.as_slice())),
+        style,
+    );
+    if !limited.is_empty() {
+        out.push('\n');
+        out.push_str(&limited);
     }
     if !leaving.is_empty() {
         let columns = [
@@ -130,7 +139,7 @@ pub fn rules(rows: &[RuleRow], style: &Style) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::Count;
+    use crate::api::types::{Count, LimitRow, LimitValue};
     use crate::policy::model::Place;
 
     fn place(line: u32) -> Place {
@@ -160,6 +169,18 @@ mod tests {
                     packets: 9_876,
                     bytes: 1,
                 },
+                limits: vec![LimitRow {
+                    scope: "payments-api".into(),
+                    limits: vec![LimitValue {
+                        what: "connections".into(),
+                        total: Some("20,000".into()),
+                        ..LimitValue::default()
+                    }],
+                    source_v4: 32,
+                    source_v6: 64,
+                    on_excess: "challenge".into(),
+                    ..LimitRow::default()
+                }],
             },
             ServiceRow {
                 name: "no-mail".into(),
@@ -190,6 +211,9 @@ mod tests {
 SERVICE       PORTS                      ALLOW               DENY           PASSED  DROPPED  ANSWERED  PLACE
 payments-api  tcp/8443, tcp/30000-30010  @web, 198.51.100.7  10.20.66.0/24  12,345        7     9,876  policy.toml:12
 ssh           tcp/22                     nobody              -                   0        0         0  policy.toml:20
+
+LIMITED       FOR        WHAT         PER SOURCE  IN ALL  ON EXCESS
+payments-api  everybody  connections  -           20,000  challenge
 
 EGRESS   PORTS       TO         DENY  PASSED  DROPPED  PLACE
 no-mail  tcp/25      -          any        0        3  policy.toml:30

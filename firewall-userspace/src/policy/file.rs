@@ -2,18 +2,20 @@
 //!
 //! A policy is taken whole or refused. Errors are what has no meaning or two of them; warnings are what is
 //! legal but surely a mistake. TOML is read by the `toml` crate into a tree with spans ([`super::written`]);
-//! groups ([`super::groups`]), lists ([`super::rules`]) and ports ([`super::ports`]) give it its meaning.
+//! groups ([`super::groups`]), lists ([`super::rules`]), ports ([`super::ports`]) and limits ([`super::limits`]) give it its
+//! meaning.
 
 use super::claims::{self, Claim};
 pub use super::diagnostic::{Diagnostic, PolicyError};
 use super::diagnostic::{Findings, Text, did_you_mean};
 use super::ephemeral::UdpRange;
 use super::groups::{self, Groups};
+use super::limits::Limits;
 use super::model::{Action, EgressId, Owner, Place, Policy, Service, ServiceId};
 pub use super::rules::TemporaryEntry;
 use super::rules::{List, Rules};
 use super::written::{self, Word};
-use super::{cover, egress, ports};
+use super::{cover, egress, limits, ports};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -121,12 +123,12 @@ pub fn parse_with(
         rules.list(list(Action::Allow), &rule.to, now, &mut groups, &mut findings);
     }
     let mut names = Names::default();
-    let (services, udp_ranges) = services(&written.services, &mut names, &mut findings);
+    let (mut services, udp_ranges) = services(&written.services, &mut names, &mut findings);
+    limits::read::read(&written, &mut services, &mut groups, &mut findings);
     let egress = egress::read(&written.egress, &mut names, &mut findings);
     if !findings.errors.is_empty() {
         return Err(refused(findings));
     }
-    groups.warn(&mut findings);
     let files = std::mem::take(&mut groups.files);
     let mut policy = Policy {
         default_allow: written.default_allow,
@@ -134,8 +136,13 @@ pub fn parse_with(
         services,
         egress,
         rules: rules.drafts.iter().map(|draft| draft.rule.clone()).collect(),
-        lists: groups.lists,
+        lists: groups.lists.clone(),
     };
+    limits::read::check(&policy, &written, &rules.drafts, &mut findings);
+    if !findings.errors.is_empty() {
+        return Err(refused(findings));
+    }
+    groups.warn(&mut findings);
     keep_used_lists(&mut policy);
     cover::warn(&policy, &rules.drafts, &mut findings);
     egress::warn(&policy, &written, &mut findings);
@@ -216,6 +223,8 @@ fn services<'a>(
             ports_text: service.ports.iter().map(|word| word.text.clone()).collect(),
             ports: Vec::new(),
             place,
+            limits: Limits::default(),
+            groups: Vec::new(),
         });
     }
     if let Some(service) = written.get(usize::from(u16::MAX)) {
@@ -270,7 +279,7 @@ pub(super) fn claim<'a>(
 }
 
 /// The span of part of a word; of the whole word if it is written with escapes.
-fn inside(word: &Word, at: &std::ops::Range<usize>, findings: &Findings<'_>) -> std::ops::Range<usize> {
+pub(super) fn inside(word: &Word, at: &std::ops::Range<usize>, findings: &Findings<'_>) -> std::ops::Range<usize> {
     let raw = &findings.text.text[word.span.clone()];
     let start = word.span.start + (raw.len() - word.text.len().min(raw.len())) / 2;
     match findings.text.text.get(start..start + word.text.len()) {
@@ -279,11 +288,13 @@ fn inside(word: &Word, at: &std::ops::Range<usize>, findings: &Findings<'_>) -> 
     }
 }
 
-/// Leaves out lists that no rule refers to.
+/// Leaves out lists that no rule and no limit refers to.
 fn keep_used_lists(policy: &mut Policy) {
     let mut new_index: HashMap<u32, u32> = HashMap::new();
     let mut kept = Vec::new();
-    for list in policy.rules.iter_mut().flat_map(|rule| &mut rule.lists) {
+    let of_rules = policy.rules.iter_mut().flat_map(|rule| &mut rule.lists);
+    let of_limits = policy.services.iter_mut().flat_map(|service| &mut service.groups);
+    for list in of_rules.chain(of_limits.flat_map(|group| &mut group.lists)) {
         *list = *new_index.entry(*list).or_insert_with(|| {
             kept.push(Arc::clone(&policy.lists[*list as usize]));
             kept.len() as u32 - 1

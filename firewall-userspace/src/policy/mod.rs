@@ -12,6 +12,7 @@ pub mod explain;
 pub mod file;
 pub mod groups;
 pub mod icmp;
+pub mod limits;
 pub mod lists;
 pub mod model;
 pub mod ports;

@@ -3,6 +3,7 @@
 //! A model is valid by construction: [`crate::policy::file`] makes it or refuses the file. It is what the
 //! compiler, `explain`, `diff` and the tables of the command line read.
 
+pub use super::limits::{LimitGroup, Limits};
 use firewall_common::image::PortKey;
 use firewall_common::verdict::Direction;
 use std::sync::Arc;
@@ -33,11 +34,11 @@ pub struct Policy {
     /// In the order of the owners: the policy's deny list first, then each service's deny list, then its allow list,
     /// then each egress rule's deny list, then what it opens.
     pub rules: Vec<Rule>,
-    /// Prefix lists that rules refer to, each once however many rules use it.
+    /// Prefix lists that rules and limits refer to, each once however many use it.
     pub lists: Vec<Arc<PrefixList>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     pub name: String,
     /// As written, for people: `tcp/8443`, `icmp/echo`.
@@ -45,6 +46,10 @@ pub struct Service {
     /// Inclusive ranges, disjoint, sorted.
     pub ports: Vec<(PortKey, PortKey)>,
     pub place: Place,
+    /// With the defaults where it says nothing else.
+    pub limits: Limits,
+    /// Sources with limits of their own, in the order of the file. None shares an address with another.
+    pub groups: Vec<LimitGroup>,
 }
 
 /// What may leave: destinations and the ports opened to them. Several may hold the same port.

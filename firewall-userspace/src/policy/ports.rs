@@ -75,6 +75,11 @@ pub fn parse(text: &str) -> Result<Ports, PortError> {
     Ok(Ports { ranges, note: None })
 }
 
+/// The number of a TCP port.
+pub fn tcp(key: PortKey) -> Option<u16> {
+    u16::try_from(key.0).ok()
+}
+
 /// The number of a UDP port.
 pub fn udp(key: PortKey) -> Option<u16> {
     let number = key.0.checked_sub(PortKey::udp(0).0)?;

@@ -42,6 +42,10 @@ pub fn json_schema() -> Value {
                         "description": "What happens to packets that leave and that no egress rule names.",
                         "enum": ["deny", "allow"],
                         "default": "allow"
+                    },
+                    "limits": {
+                        "description": "Limits of every service, key by key, where it says nothing else.",
+                        "$ref": "#/$defs/limits"
                     }
                 }
             },
@@ -110,8 +114,72 @@ pub fn json_schema() -> Value {
                         "description": "Who may not, whatever allow says.",
                         "type": "array",
                         "items": { "$ref": "#/$defs/entry" }
+                    },
+                    "limits": { "$ref": "#/$defs/limits" },
+                    "limit": {
+                        "description": "Limits for some of its sources, each beginning with [[service.limit]].",
+                        "type": "array",
+                        "items": { "$ref": "#/$defs/limit" }
                     }
                 }
+            },
+            "limits": {
+                "description": "What the service bears.",
+                "type": "object",
+                "additionalProperties": false,
+                "properties": limits("source", json!({
+                    "description": "Bits of an address that make one source.",
+                    "type": "object",
+                    "additionalProperties": false,
+                    "properties": {
+                        "v4": { "type": "integer", "minimum": 8, "maximum": 32, "default": 32 },
+                        "v6": { "type": "integer", "minimum": 16, "maximum": 128, "default": 64 }
+                    }
+                }))
+            },
+            "limit": {
+                "description": "Whom it is for, and what the service bears of them.",
+                "type": "object",
+                "additionalProperties": false,
+                "required": ["for"],
+                "properties": limits("for", json!({
+                    "description": "Whom the limit is for: a group, an address, a prefix, or a list of them.",
+                    "anyOf": [
+                        { "$ref": "#/$defs/limited" },
+                        { "type": "array", "minItems": 1, "items": { "$ref": "#/$defs/limited" } }
+                    ]
+                }))
+            },
+            "limited": { "type": "string", "pattern": format!("^(@{NAME_PATTERN}|{prefix})$") },
+            "count_rates": rates("#/$defs/count_rate", json!({ "$ref": "#/$defs/count" })),
+            "byte_rates": rates("#/$defs/byte_rate", json!({ "$ref": "#/$defs/size" })),
+            "count_rate": {
+                "description": "A number, also with k, M or G, in a second, minute or hour. \"unlimited\" takes a default away.",
+                "type": "string",
+                "pattern": format!("^(unlimited|{NUMBER}[kMG]?/{TIME})$"),
+                "examples": ["50/s", "20k/s", "600/min"]
+            },
+            "byte_rate": {
+                "description": "A size in a second, minute or hour. \"unlimited\" takes a default away.",
+                "type": "string",
+                "pattern": format!("^(unlimited|{NUMBER}{SIZE}/{TIME})$"),
+                "examples": ["100MB/s", "64KiB/s", "1Gbit/s"]
+            },
+            "count": {
+                "description": "A number, as a text also with k, M or G.",
+                "anyOf": [
+                    { "type": "integer", "minimum": 1 },
+                    { "type": "string", "pattern": format!("^{NUMBER}[kMG]?$") }
+                ]
+            },
+            "size": {
+                "description": "A size in bytes.",
+                "type": "string",
+                "pattern": format!("^{NUMBER}{SIZE}$"),
+                "examples": ["64KiB", "100MB"]
+            },
+            "connections": {
+                "anyOf": [{ "const": "unlimited" }, { "$ref": "#/$defs/count" }]
             },
             "egress": {
                 "type": "object",
@@ -172,6 +240,61 @@ pub fn json_schema() -> Value {
                     }
                 ]
             }
+        }
+    })
+}
+
+const NUMBER: &str = r"[0-9]{1,18}(\.[0-9]{1,3})?";
+const SIZE: &str = "(B|kB|MB|GB|KiB|MiB|GiB|kbit|Mbit|Gbit)";
+const TIME: &str = "(s|min|h)";
+
+/// The keys of a table of limits, and the one that only this table has.
+fn limits(own_key: &str, own: Value) -> Value {
+    let mut keys = json!({
+        "new_connections": {
+            "description": "New TCP connections.",
+            "anyOf": [{ "const": "unlimited" }, { "$ref": "#/$defs/count_rates" }]
+        },
+        "packets": { "anyOf": [{ "const": "unlimited" }, { "$ref": "#/$defs/count_rates" }] },
+        "bytes": {
+            "description": "Bytes of whole frames.",
+            "anyOf": [{ "const": "unlimited" }, { "$ref": "#/$defs/byte_rates" }]
+        },
+        "connections": {
+            "description": "TCP connections that are established at the same time.",
+            "anyOf": [
+                { "const": "unlimited" },
+                {
+                    "type": "object",
+                    "additionalProperties": false,
+                    "properties": {
+                        "per_source": { "$ref": "#/$defs/connections" },
+                        "total": { "$ref": "#/$defs/connections" }
+                    }
+                }
+            ]
+        },
+        "on_excess": {
+            "description": "What becomes of what exceeds a limit: drop; challenge: new connections prove their address by a SYN cookie; ban: the same, and who has proven it and still opens too much is shut out for a time.",
+            "type": "string",
+            "pattern": "^(drop|challenge|ban +([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?)$",
+            "default": "drop",
+            "examples": ["drop", "challenge", "ban 10m"]
+        }
+    });
+    keys[own_key] = own;
+    keys
+}
+
+fn rates(rate: &str, burst: Value) -> Value {
+    json!({
+        "type": "object",
+        "additionalProperties": false,
+        "properties": {
+            "per_source": { "description": "Of one source.", "$ref": rate },
+            "burst": { "description": "What one source may send at once; if missing, what comes in one second.", "anyOf": [burst] },
+            "total": { "description": "Of all sources together.", "$ref": rate },
+            "total_burst": { "description": "What all may send at once; if missing, what comes in one second.", "anyOf": [burst] }
         }
     })
 }

@@ -178,14 +178,15 @@ impl AddressSet {
     }
 
     pub fn of(list: &PrefixList) -> AddressSet {
-        let v4 = list
-            .v4
-            .iter()
-            .map(|&(start, length)| (start, start.prefix_end(length)));
-        let v6 = list
-            .v6
-            .iter()
-            .map(|&(start, length)| (start, start.prefix_end(length)));
+        AddressSet::of_all(&[list])
+    }
+
+    /// All that the lists hold together.
+    pub fn of_all(lists: &[&PrefixList]) -> AddressSet {
+        let v4 = lists.iter().flat_map(|list| &list.v4);
+        let v4 = v4.map(|&(start, length)| (start, start.prefix_end(length)));
+        let v6 = lists.iter().flat_map(|list| &list.v6);
+        let v6 = v6.map(|&(start, length)| (start, start.prefix_end(length)));
         AddressSet {
             v4: Ranges::collect(v4.collect()),
             v6: Ranges::collect(v6.collect()),

@@ -2,11 +2,13 @@
 //! what the words mean is for the next steps.
 
 mod entries;
+pub mod limits;
 
 use super::diagnostic::{Findings, did_you_mean};
 use super::model::Action;
 use super::source::{NAME_HINT, is_name};
 use entries::{entries, kind, word};
+use limits::{Limit, Limits, read_limit, read_limits};
 use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -25,6 +27,8 @@ pub struct Written {
     pub default_allow: bool,
     /// `egress = "deny"`, and where it says so.
     pub egress_deny: Option<Span>,
+    /// For every service.
+    pub limits: Option<Limits>,
     pub deny: Vec<Entry>,
     /// In the order of the file.
     pub groups: Vec<Group>,
@@ -60,6 +64,9 @@ pub struct Service {
     pub ports: Vec<Word>,
     pub allow: Vec<Entry>,
     pub deny: Vec<Entry>,
+    pub limits: Option<Limits>,
+    /// In the order of the file.
+    pub groups: Vec<Limit>,
 }
 
 #[derive(Debug)]
@@ -125,10 +132,15 @@ fn known_keys(table: &DeTable<'_>, of: &str, known: &[&'static str], findings: &
         let name = key.get_ref().as_ref();
         if !known.contains(&name) {
             let message = format!("unknown key \"{name}\" in {of} ({})", known.join(", "));
-            let hint = match (name, known.contains(&"to"), known.contains(&"allow")) {
-                ("allow", true, _) => Some("destinations stand in \"to\"".into()),
-                ("to", _, true) => Some("sources stand in \"allow\"; destinations are for [[egress]]".into()),
-                _ => did_you_mean(name, "", known.iter().copied()),
+            let hint = match name {
+                "allow" if known.contains(&"to") => Some("destinations stand in \"to\"".into()),
+                "to" if known.contains(&"allow") => {
+                    Some("sources stand in \"allow\"; destinations are for [[egress]]".into())
+                }
+                "limits" | "limit" if known.contains(&"to") => Some("limits are for [[service]]".into()),
+                _ => limits::misplaced(name, known)
+                    .map(str::to_owned)
+                    .or_else(|| did_you_mean(name, "", known.iter().copied())),
             };
             findings.error(&key.span(), message, hint);
         }
@@ -171,12 +183,15 @@ fn read_defaults(defaults: &Spanned<DeValue<'_>>, written: &mut Written, finding
         );
         return;
     };
-    known_keys(table, "[defaults]", &["ingress", "egress"], findings);
+    known_keys(table, "[defaults]", &["ingress", "egress", "limits"], findings);
     if let Some((action, _)) = default(table, "ingress", findings) {
         written.default_allow = action == Action::Allow;
     }
     if let Some((action, span)) = default(table, "egress", findings) {
         written.egress_deny = (action == Action::Deny).then_some(span);
+    }
+    if let Some(limits) = table.get("limits") {
+        written.limits = read_limits(limits, "defaults.limits", findings);
     }
 }
 
@@ -297,7 +312,12 @@ fn read_service(service: &Spanned<DeValue<'_>>, findings: &mut Findings<'_>) -> 
         );
         return None;
     };
-    known_keys(table, "a service", &["name", "ports", "allow", "deny"], findings);
+    known_keys(
+        table,
+        "a service",
+        &["name", "ports", "allow", "deny", "limits", "limit"],
+        findings,
+    );
     let name = read_name(table, service.span(), "service", "payments-api", findings);
     let shown = shown(name.as_ref());
     let ports = match table.get("ports") {
@@ -318,6 +338,11 @@ fn read_service(service: &Spanned<DeValue<'_>>, findings: &mut Findings<'_>) -> 
             .map_or(Vec::new(), |list| entries(list, key, findings))
     };
     let (allow, deny) = (list("allow"), list("deny"));
+    let limits = table.get("limits");
+    let limits = limits.and_then(|limits| read_limits(limits, "service.limits", findings));
+    let header = "limits for some sources begin with [[service.limit]], for everybody with [service.limits]";
+    let groups = tables(table, "limit", header, findings).iter();
+    let groups = groups.filter_map(|limit| read_limit(limit, findings)).collect();
     let name = name.unwrap_or(Word {
         text: String::new(),
         span: service.span(),
@@ -327,6 +352,8 @@ fn read_service(service: &Spanned<DeValue<'_>>, findings: &mut Findings<'_>) -> 
         ports,
         allow,
         deny,
+        limits,
+        groups,
     })
 }
 

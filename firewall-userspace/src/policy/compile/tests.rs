@@ -47,7 +47,7 @@ fn policy(
         name: String::new(),
         ports_text: Vec::new(),
         ports: sketch.ports.clone(),
-        place: Place::default(),
+        ..Service::default()
     };
     let leaving = |sketch: &Sketch| Egress {
         name: String::new(),

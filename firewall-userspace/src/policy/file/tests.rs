@@ -310,7 +310,7 @@ policy.toml:15:24: service "b": port 0 cannot be opened (1 to 65535)
    15 | ports = ["tcp/1", "tcp/0"]
       |                        ^
 
-policy.toml:16:1: unknown key "alow" in a service (name, ports, allow, deny)
+policy.toml:16:1: unknown key "alow" in a service (name, ports, allow, deny, limits, limit)
    16 | alow = []
       | ^^^^
   hint: did you mean "allow"?

@@ -1,9 +1,11 @@
 use super::*;
+use crate::policy::limits::Kind;
+use crate::policy::limits::text::{self, Scope};
 use crate::policy::{file, ports, source};
 use std::path::Path;
 
 /// The examples of the documentation.
-const EXAMPLES: [(&str, &str); 2] = [
+const EXAMPLES: [(&str, &str); 3] = [
     (
         "policy.toml",
         include_str!("../../../../docs/examples/policy.toml"),
@@ -11,6 +13,10 @@ const EXAMPLES: [(&str, &str); 2] = [
     (
         "egress.toml",
         include_str!("../../../../docs/examples/egress.toml"),
+    ),
+    (
+        "limits.toml",
+        include_str!("../../../../docs/examples/limits.toml"),
     ),
 ];
 
@@ -38,6 +44,7 @@ fn valid(schema: &Value, root: &Value, value: &Value) -> Result<(), String> {
                     Some("object") => value.is_object(),
                     Some("array") => value.is_array(),
                     Some("string") => value.is_string(),
+                    Some("integer") => value.is_i64(),
                     _ => return Err(format!("unknown type {argument}")),
                 };
                 if !matches {
@@ -77,6 +84,9 @@ fn valid(schema: &Value, root: &Value, value: &Value) -> Result<(), String> {
                 .into_iter()
                 .flatten()
                 .try_for_each(|item| valid(argument, root, item))?,
+            "minimum" if value.as_i64() < argument.as_i64() => return fail("too small"),
+            "maximum" if value.as_i64() > argument.as_i64() => return fail("too large"),
+            "minimum" | "maximum" => {}
             "minItems" if value.as_array().is_some_and(Vec::is_empty) => return fail("too few"),
             "minItems" => {}
             "minLength" if value.as_str() == Some("") => return fail("too short"),
@@ -160,6 +170,18 @@ fn shapes_that_the_parser_refuses_are_invalid() {
         "version = 1\n[[egress]]\nname = \"a\"\nports = []",
         "version = 1\n[[egress]]\nname = \"a\"\nallow = [\"any\"]",
         "version = 1\n[[egress]]\nname = \"a\"\nto = \"any\"",
+        "version = 1\n[defaults.limits]\nsource = 24",
+        "version = 1\n[defaults.limits]\nsource = { v4 = 7 }",
+        "version = 1\n[defaults.limits]\nsource = { v6 = 129 }",
+        "version = 1\n[defaults.limits]\npackets = { per_source = 20 }",
+        "version = 1\n[defaults.limits]\npackets = \"20/s\"",
+        "version = 1\n[defaults.limits]\nconnections = { per_source = 0 }",
+        "version = 1\n[defaults.limits]\nconnections = { total = 3, burst = 3 }",
+        "version = 1\n[defaults.limits]\nbytes = { total = \"1MB/s\", total_burst = 100000 }",
+        "version = 1\n[[service]]\nname = \"a\"\nports = [\"tcp/1\"]\n[[service.limit]]\npackets.total = \"1/s\"",
+        "version = 1\n[[service]]\nname = \"a\"\nports = [\"tcp/1\"]\n[[service.limit]]\nfor = []",
+        "version = 1\n[[service]]\nname = \"a\"\nports = [\"tcp/1\"]\n[[service.limit]]\nfor = \"10.0.0.1\"\nsource = { v4 = 24 }",
+        "version = 1\n[[service]]\nname = \"a\"\nports = [\"tcp/1\"]\nlimits = []",
     ] {
         assert!(check(text).is_err(), "{text}");
         assert!(file::parse(text, Path::new("p"), 0).is_err(), "{text}");
@@ -188,6 +210,28 @@ mod patterns {
             if let Err(error) = ports::parse(&text) {
                 let known = ["out of range", "reversed", "judged by", "extension header", "no message", "not a port"];
                 prop_assert!(known.iter().any(|known| error.message.contains(known)), "{text}: {}", error.message);
+            }
+        }
+
+        #[test]
+        fn rates_and_sizes_have_the_right_shape(
+            count in pattern("/$defs/count_rate/pattern").as_str(),
+            bytes in pattern("/$defs/byte_rate/pattern").as_str(),
+            size in pattern("/$defs/size/pattern").as_str(),
+            excess in pattern("/$defs/limits/properties/on_excess/pattern").as_str(),
+        ) {
+            let known = ["out of range", "not a whole number", "a rate of 0", "\"unlimited\" is not a rate"];
+            let read = [
+                text::rate(&count, Kind::Packets, Scope::Total).err(),
+                text::rate(&bytes, Kind::Bytes, Scope::Source).err(),
+                text::burst(&size, Kind::Bytes, Scope::Source).err(),
+            ];
+            for error in read.into_iter().flatten() {
+                prop_assert!(known.iter().any(|known| error.message.contains(known)), "{}", error.message);
+            }
+            let known = ["out of range", "no time at all", "does not say for how long", "duration is missing", "hundred years"];
+            if let Err(error) = text::on_excess(&excess) {
+                prop_assert!(known.iter().any(|known| error.message.contains(known)), "{excess}: {}", error.message);
             }
         }
 

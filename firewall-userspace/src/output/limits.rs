@@ -1,0 +1,108 @@
+//! What services bear, a limit a row.
+
+use super::Style;
+use super::table::{left, list, table, words};
+use crate::api::types::{LimitRow, LimitValue};
+use crate::policy::limits::{Kind, SourceLengths};
+use comfy_table::Cell;
+
+/// The limits of services, each with its name. Empty if there is none.
+pub fn limits<'r>(services: impl IntoIterator<Item = (&'r str, &'r [LimitRow])>, style: &Style) -> String {
+    let mut rows = Vec::new();
+    for (name, limits) in services {
+        let mut name = name;
+        for limit in limits {
+            let mut whom = whom(limit, limits.len() > 1);
+            let mut on_excess = limit.on_excess.as_str();
+            let mut row = |what: &str, source: String, total: String| {
+                rows.push(vec![
+                    Cell::new(std::mem::take(&mut name)),
+                    Cell::new(std::mem::take(&mut whom)),
+                    Cell::new(what),
+                    Cell::new(source),
+                    Cell::new(total),
+                    Cell::new(std::mem::take(&mut on_excess)),
+                ]);
+            };
+            for value in &limit.limits {
+                let (source, total) = cells(value);
+                row(what(value), source, total);
+            }
+            if limit.limits.is_empty() {
+                row("nothing", "-".to_owned(), "-".to_owned());
+            }
+        }
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    let columns = [
+        left("LIMITED"),
+        words("FOR"),
+        left("WHAT"),
+        left("PER SOURCE"),
+        left("IN ALL"),
+        left("ON EXCESS"),
+    ];
+    table(style, &columns, rows)
+}
+
+/// `everybody else, by /32 and /56`
+fn whom(limit: &LimitRow, is_one_of_more: bool) -> String {
+    let usual = SourceLengths::default();
+    let by = match (limit.source_v4, limit.source_v6) {
+        (v4, v6) if (v4, v6) == (usual.v4, usual.v6) => String::new(),
+        (v4, v6) => format!(", by /{v4} and /{v6}"),
+    };
+    let whom = match limit.sources.is_empty() {
+        false => list(&limit.sources),
+        true if is_one_of_more => "everybody else".to_owned(),
+        true => "everybody".to_owned(),
+    };
+    whom + &by
+}
+
+fn what(value: &LimitValue) -> &str {
+    Kind::ALL
+        .into_iter()
+        .find(|kind| kind.key() == value.what)
+        .map_or(value.what.as_str(), |kind| kind.words())
+}
+
+fn cells(value: &LimitValue) -> (String, String) {
+    let cell = |limit: &Option<String>, burst: &Option<String>| match (limit, burst) {
+        (None, _) => "-".to_owned(),
+        (Some(limit), None) => limit.clone(),
+        (Some(limit), Some(burst)) => format!("{limit}, burst {burst}"),
+    };
+    (
+        cell(&value.per_source, &value.burst),
+        cell(&value.total, &value.total_burst),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::file;
+    use std::path::Path;
+
+    #[test]
+    fn limits_are_told_by_whom_they_are_for() {
+        let text = include_str!("../../../docs/examples/limits.toml");
+        let policy = file::parse(text, Path::new("limits.toml"), 0).unwrap().policy;
+        let rows: Vec<_> = policy
+            .services
+            .iter()
+            .map(|service| (service.name.as_str(), service.limit_rows()))
+            .collect();
+        let rows = rows.iter().map(|(name, rows)| (*name, rows.as_slice()));
+        assert_eq!(
+            limits(rows, &Style::PLAIN),
+            "\
+LIMITED
+"
+        );
+        assert_eq!(limits([("a", [].as_slice())], &Style::PLAIN), "");
+    }
+}
