@@ -263,16 +263,17 @@ pub struct DiffLine {
     /// `ingress`: who gets in; `egress`: where packets of this host may go.
     #[serde(default)]
     pub direction: String,
-    /// `gains`, `loses`, `opens`, `closes` or `default`.
+    /// `gains`, `loses`, `opens`, `closes`, `default` or `limits`.
     pub change: String,
     /// `198.51.100.0/24`, `@web`, `1,204 prefixes of @web`, `anyone`, `anyone else`, `nobody`; of `default`:
-    /// `allow -> deny`. Of egress the destinations: `anywhere`, `anywhere else`.
+    /// `allow -> deny`. Of egress the destinations: `anywhere`, `anywhere else`. Of `limits` what is limited how:
+    /// `packets unlimited -> 20,000/s a source (burst 20,000)`.
     pub who: String,
     /// Empty: the whole policy, and always so of egress, where rules share ports.
     pub service: String,
     /// Texts of ports; of the whole policy, words for which: `every port`.
     pub ports: Vec<String>,
-    /// The first of the prefixes that `who` counts.
+    /// The first of the prefixes that `who` counts; of `limits` whom a `[[service.limit]]` is for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub prefixes: Vec<String>,
 }

@@ -103,6 +103,13 @@ fn sentence(line: &DiffLine) -> String {
             return match line.change.as_str() {
                 "opens" => format!("{}{ports} is added, and nobody may reach it", line.service),
                 "closes" => format!("{}{ports} is removed, which nobody could reach", line.service),
+                "limits" if line.prefixes.is_empty() => format!("limits of {}: {}", line.service, line.who),
+                "limits" => format!(
+                    "limits of {} for {}: {}",
+                    line.service,
+                    line.prefixes.join(", "),
+                    line.who
+                ),
                 change => [change, &line.who, &line.service, ports.trim()]
                     .iter()
                     .filter(|part| !part.is_empty())
@@ -230,6 +237,24 @@ generation 13 is in force (digest 0123456789ab)
 - 22 prefixes of @web lose payments-api (tcp/8443): 10.1.0.0/16, 10.2.0.0/16, ...
 + 22 prefixes of @blocked gain every port that allows them: 10.1.0.0/16, 10.2.0.0/16, ...
 - 1042 prefixes lose web (tcp/80)
+"
+        );
+    }
+
+    #[test]
+    fn limits_are_told_by_whom_they_are_for() {
+        let lines = [
+            line("limits", "packets unlimited -> 10/s in all (burst 10)", "api", &[]),
+            DiffLine {
+                prefixes: vec!["@partners".into(), "192.0.2.1".into()],
+                ..line("limits", "on excess drop -> ban 10m", "api", &[])
+            },
+        ];
+        assert_eq!(
+            diff(&lines, &Style::PLAIN),
+            "\
+~ limits of api: packets unlimited -> 10/s in all (burst 10)
+~ limits of api for @partners, 192.0.2.1: on excess drop -> ban 10m
 "
         );
     }

@@ -100,7 +100,18 @@ mod tests {
         assert_eq!(
             limits(rows, &Style::PLAIN),
             "\
-LIMITED
+LIMITED  FOR                             WHAT             PER SOURCE              IN ALL                    ON EXCESS
+api      @partners, by /32 and /56       new connections  1,000/s, burst 1,000    -                         challenge
+                                         bytes            50 MB/s, burst 50 MB    -
+                                         connections      -                       5,000
+         everybody else, by /32 and /56  new connections  50/s, burst 100         5,000/s, burst 5,000      challenge
+                                         packets          20,000/s, burst 20,000  -
+                                         bytes            50 MB/s, burst 50 MB    -
+                                         connections      200                     20,000
+ssh      everybody                       new connections  6/min, burst 10         -                         ban 10m
+                                         packets          20,000/s, burst 20,000  -
+                                         bytes            50 MB/s, burst 50 MB    -
+dns      everybody                       packets          200/s, burst 500        100,000/s, burst 100,000  drop
 "
         );
         assert_eq!(limits([("a", [].as_slice())], &Style::PLAIN), "");

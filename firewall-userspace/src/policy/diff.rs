@@ -2,9 +2,11 @@
 //!
 //! Effective access is compared, not text: an entry that moves into a group with the same prefixes is no change.
 //! For each port the service that has it before and after is found, and for each such pair the sets of addresses
-//! that get in. What differs is named by the entry that makes the difference, or by its prefixes.
+//! that get in. What differs is named by the entry that makes the difference, or by its prefixes. Limits are compared as
+//! they hold, the defaults merged in.
 
 mod leaving;
+mod limits;
 mod side;
 mod who;
 
@@ -17,7 +19,7 @@ use side::Side;
 use std::collections::BTreeMap;
 use who::{List, Name, Who};
 
-/// A line per (change, who, service), first those of the whole policy, then in the order of the services, then what leaves.
+/// A line per (change, who, service), first those of the whole policy, then in the order of the services, then their limits, then what leaves.
 pub fn diff(old: &Policy, new: &Policy) -> Vec<DiffLine> {
     let (old, new) = side::pair(old, new);
     let mut lines = Vec::new();
@@ -42,6 +44,7 @@ pub fn diff(old: &Policy, new: &Policy) -> Vec<DiffLine> {
     for ((_, after, before), ranges) in port_owners(old.policy, new.policy) {
         service(&old, &new, before, after, &ranges, &mut lines);
     }
+    limits::diff(old.policy, new.policy, &mut lines);
     leaving::diff(&old, &new, &mut lines);
     lines
 }

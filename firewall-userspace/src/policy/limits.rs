@@ -170,9 +170,33 @@ impl Limits {
         self.rates.iter().any(|rates| rates.total.is_some()) || self.connections.total.is_some()
     }
 
-    /// A phrase for each thing that is limited: `new connections 50/s a source (burst 100), 5,000/s in all (burst 5,000)`.
-    pub fn phrases(&self) -> Vec<String> {
-        self.values().iter().map(phrase).collect()
+    /// Without what a single source may do.
+    pub fn only_totals(&self) -> Limits {
+        Limits {
+            rates: self.rates.map(|rates| Rates {
+                per_source: None,
+                ..rates
+            }),
+            connections: Connections {
+                per_source: None,
+                ..self.connections
+            },
+            ..self.clone()
+        }
+    }
+
+    /// Each kind in words with what is limited of it, `unlimited` if nothing is.
+    pub fn by_kind(&self) -> [(&'static str, String); 4] {
+        Kind::ALL.map(|kind| {
+            let text = self.value(kind).map(|value| parts(&value).join(", "));
+            (kind.words(), text.unwrap_or_else(|| "unlimited".to_owned()))
+        })
+    }
+
+    /// A phrase for what is limited of one kind, if anything is.
+    pub fn phrase(&self, kind: Kind) -> Option<String> {
+        let value = self.value(kind)?;
+        Some(format!("{} {}", kind.words(), parts(&value).join(", ")))
     }
 
     fn values(&self) -> Vec<LimitValue> {
@@ -201,21 +225,18 @@ impl Limits {
     }
 }
 
-fn phrase(value: &LimitValue) -> String {
-    let what = Kind::ALL.into_iter().find(|kind| kind.key() == value.what);
+/// `50/s a source (burst 100)`, `5,000/s in all (burst 5,000)`
+fn parts(value: &LimitValue) -> Vec<String> {
     let part = |limit: &Option<String>, burst: &Option<String>, of: &str| {
         let burst = burst.as_ref().map(|burst| format!(" (burst {burst})"));
-        limit
-            .as_ref()
-            .map(|limit| format!("{limit} {of}{}", burst.unwrap_or_default()))
+        let limit = limit.as_ref()?;
+        Some(format!("{limit} {of}{}", burst.unwrap_or_default()))
     };
     let parts = [
         part(&value.per_source, &value.burst, "a source"),
         part(&value.total, &value.total_burst, "in all"),
     ];
-    let parts: Vec<String> = parts.into_iter().flatten().collect();
-    let what = what.map_or(value.what.as_str(), |kind| kind.words());
-    format!("{what} {}", parts.join(", "))
+    parts.into_iter().flatten().collect()
 }
 
 /// `20,000`; of bytes `100 MB`, `64 KiB`, `12.5 MB`, exact.

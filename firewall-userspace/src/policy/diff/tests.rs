@@ -281,6 +281,52 @@ fn the_default_changes_who_gets_in_elsewhere() {
 }
 
 #[test]
+fn limits_are_compared_as_they_hold() {
+    let limits = |old: &str, new: &str| {
+        let text = |more: &str| format!("{BASE}{more}");
+        let lines = diff(&policy(&text(old)), &policy(&text(new)));
+        let mut told = Vec::new();
+        for line in lines {
+            assert_eq!((line.change.as_str(), line.service.as_str()), ("limits", "api"));
+            told.push(match line.prefixes.as_slice() {
+                [] => line.who,
+                whom => format!("{}: {}", whom.join(","), line.who),
+            });
+        }
+        told
+    };
+    let rate = "[service.limits]\npackets = { per_source = \"10/s\" }\n";
+    assert_eq!(limits(rate, rate), NOTHING);
+    assert_eq!(
+        limits("", rate),
+        ["packets unlimited -> 10/s a source (burst 10)"]
+    );
+    // The same by the defaults.
+    assert_eq!(limits(rate, "[defaults.limits]\npackets.per_source = \"10/s\"\n"), NOTHING);
+    assert_eq!(
+        limits(
+            rate,
+            "[service.limits]\npackets = { per_source = \"10/s\", burst = 20, total = \"1k/s\" }\nsource.v4 = 24\non_excess = \"challenge\"\n"
+        ),
+        [
+            "packets 10/s a source (burst 10) -> 10/s a source (burst 20), 1,000/s in all (burst 1,000)",
+            "on excess drop -> challenge",
+            "sources /32 and /64 -> /24 and /64",
+        ]
+    );
+    let group = |whom: &str| format!("{rate}[[service.limit]]\nfor = {whom}\nconnections.total = 5\n");
+    assert_eq!(
+        limits(rate, &group("\"@web\"")),
+        ["@web: connections unlimited -> 5 in all", "@web: is counted apart"]
+    );
+    assert_eq!(
+        limits(&group("\"@web\""), &group("[\"@web\", \"198.51.100.7\"]")),
+        ["@web,198.51.100.7: holds other addresses"]
+    );
+    assert_eq!(limits(&group("\"@web\""), rate), ["@web: is no longer counted apart"]);
+}
+
+#[test]
 fn neighbours_in_number_stay_apart() {
     let service = |port: &str| format!("[[service]]\nname = \"a\"\nports = [{port}]\nallow = [\"any\"]\n");
     assert_eq!(

@@ -2,8 +2,11 @@
 
 use super::super::ports;
 use super::super::source::{NAME_HINT, is_name};
-use super::document::{Block, Entry, Kind, List, block, entry, find, line, list, parse, wanted, write_entry};
+use super::document::{
+    Block, Entry, Kind, List, block, blocks, entry, find, line, list, parse, wanted, write_entry,
+};
 use super::{EditError, refused, splice};
+use std::collections::BTreeSet;
 use toml_edit::{Document, Item, Value};
 
 /// `opens` are the sources of a service, the destinations of an egress rule.
@@ -104,7 +107,33 @@ pub(super) fn remove(text: &str, kind: Kind, name: &str) -> Result<String, EditE
         return refused(format!("the {}s stand in one list", kind.word()), hint);
     };
     let last = splice::end_of_values(block.table).unwrap_or(header.end);
-    Ok(splice::remove_block(text, header, last))
+    let without = splice::remove_block(text, header, last);
+    // TOML lets other tables stand between a service and its limits.
+    match parse(&without) {
+        Ok(after) if is_without(&document, &after, kind) => Ok(without),
+        _ => refused(
+            format!("other tables stand between {} \"{name}\" and its limits", kind.word()),
+            Some(format!("move [{0}.limits] and [[{0}.limit]] next to their [[{0}]]", kind.key())),
+        ),
+    }
+}
+
+/// Whether the second document is the first without one block, as far as tables go.
+fn is_without(before: &Document<&str>, after: &Document<&str>, kind: Kind) -> bool {
+    let count = |document: &Document<&str>, of: Kind| blocks(document, of).len();
+    let keys = |document: &Document<&str>| -> BTreeSet<String> {
+        let keys = document.iter().map(|(key, _)| key.to_owned());
+        keys.filter(|key| key != kind.key()).collect()
+    };
+    let groups = |document: &Document<&str>| {
+        let groups = document.get("groups").and_then(Item::as_table_like);
+        groups.map_or(0, |groups| groups.iter().count())
+    };
+    [Kind::Service, Kind::Egress].iter().all(|&of| {
+        let gone = usize::from(of == kind);
+        count(before, of) == count(after, of) + gone
+    }) && keys(before) == keys(after)
+        && groups(before) == groups(after)
 }
 
 /// Port texts as TOML strings, each once.

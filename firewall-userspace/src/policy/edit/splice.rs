@@ -164,6 +164,7 @@ pub fn add_key(text: &str, table: &dyn TableLike, header: Range<usize>, key: &st
     // Equal signs that stand below one another go on doing so.
     let columns: Vec<usize> = table
         .iter()
+        .filter(|(_, item)| item.is_value())
         .filter_map(|(name, _)| table.key(name)?.span())
         .filter_map(|span| text[span.start..].find('='))
         .collect();
@@ -209,13 +210,21 @@ pub fn append_block(text: &str, lines: &[String]) -> String {
     result
 }
 
-/// Where the last value of a table ends.
+/// Where the last value of a table ends, those of the tables in it included.
 pub fn end_of_values(table: &dyn TableLike) -> Option<usize> {
-    table
-        .iter()
-        .filter_map(|(_, item)| item.span())
-        .map(|span| span.end)
-        .max()
+    let end = |item: &Item| {
+        let inner = match item {
+            Item::Table(table) => end_of_values(table),
+            Item::ArrayOfTables(tables) => tables.iter().filter_map(|table| end_of_values(table)).max(),
+            Item::Value(_) | Item::None => None,
+        };
+        let headers = match item {
+            Item::ArrayOfTables(tables) => tables.iter().filter_map(|table| table.span()).map(|span| span.end).max(),
+            item => item.span().map(|span| span.end),
+        };
+        inner.max(headers)
+    };
+    table.iter().filter_map(|(_, item)| end(item)).max()
 }
 
 /// Takes out a table: its header, its lines to the end of the last value, and the comments that touch it above

@@ -285,6 +285,65 @@ fn setting_a_list_keeps_what_stays() {
     assert!(fails(POLICY, &set("dns", Some(&["tpc/1"]), None)).contains("did you mean \"tcp\""));
 }
 
+const LIMITED: &str = r#"version = 1
+
+[[service]]
+name  = "api"
+ports = ["tcp/8443"]
+allow = ["any"]
+
+[service.limits]        # what it bears
+packets = { per_source = "20k/s" }
+
+[[service.limit]]
+for = "@partners"
+packets = "unlimited"   # they are known
+
+[groups]
+partners = ["192.0.2.0/24"]
+
+[[service]]
+name = "ssh"
+ports = ["tcp/22"]
+limits.new_connections = { per_source = "6/min" }
+"#;
+
+#[test]
+fn limits_stay_and_go_with_their_service() {
+    let deny = Edit::ServiceSet {
+        name: "api".into(),
+        ports: Some(vec!["tcp/8443".into(), "tcp/9443".into()]),
+        allow: None,
+        deny: Some(vec!["198.51.100.1".into()]),
+    };
+    assert_eq!(
+        changed(LIMITED, &done(LIMITED, &deny)),
+        "-ports = [\"tcp/8443\"]\n-allow = [\"any\"]\n+ports = [\"tcp/8443\", \"tcp/9443\"]\n+allow = [\"any\"]\n\
+         +deny  = [\"198.51.100.1\"]"
+    );
+    assert_eq!(
+        changed(LIMITED, &done(LIMITED, &allow("ssh", "192.0.2.1", None))),
+        "+allow = [\"192.0.2.1\"]"
+    );
+    let remove = |name: &str| Edit::ServiceRemove { name: name.into() };
+    let without = done(LIMITED, &remove("api"));
+    assert_eq!(
+        without,
+        "version = 1\n\n[groups]\npartners = [\"192.0.2.0/24\"]\n\n[[service]]\nname = \"ssh\"\nports = [\"tcp/22\"]\n\
+         limits.new_connections = { per_source = \"6/min\" }\n"
+    );
+    assert!(!done(LIMITED, &remove("ssh")).contains("6/min"));
+    // A table of something else stands in between.
+    let apart = LIMITED
+        .replace("[groups]\npartners = [\"192.0.2.0/24\"]\n", "")
+        .replace("[service.limits]", "[groups]\npartners = [\"192.0.2.0/24\"]\n\n[service.limits]");
+    assert!(
+        fails(&apart, &remove("api")).starts_with("other tables stand between service \"api\" and its limits"),
+        "{}",
+        fails(&apart, &remove("api"))
+    );
+}
+
 #[test]
 fn line_ends_of_the_file_are_kept() {
     let dos = POLICY.replace('\n', "\r\n");

@@ -7,6 +7,7 @@ use super::packet::PacketSpec;
 use crate::api::types::{ExplainStep, Explanation};
 use crate::policy::compile::{Compiled, Ending};
 use crate::policy::egress::holds;
+use crate::policy::limits::{Kind, Limits, read::listed as listed_sources};
 use crate::policy::model::{Action, Egress, Owner, Place, Policy, Rule, Service, ServiceId};
 use crate::policy::{ports, prefix};
 use crate::simulate::Transport;
@@ -105,7 +106,12 @@ impl<'a> Account<'a> {
 
     fn steps(&self) -> Vec<ExplainStep> {
         let mut steps = vec![step("packet", packet(self.spec))];
-        steps.extend(self.steps.iter().filter_map(|each| self.step(each)));
+        for each in self.steps {
+            steps.extend(self.step(each));
+            if let Step::Verdict { .. } = each {
+                steps.extend(self.limits());
+            }
+        }
         if self.config.observe != 0 && self.outcome.reason.verdict() == Verdict::Drop {
             steps.push(step(
                 "mode",
@@ -244,6 +250,56 @@ impl<'a> Account<'a> {
             },
         };
         Some(step("rule", finding))
+    }
+
+    /// What the service bears of the source that it allows.
+    fn limits(&self) -> Vec<ExplainStep> {
+        let Some(ending) = self.ending() else {
+            return Vec::new();
+        };
+        let (Some(id), Some(_), false) = (ending.service, ending.rule, self.leaves()) else {
+            return Vec::new();
+        };
+        let Some(service) = self.service_of(id).filter(|_| ending.reason == Some(Reason::Allowed)) else {
+            return Vec::new();
+        };
+        let group = service.groups.iter().find(|group| self.holds(&group.lists));
+        let limits = group.map_or(&service.limits, |group| &group.limits);
+        let tcp = matches!(self.spec.transport, Transport::Tcp { .. });
+        let kinds = Kind::ALL.into_iter().filter(|kind| tcp || !kind.needs_tcp());
+        let phrases = |limits: &Limits| -> Vec<String> {
+            kinds.clone().filter_map(|kind| limits.phrase(kind)).collect()
+        };
+        let place = limits.place.as_ref().map_or(String::new(), |place| format!(" ({place})"));
+        let mut findings = Vec::new();
+        match (group, phrases(limits)) {
+            (None, none) if none.is_empty() => {}
+            (None, some) => findings.push(format!("{}{place}", some.join("; "))),
+            (Some(group), none) if none.is_empty() => findings.push(format!(
+                "for {}: nothing is limited ({})",
+                listed_sources(&group.sources),
+                group.place
+            )),
+            (Some(group), some) => findings.push(format!(
+                "for {}: {} ({})",
+                listed_sources(&group.sources),
+                some.join("; "),
+                group.place
+            )),
+        }
+        let totals = phrases(&service.limits.only_totals());
+        if group.is_some() && !totals.is_empty() {
+            findings.push(format!("with all others of {}: {}", service.name, totals.join("; ")));
+        }
+        if !findings.is_empty() {
+            let length = if self.spec.is_ipv4() {
+                limits.source.v4
+            } else {
+                limits.source.v6
+            };
+            findings.push(format!("on excess {}; a source is a /{length}", limits.on_excess));
+        }
+        findings.into_iter().map(|finding| step("limit", finding)).collect()
     }
 
     /// `allow @web: 10.20.3.4 is in 10.20.0.0/16`, and whom a deny overrules.
@@ -387,8 +443,16 @@ impl<'a> Account<'a> {
 
     /// The narrowest prefix of a rule that holds the peer.
     fn covering(&self, rule: &Rule) -> Option<IpNetwork> {
-        let lists = rule
-            .lists
+        self.narrowest(&rule.lists)
+    }
+
+    fn holds(&self, lists: &[u32]) -> bool {
+        self.narrowest(lists).is_some()
+    }
+
+    /// The narrowest prefix of these lists that holds the peer.
+    fn narrowest(&self, lists: &[u32]) -> Option<IpNetwork> {
+        let lists = lists
             .iter()
             .filter_map(|&list| self.policy.lists.get(list as usize));
         match self.spec.peer {
