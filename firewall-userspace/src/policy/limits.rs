@@ -26,7 +26,12 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 4] = [Kind::NewConnections, Kind::Packets, Kind::Bytes, Kind::Connections];
+    pub const ALL: [Kind; 4] = [
+        Kind::NewConnections,
+        Kind::Packets,
+        Kind::Bytes,
+        Kind::Connections,
+    ];
 
     /// The key in the file.
     pub const fn key(self) -> &'static str {
@@ -162,7 +167,8 @@ pub struct LimitGroup {
 impl Limits {
     /// Whether they limit nothing.
     pub fn is_empty(&self) -> bool {
-        self.rates.iter().all(|rates| *rates == Rates::default()) && self.connections == Connections::default()
+        self.rates.iter().all(|rates| *rates == Rates::default())
+            && self.connections == Connections::default()
     }
 
     /// Whether they limit anything in all.
@@ -260,7 +266,9 @@ pub fn amount(kind: Kind, value: u64) -> String {
         let point = if fraction.is_empty() { "" } else { "." };
         return format!("{}{point}{fraction} {name}", number(value / unit));
     }
-    let binary = BINARY.iter().find(|(unit, _)| value >= *unit && value % unit == 0);
+    let binary = BINARY
+        .iter()
+        .find(|(unit, _)| value >= *unit && value % unit == 0);
     match binary {
         Some((unit, name)) => format!("{} {name}", number(value / unit)),
         None => format!("{} B", number(value)),

@@ -336,9 +336,13 @@ fn limits_stay_and_go_with_their_service() {
     // A table of something else stands in between.
     let apart = LIMITED
         .replace("[groups]\npartners = [\"192.0.2.0/24\"]\n", "")
-        .replace("[service.limits]", "[groups]\npartners = [\"192.0.2.0/24\"]\n\n[service.limits]");
+        .replace(
+            "[service.limits]",
+            "[groups]\npartners = [\"192.0.2.0/24\"]\n\n[service.limits]",
+        );
     assert!(
-        fails(&apart, &remove("api")).starts_with("other tables stand between service \"api\" and its limits"),
+        fails(&apart, &remove("api"))
+            .starts_with("other tables stand between service \"api\" and its limits"),
         "{}",
         fails(&apart, &remove("api"))
     );

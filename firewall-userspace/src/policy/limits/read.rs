@@ -195,7 +195,11 @@ impl Table<'_> {
                     "\"{}\" counts TCP connections, and the service has no TCP port: nothing is limited",
                     kind.key()
                 );
-                findings.warn(&value.span, message, Some("limit \"packets\" or \"bytes\"".into()));
+                findings.warn(
+                    &value.span,
+                    message,
+                    Some("limit \"packets\" or \"bytes\"".into()),
+                );
             }
         }
         self.warn(written, &limits, findings);
@@ -207,7 +211,12 @@ impl Table<'_> {
 
     fn rates(&self, kind: Kind, pair: &Pair, rates: &mut Rates, findings: &mut Findings<'_>) {
         let halves = [
-            (&mut rates.per_source, &pair.per_source, &pair.burst, Scope::Source),
+            (
+                &mut rates.per_source,
+                &pair.per_source,
+                &pair.burst,
+                Scope::Source,
+            ),
             (&mut rates.total, &pair.total, &pair.total_burst, Scope::Total),
         ];
         for (rate, limit, burst, scope) in halves {
@@ -277,7 +286,8 @@ impl Table<'_> {
             && source > total
             && let Some(value) = pair.per_source.as_ref().or(pair.total.as_ref())
         {
-            let message = "\"per_source\" of \"connections\" is above \"total\": one source can use up all of it";
+            let message =
+                "\"per_source\" of \"connections\" is above \"total\": one source can use up all of it";
             findings.warn(&value.span, message, None);
         }
     }
@@ -287,7 +297,8 @@ impl Table<'_> {
         let says_nothing = written.kinds.iter().all(Option::is_none);
         if self.own_totals && says_nothing && written.on_excess.is_none() {
             let hint = "write for example packets = { per_source = \"100k/s\" } below \"for\"";
-            let message = "this limit changes nothing for whom it names, but tells them apart from the others";
+            let message =
+                "this limit changes nothing for whom it names, but tells them apart from the others";
             findings.warn(&written.span, message, Some(hint.into()));
         }
         let Some(word) = &written.on_excess else { return };
@@ -308,7 +319,10 @@ impl Table<'_> {
             && limits.rates[Kind::NewConnections as usize].per_source.is_none()
             && limits.connections.per_source.is_none()
         {
-            let message = format!("\"{}\" bans nobody: no connections of a source are limited", word.text);
+            let message = format!(
+                "\"{}\" bans nobody: no connections of a source are limited",
+                word.text
+            );
             let hint = "add per_source to \"new_connections\" or \"connections\"";
             findings.warn(&word.span, message, Some(hint.into()));
         }
@@ -365,7 +379,10 @@ fn bits(value: &Value, key: &str, range: RangeInclusive<u8>, findings: &mut Find
         Content::Number(number) => u8::try_from(*number).ok().filter(|bits| range.contains(bits)),
         Content::Text(text) => {
             let bare = text.trim_start_matches('/');
-            let hint = bare.parse::<u8>().ok().map(|bits| format!("write {key} = {bits}"));
+            let hint = bare
+                .parse::<u8>()
+                .ok()
+                .map(|bits| format!("write {key} = {bits}"));
             let message = format!("\"{key}\" is a string, not a number of bits ({accepted})");
             findings.error(&value.span, message, hint);
             return None;

@@ -79,8 +79,9 @@ pub fn rate(text: &str, kind: Kind, scope: Scope) -> Result<(u64, Per), TextErro
     let Some((count, time)) = text.split_once('/') else {
         let hint = match quantity(text, kind, 0) {
             Ok(_) => format!("write \"{text}/s\""),
-            Err(_) => did_you_mean(text, "", ["unlimited"])
-                .unwrap_or_else(|| format!("write {}", forms(kind))),
+            Err(_) => {
+                did_you_mean(text, "", ["unlimited"]).unwrap_or_else(|| format!("write {}", forms(kind)))
+            }
         };
         return Err(error(
             whole,
@@ -122,7 +123,11 @@ pub fn rate(text: &str, kind: Kind, scope: Scope) -> Result<(u64, Per), TextErro
         ));
     }
     if value > most.saturating_mul(per.seconds()) || value < least * per.seconds() {
-        return Err(error(whole, format!("\"{text}\" is out of range ({range})"), None));
+        return Err(error(
+            whole,
+            format!("\"{text}\" is out of range ({range})"),
+            None,
+        ));
     }
     Ok((value, per))
 }
@@ -130,7 +135,9 @@ pub fn rate(text: &str, kind: Kind, scope: Scope) -> Result<(u64, Per), TextErro
 /// Parses a burst of a rate of this kind: a number, or a size.
 pub fn burst(text: &str, kind: Kind, scope: Scope) -> Result<u64, TextError> {
     if let Some((count, _)) = text.split_once('/') {
-        let hint = quantity(count, kind, 0).is_ok().then(|| format!("write \"{count}\""));
+        let hint = quantity(count, kind, 0)
+            .is_ok()
+            .then(|| format!("write \"{count}\""));
         let message = format!("\"{text}\" is a rate: a burst comes at once, without a time");
         return Err(error(0..text.len(), message, hint));
     }
@@ -155,7 +162,8 @@ pub fn connections(text: &str) -> Result<u64, TextError> {
         let hint = quantity(count, Kind::Connections, 0)
             .is_ok()
             .then(|| format!("write {count}; rates are for \"new_connections\""));
-        let message = format!("\"{text}\" is a rate: \"connections\" counts those that are open at the same time");
+        let message =
+            format!("\"{text}\" is a rate: \"connections\" counts those that are open at the same time");
         return Err(error(0..text.len(), message, hint));
     }
     let value = quantity(text, Kind::Connections, 0)?;
@@ -175,7 +183,11 @@ fn in_range(text: &str, kind: Kind, value: u64, range: RangeInclusive<u64>) -> R
         (Kind::Bytes, true) => ": a single frame may be as long as 64 KiB",
         _ => "",
     };
-    let range = format!("{} to {}", amount(kind, *range.start()), amount(kind, *range.end()));
+    let range = format!(
+        "{} to {}",
+        amount(kind, *range.start()),
+        amount(kind, *range.end())
+    );
     Err(error(
         0..text.len(),
         format!("{text} is out of range ({range}){why}"),
@@ -219,7 +231,11 @@ pub fn on_excess(text: &str) -> Result<OnExcess, TextError> {
             "syncookie" | "syncookies" | "cookie" => Some("did you mean \"challenge\"?".to_owned()),
             _ => did_you_mean(word, "", ["drop", "challenge", "ban"]),
         };
-        return Err(error(whole, format!("unknown on_excess \"{text}\" {forms}"), hint));
+        return Err(error(
+            whole,
+            format!("unknown on_excess \"{text}\" {forms}"),
+            hint,
+        ));
     };
     let bare = time.trim();
     let at = 4 + time.len() - time.trim_start().len();
@@ -241,7 +257,10 @@ pub fn on_excess(text: &str) -> Result<OnExcess, TextError> {
 
 /// `20k`, `1.5M`; of bytes `100MB`. `at` is where it starts.
 fn quantity(text: &str, kind: Kind, at: usize) -> Result<u64, TextError> {
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.').len();
+    let digits = text.len()
+        - text
+            .trim_start_matches(|c: char| c.is_ascii_digit() || c == '.')
+            .len();
     let (digits, unit) = text.split_at(digits);
     let place = at..at + digits.len();
     let number = thousandths(digits);
@@ -250,7 +269,11 @@ fn quantity(text: &str, kind: Kind, at: usize) -> Result<u64, TextError> {
             Kind::Bytes => "a size such as 64KiB or 100MB",
             _ => "a number such as 50, 20k or 1.5M",
         };
-        let at = if digits.is_empty() { at..at + text.len() } else { place };
+        let at = if digits.is_empty() {
+            at..at + text.len()
+        } else {
+            place
+        };
         let message = match text.starts_with('-') {
             true => format!("\"{text}\" is negative ({forms})"),
             false => format!("\"{text}\" does not begin with a number ({forms})"),
@@ -319,7 +342,9 @@ fn no_unit(digits: &str, at: usize) -> TextError {
     error(
         at..at + digits.len(),
         format!("\"{digits}\" has no unit ({SIZE_NAMES})"),
-        Some(format!("write \"{digits}B\", or with a unit such as in \"100MB\"")),
+        Some(format!(
+            "write \"{digits}B\", or with a unit such as in \"100MB\""
+        )),
     )
 }
 
@@ -327,7 +352,9 @@ fn unknown_size(digits: &str, unit: &str, at: Range<usize>) -> TextError {
     let hint = match unit.to_lowercase().as_str() {
         "k" | "m" | "g" => {
             let unit = if unit == "K" { "k" } else { unit };
-            Some(format!("write \"{digits}{unit}B\" for bytes, \"{digits}{unit}bit\" for bits"))
+            Some(format!(
+                "write \"{digits}{unit}B\" for bytes, \"{digits}{unit}bit\" for bits"
+            ))
         }
         // Of "mb" nobody knows which of the two it means.
         "kb" | "mb" | "gb" => {
@@ -336,7 +363,9 @@ fn unknown_size(digits: &str, unit: &str, at: Range<usize>) -> TextError {
                 Some(first) => first.to_ascii_uppercase(),
                 None => ' ',
             };
-            Some(format!("write \"{digits}{first}B\" for bytes, \"{digits}{first}bit\" for bits"))
+            Some(format!(
+                "write \"{digits}{first}B\" for bytes, \"{digits}{first}bit\" for bits"
+            ))
         }
         "b" | "byte" | "bytes" => Some(format!("write \"{digits}B\"")),
         _ => did_you_mean(unit, "", SIZES.iter().map(|(name, _)| *name)),
@@ -350,7 +379,11 @@ fn no_blanks(text: &str, is_good: &dyn Fn(&str) -> bool) -> Result<(), TextError
     }
     let bare: String = text.split_whitespace().collect();
     let hint = is_good(&bare).then(|| format!("write \"{bare}\""));
-    Err(error(0..text.len(), format!("\"{text}\" has a space in it"), hint))
+    Err(error(
+        0..text.len(),
+        format!("\"{text}\" has a space in it"),
+        hint,
+    ))
 }
 
 fn error(at: Range<usize>, message: impl Into<String>, hint: Option<String>) -> TextError {

@@ -70,12 +70,20 @@ const KEYS_OF_A_GROUP: [&str; 6] = [
 pub(super) fn misplaced(name: &str, known: &[&str]) -> Option<&'static str> {
     let has = |key: &str| known.contains(&key);
     match name {
-        "source" if has("for") => Some("what counts as one source stands in [service.limits], for all of the service"),
+        "source" if has("for") => {
+            Some("what counts as one source stands in [service.limits], for all of the service")
+        }
         "for" if has("on_excess") => Some("limits for some sources begin with [[service.limit]]"),
         "burst" | "total_burst" if has("per_source") => Some("connections at the same time have no burst"),
-        "rate" | "rates" | "ratelimit" | "rate_limit" if has("limits") => Some("rates stand in [service.limits]"),
-        name if has("limits") && KEYS.contains(&name) => Some("limits stand in a table of their own: [service.limits]"),
-        "new" | "connection_rate" | "syn" if has("new_connections") => Some("did you mean \"new_connections\"?"),
+        "rate" | "rates" | "ratelimit" | "rate_limit" if has("limits") => {
+            Some("rates stand in [service.limits]")
+        }
+        name if has("limits") && KEYS.contains(&name) => {
+            Some("limits stand in a table of their own: [service.limits]")
+        }
+        "new" | "connection_rate" | "syn" if has("new_connections") => {
+            Some("did you mean \"new_connections\"?")
+        }
         "concurrent" | "conns" if has("new_connections") => Some("did you mean \"connections\"?"),
         _ => None,
     }
@@ -91,7 +99,8 @@ pub(super) fn read_limits(
         let message = format!("\"limits\" is {}, not a table", kind_of(limits.get_ref()));
         let hint = match limits.get_ref() {
             DeValue::Array(_) if of == "service.limits" => {
-                "there is one [service.limits]; limits for some sources begin with [[service.limit]]".to_owned()
+                "there is one [service.limits]; limits for some sources begin with [[service.limit]]"
+                    .to_owned()
             }
             _ => format!("write [{of}], and packets = {{ per_source = \"20k/s\" }} below it"),
         };
@@ -232,7 +241,14 @@ fn read_pair(kind: Kind, pair: &Spanned<DeValue<'_>>, findings: &mut Findings<'_
     }
     let (limit, limit_example) = match kind {
         Kind::Connections => ("a number", "200"),
-        _ => ("a rate", if kind == Kind::Bytes { "\"10MB/s\"" } else { "\"50/s\"" }),
+        _ => (
+            "a rate",
+            if kind == Kind::Bytes {
+                "\"10MB/s\""
+            } else {
+                "\"50/s\""
+            },
+        ),
     };
     let (burst, burst_example) = match kind {
         Kind::Bytes => ("a size", "\"1MB\""),
