@@ -258,20 +258,21 @@ pub fn amount(kind: Kind, value: u64) -> String {
         return number(value);
     }
     let decimal = DECIMAL.iter().find(|(unit, _)| value >= *unit);
-    if let Some((unit, name)) = decimal
-        && value % (unit / 1000) == 0
-    {
-        let fraction = format!("{:03}", value % unit / (unit / 1000));
-        let fraction = fraction.trim_end_matches('0');
-        let point = if fraction.is_empty() { "" } else { "." };
-        return format!("{}{point}{fraction} {name}", number(value / unit));
-    }
     let binary = BINARY
         .iter()
         .find(|(unit, _)| value >= *unit && value % unit == 0);
-    match binary {
-        Some((unit, name)) => format!("{} {name}", number(value / unit)),
-        None => format!("{} B", number(value)),
+    match (decimal, binary) {
+        (Some((unit, name)), _) if value % unit == 0 => format!("{} {name}", number(value / unit)),
+        (_, Some((unit, name))) => format!("{} {name}", number(value / unit)),
+        (Some((unit, name)), None) if value % (unit / 1000) == 0 => {
+            let fraction = format!("{:03}", value % unit / (unit / 1000));
+            format!(
+                "{}.{} {name}",
+                number(value / unit),
+                fraction.trim_end_matches('0')
+            )
+        }
+        _ => format!("{} B", number(value)),
     }
 }
 

@@ -289,9 +289,9 @@ fn amounts_are_shown_exactly() {
         (Kind::Bytes, 500, "500 B"),
         (Kind::Bytes, 65_536, "64 KiB"),
         (Kind::Bytes, 12_500_000, "12.5 MB"),
-        (Kind::Bytes, 1_572_864, "1.5 MiB"),
+        (Kind::Bytes, 1_572_864, "1,536 KiB"),
         (Kind::Bytes, 100_000_000_000, "100 GB"),
-        (Kind::Bytes, 1_000_001, "1,000.001 kB"),
+        (Kind::Bytes, 1_000_001, "1,000,001 B"),
         (Kind::Bytes, 1 << 40, "1,024 GiB"),
         (Kind::Bytes, (1 << 30) + 1, "1,073,741,825 B"),
     ];
@@ -376,8 +376,8 @@ fn a_group_beats_its_service_but_has_totals_of_its_own() {
     let policy = policy("", "tcp/1", limits);
     let service = &policy.services[0];
     assert_eq!(service.groups[0].limits.source, SourceLengths { v4: 24, v6: 64 });
-    assert_eq!(service.limits.place.as_ref().unwrap().line, 9);
-    assert_eq!(service.groups[0].place.line, 14);
+    assert_eq!(service.limits.place.as_ref().unwrap().line, 10);
+    assert_eq!(service.groups[0].place.line, 15);
     assert_eq!(service.groups[0].sources, ["@partners"]);
     // The lists of rules come first, and a group that both name is one.
     assert_eq!(service.groups[0].lists, policy.rules[1].lists);
