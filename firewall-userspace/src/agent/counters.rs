@@ -183,6 +183,7 @@ pub fn names(policy: &Policy, compiled: &Compiled) -> Vec<EndingName> {
             service: rule.owner.service(),
             rule: Some(id),
             opens: false,
+            profile: 0,
         })
     });
     let shadowed = shadowed.filter(|ending| !decides.contains(&(ending.rule, ending.direction)));

@@ -7,9 +7,11 @@
 //!
 //! Precedence lives here and nowhere else. What comes in: the policy's deny list beats a service's deny list, that beats
 //! its allow list; within a list the entry written first counts the packet. The order of services never matters.
+//! Limits follow an allow: those of the group of the service that names the source, else those of the service.
 //! What leaves: of all egress rules that hold the port, a deny beats every allow; among denies, and among allows, the
 //! entry written first counts. So their order decides what is counted, never what passes.
 
+mod limits;
 mod rows;
 
 use super::model::{Action, Owner, Policy, PrefixList, RuleId, ServiceId};
@@ -19,7 +21,9 @@ use firewall_common::image::{
     CLASSES, Cell, DIRECTORY_LEN, FLAG_DEFAULT_ALLOW, FLAG_EGRESS_DENY, FLAG_EGRESS_RULES, MAGIC, PAGE_SIZE,
     PortKey, field,
 };
+use firewall_common::limit::MAX_LOCAL;
 use firewall_common::verdict::{Direction, Reason};
+use limits::Scopes;
 use rows::EgressRows;
 use std::collections::HashMap;
 
@@ -58,6 +62,8 @@ pub struct Ending {
     pub rule: Option<RuleId>,
     /// Opens a connection.
     pub opens: bool,
+    /// The record of the image that limits it, 0 for none; of an excess, the one that it exceeds.
+    pub profile: u16,
 }
 
 /// What `check` and the metrics say of a compiled policy.
@@ -69,6 +75,9 @@ pub struct Stats {
     pub egress: usize,
     /// Entries of all lists.
     pub rules: usize,
+    /// Limits: of services, and of groups of their sources.
+    #[serde(default)]
+    pub limits: usize,
     /// Distinct prefixes.
     pub prefixes_v4: usize,
     pub prefixes_v6: usize,
@@ -99,12 +108,14 @@ pub fn compile(policy: &Policy) -> Result<Compiled, CompileError> {
     let first_egress = policy.services.len() + 1;
     let rows = first_egress + egress.sets.len();
     limit("rows of verdicts", rows as u64, u16::MAX as u64)?;
+    limit("limits", Scopes::count(policy), u64::from(MAX_LOCAL))?;
+    let scopes = Scopes::new(policy);
     let lists = used_lists(policy);
     let mut sets = Sets::default();
     let v4 = covers(&policy.lists, &lists, |list| &list.v4, &mut sets);
     let v6 = covers(&policy.lists, &lists, |list| &list.v6, &mut sets);
 
-    let mut verdicts = Verdicts::new(policy, &sets, &egress.sets);
+    let mut verdicts = Verdicts::new(policy, &sets, &egress.sets, &scopes);
     let class_of: Vec<u32> = (0..sets.members.len()).map(|set| verdicts.class(set)).collect();
     limit("classes", verdicts.columns.len() as u64, CLASSES as u64)?;
 
@@ -122,6 +133,7 @@ pub fn compile(policy: &Policy) -> Result<Compiled, CompileError> {
     let blocks = blocks.write(&mut image);
     let table = align(&mut image, 8);
     verdicts.write(&mut image);
+    scopes.write(&verdicts.endings, verdicts.first_excess, &mut image);
     limit("bytes", image.len() as u64, MAX_IMAGE)?;
     let classes_of = |prefixes: Vec<(Prefix, u32)>| -> Vec<(Prefix, u32)> {
         prefixes
@@ -161,6 +173,7 @@ pub fn compile(policy: &Policy) -> Result<Compiled, CompileError> {
             services: policy.services.len(),
             egress: policy.egress.len(),
             rules: policy.rules.len(),
+            limits: scopes.list.len(),
             prefixes_v4,
             prefixes_v6,
             classes: verdicts.columns.len(),
@@ -168,7 +181,7 @@ pub fn compile(policy: &Policy) -> Result<Compiled, CompileError> {
         },
         image,
         endings,
-        scopes: Vec::new(),
+        scopes: scopes.list,
     })
 }
 
@@ -191,13 +204,13 @@ fn flags(policy: &Policy) -> u32 {
     .fold(0, |flags, (set, flag)| if *set { flags | flag } else { flags })
 }
 
-/// Whether each list is referred to by a rule; a group that nobody uses costs nothing.
+/// Whether each list is referred to by a rule or a limit; a group that nobody uses costs nothing.
 fn used_lists(policy: &Policy) -> Vec<bool> {
     let mut used = vec![false; policy.lists.len()];
-    for rule in &policy.rules {
-        for list in &rule.lists {
-            used[*list as usize] = true;
-        }
+    let of_limits = policy.services.iter().flat_map(|service| &service.groups);
+    let of_limits = of_limits.flat_map(|group| &group.lists);
+    for list in policy.rules.iter().flat_map(|rule| &rule.lists).chain(of_limits) {
+        used[*list as usize] = true;
     }
     used
 }
@@ -301,16 +314,19 @@ struct Verdicts<'a> {
     /// Rules that each list stands in; rules for `any` come under every address.
     rules_of: Vec<Vec<u32>>,
     any: Vec<u32>,
+    scopes: &'a Scopes<'a>,
     columns: Vec<Vec<Cell>>,
     numbers: HashMap<Vec<u32>, u32>,
     endings: Vec<Ending>,
-    ending_of: HashMap<(u8, u32, u32), u32>,
+    /// The first ending of excess.
+    first_excess: u32,
+    ending_of: HashMap<(u8, u32, u32, u16), u32>,
 }
 
 const NO_RULE: u32 = u32::MAX;
 
 impl<'a> Verdicts<'a> {
-    fn new(policy: &'a Policy, sets: &'a Sets, egress: &'a [Vec<u32>]) -> Self {
+    fn new(policy: &'a Policy, sets: &'a Sets, egress: &'a [Vec<u32>], scopes: &'a Scopes<'a>) -> Self {
         let mut rules_of = vec![Vec::new(); policy.lists.len()];
         let mut any = Vec::new();
         for (number, rule) in policy.rules.iter().enumerate() {
@@ -321,15 +337,20 @@ impl<'a> Verdicts<'a> {
                 any.push(number as u32);
             }
         }
+        let mut endings = bare_endings();
+        let first_excess = endings.len() as u32;
+        endings.extend(scopes.endings());
         Verdicts {
             policy,
             sets,
             egress,
             rules_of,
             any,
+            scopes,
             columns: Vec::new(),
             numbers: HashMap::new(),
-            endings: bare_endings(),
+            endings,
+            first_excess,
             ending_of: HashMap::new(),
         }
     }
@@ -337,11 +358,15 @@ impl<'a> Verdicts<'a> {
     /// The class of a set of lists.
     fn class(&mut self, set: usize) -> u32 {
         let mut rules = self.any.clone();
+        let mut profiles = self.scopes.of_services.clone();
         for list in &self.sets.members[set] {
             rules.extend_from_slice(&self.rules_of[*list as usize]);
+            for (service, profile) in &self.scopes.of_lists[*list as usize] {
+                profiles[*service as usize] = *profile;
+            }
         }
         rules.sort_unstable();
-        let column = self.column(&rules);
+        let column = self.column(&rules, &profiles);
         let key: Vec<u32> = column.iter().map(|cell| cell.0).collect();
         let next = self.columns.len() as u32;
         let number = *self.numbers.entry(key).or_insert(next);
@@ -352,7 +377,8 @@ impl<'a> Verdicts<'a> {
     }
 
     /// What rules (ascending, so the first written comes first) say in each row: no service, the services, what leaves.
-    fn column(&mut self, rules: &[u32]) -> Vec<Cell> {
+    /// `profiles` are the limits of the services.
+    fn column(&mut self, rules: &[u32], profiles: &[u16]) -> Vec<Cell> {
         let policy = self.policy;
         let services = policy.services.len();
         let mut denied_everywhere = None;
@@ -373,7 +399,7 @@ impl<'a> Verdicts<'a> {
         }
         let mut column = Vec::with_capacity(services + 1 + self.egress.len());
         column.push(match denied_everywhere {
-            Some(rule) => self.cell(Reason::Denied, None, Some(rule)),
+            Some(rule) => self.cell(Reason::Denied, None, Some(rule), 0),
             None => Cell::NO_MATCH,
         });
         for service in 0..services {
@@ -383,24 +409,26 @@ impl<'a> Verdicts<'a> {
                 (None, None, Some(rule)) => (Reason::Allowed, Some(rule)),
                 (None, None, None) => (Reason::NotAllowed, None),
             };
-            column.push(self.cell(reason, Some(service as u32), rule));
+            let profile = if reason == Reason::Allowed { profiles[service] } else { 0 };
+            column.push(self.cell(reason, Some(service as u32), rule, profile));
         }
         for members in self.egress {
             let first = |winners: &[Option<u32>]| members.iter().find_map(|member| winners[*member as usize]);
             column.push(match (first(&egress_denied), first(&egress_allowed)) {
-                (Some(rule), _) => self.cell(Reason::EgressDenied, None, Some(rule)),
-                (None, Some(rule)) => self.cell(Reason::EgressAllowed, None, Some(rule)),
+                (Some(rule), _) => self.cell(Reason::EgressDenied, None, Some(rule), 0),
+                (None, Some(rule)) => self.cell(Reason::EgressAllowed, None, Some(rule), 0),
                 (None, None) => Cell::NO_MATCH,
             });
         }
         column
     }
 
-    fn cell(&mut self, reason: Reason, service: Option<u32>, rule: Option<u32>) -> Cell {
+    fn cell(&mut self, reason: Reason, service: Option<u32>, rule: Option<u32>, profile: u16) -> Cell {
         let key = (
             reason.number(),
             service.unwrap_or(NO_RULE),
             rule.unwrap_or(NO_RULE),
+            profile,
         );
         let next = self.endings.len() as u32;
         let ending = *self.ending_of.entry(key).or_insert(next);
@@ -415,6 +443,7 @@ impl<'a> Verdicts<'a> {
                 service: service.map(|service| ServiceId(service as u16)),
                 rule: rule.map(RuleId),
                 opens: false,
+                profile,
             };
             self.endings.push(ending);
             if reason == Reason::Allowed {
@@ -431,7 +460,8 @@ impl<'a> Verdicts<'a> {
                 });
             }
         }
-        Cell::new(reason.number(), ending)
+        let cell = Cell::new(reason.number(), ending);
+        if profile == 0 { cell } else { cell.with_limits() }
     }
 
     /// Appends the table, a column per class.
@@ -453,6 +483,7 @@ fn bare_endings() -> Vec<Ending> {
             service: None,
             rule: None,
             opens: false,
+            profile: 0,
         })
     };
     Direction::ALL.into_iter().flat_map(bare).collect()

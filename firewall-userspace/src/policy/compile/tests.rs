@@ -222,7 +222,7 @@ proptest! {
             };
             let said = compiled.endings[cell.ending() as usize];
             prop_assert_eq!(Reason::from_number(cell.reason()), Some(reason), "{} {:?}", peer, key);
-            let expected = Ending { direction: Direction::Egress, reason: Some(reason), service: None, rule: Some(rule), opens: false };
+            let expected = Ending { direction: Direction::Egress, reason: Some(reason), service: None, rule: Some(rule), opens: false, profile: 0 };
             prop_assert_eq!(said, expected, "{} {:?}", peer, key);
         }
     }
@@ -255,7 +255,7 @@ proptest! {
             };
             let ending = compiled.endings[cell.ending() as usize];
             // A policy-wide deny at a port of no service names no service.
-            let expected = Ending { direction: Direction::Ingress, reason: Some(reason), service, rule, opens: false };
+            let expected = Ending { direction: Direction::Ingress, reason: Some(reason), service, rule, opens: false, profile: 0 };
             prop_assert_eq!(ending, expected, "{} {:?}", peer, key);
             if reason == Reason::Allowed {
                 let answer = Ending { direction: Direction::Egress, reason: Some(Reason::Answer), ..expected };

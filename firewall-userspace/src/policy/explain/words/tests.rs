@@ -41,6 +41,7 @@ fn told(text: &str, reason: Reason, rule: Option<&str>, steps: &[Step], observe:
             service: None,
             rule: None,
             opens: false,
+            profile: 0,
         };
         2 * Reason::COUNT
     ];
@@ -50,6 +51,7 @@ fn told(text: &str, reason: Reason, rule: Option<&str>, steps: &[Step], observe:
         service,
         rule,
         opens: false,
+        profile: 0,
     });
     let stats = Stats {
         classes: 5,
