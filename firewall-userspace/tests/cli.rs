@@ -136,6 +136,97 @@ ping          icmp/echo  any                 -
         assert!(ran.stderr.contains("/nowhere/policy.toml"), "{}", ran.stderr);
     }
 
+    const LIMITS: &str = include_str!("../../docs/examples/limits.toml");
+
+    #[test]
+    fn check_lists_limits_with_the_defaults_merged_in() {
+        let (_folder, path) = folder(LIMITS);
+        let ran = ravelin(&["check", &path]);
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+        assert!(ran.stdout.contains("\n  limits    4\n"), "{}", ran.stdout);
+        let end = "\
+LIMITED  FOR                             WHAT             PER SOURCE              IN ALL                    ON EXCESS
+api      @partners, by /32 and /56       new connections  1,000/s, burst 1,000    -                         challenge
+                                         bytes            50 MB/s, burst 50 MB    -
+                                         connections      -                       5,000
+         everybody else, by /32 and /56  new connections  50/s, burst 100         5,000/s, burst 5,000      challenge
+                                         packets          20,000/s, burst 20,000  -
+                                         bytes            50 MB/s, burst 50 MB    -
+                                         connections      200                     20,000
+ssh      everybody                       new connections  6/min, burst 10         -                         ban 10m
+                                         packets          20,000/s, burst 20,000  -
+                                         bytes            50 MB/s, burst 50 MB    -
+dns      everybody                       packets          200/s, burst 500        100,000/s, burst 100,000  drop
+";
+        assert!(ran.stdout.ends_with(end), "{}", ran.stdout);
+        let ran = ravelin(&["check", &path, "-o", "json"]);
+        let report: Value = serde_json::from_str(&ran.stdout).expect("JSON");
+        let limits = &report["services"][1]["limits"];
+        assert_eq!(
+            limits[0]["limits"][0],
+            json!({
+                "what": "new_connections", "per_source": "6/min", "burst": "10", "total": null, "total_burst": null,
+            })
+        );
+        assert_eq!(
+            (&limits[0]["scope"], &limits[0]["for"], &limits[0]["on_excess"]),
+            (&json!("ssh"), &json!([]), &json!("ban 10m"))
+        );
+        assert_eq!(
+            report["services"][0]["limits"][0]["scope"],
+            json!("api/@partners")
+        );
+    }
+
+    #[test]
+    fn check_points_at_a_bad_rate() {
+        let (_folder, path) = folder(&LIMITS.replace("\"6/min\"", "\"6/minute\""));
+        let ran = ravelin(&["check", &path]);
+        assert_eq!((ran.code, ran.stdout.as_str()), (1, ""));
+        assert_eq!(
+            ran.stderr.replace(&path, "policy.toml"),
+            "error: policy.toml:35:37: unknown time \"minute\" (s, min or h)\n   \
+             35 | new_connections = { per_source = \"6/minute\", burst = 10 }\n      \
+             |                                     ^^^^^^\n  hint: write \"6/min\"\n"
+        );
+    }
+
+    #[test]
+    fn explain_says_what_limits_hold_for_the_source() {
+        let (_folder, path) = folder(LIMITS);
+        let limits = |packet: &str| -> Vec<String> {
+            let ran = ravelin(&["explain", "--file", &path, packet]);
+            assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{}", ran.stdout);
+            let text = ran.stdout.replace(&path, "policy.toml");
+            let lines = text.lines().filter_map(|line| line.strip_prefix("  limit   "));
+            lines.map(str::to_owned).collect()
+        };
+        assert_eq!(
+            limits("tcp 198.51.100.1 to 22"),
+            [
+                "new connections 6/min a source (burst 10); packets 20,000/s a source (burst 20,000); \
+                 bytes 50 MB/s a source (burst 50 MB) (policy.toml:34:1)",
+                "on excess ban 10m; a source is a /32",
+            ]
+        );
+        assert_eq!(
+            limits("tcp 2001:db8:10::7 to 8443 flags ack"),
+            [
+                "for @partners: new connections 1,000/s a source (burst 1,000); bytes 50 MB/s a source (burst 50 MB); \
+                 connections 5,000 in all (policy.toml:23:1)",
+                "with all others of api: new connections 5,000/s in all (burst 5,000); connections 20,000 in all",
+                "on excess challenge; a source is a /56",
+            ]
+        );
+        assert_eq!(
+            limits("udp 192.0.2.77 to 53"),
+            [
+                "packets 200/s a source (burst 500), 100,000/s in all (burst 100,000) (policy.toml:43:1)",
+                "on excess drop; a source is a /32",
+            ]
+        );
+    }
+
     #[test]
     fn explain_passes_and_drops_with_the_exit_code() {
         let (_folder, path) = folder(POLICY);

@@ -47,6 +47,9 @@ pub struct EndingName {
     /// A reason's word, or `None` for a number that no reason has.
     pub reason: Option<String>,
     pub rule: Option<RuleKey>,
+    /// Each packet opens a connection.
+    #[serde(default)]
+    pub opens: bool,
 }
 
 impl EndingName {
@@ -151,6 +154,7 @@ pub fn names(policy: &Policy, compiled: &Compiled) -> Vec<EndingName> {
         },
         direction: ending.direction.word().to_owned(),
         reason: ending.reason.map(|reason| reason.word().to_owned()),
+        opens: ending.opens,
         rule: ending
             .rule
             .and_then(|id| policy.rules.get(id.0 as usize))
@@ -187,6 +191,14 @@ pub fn names(policy: &Policy, compiled: &Compiled) -> Vec<EndingName> {
         })
     });
     let shadowed = shadowed.filter(|ending| !decides.contains(&(ending.rule, ending.direction)));
+    // Of an allow also what opens connections.
+    let shadowed = shadowed.flat_map(|ending| {
+        let opens = (ending.reason == Some(Reason::Allowed)).then_some(Ending {
+            opens: true,
+            ..ending
+        });
+        [ending].into_iter().chain(opens)
+    });
     let endings = compiled.endings.iter().copied().chain(shadowed);
     endings.map(|ending| name(&ending)).collect()
 }
@@ -196,6 +208,8 @@ pub fn names(policy: &Policy, compiled: &Compiled) -> Vec<EndingName> {
 pub struct Totals {
     pub services: BTreeMap<ServiceKey, Count>,
     pub rules: BTreeMap<RuleKey, Count>,
+    /// Connections that a rule let in, of services.
+    pub opened: BTreeMap<RuleKey, u64>,
 }
 
 impl Totals {
@@ -220,6 +234,9 @@ impl Totals {
                 }
             }
             for rule in name.rule.iter().flat_map(RuleKey::and_its_label) {
+                if name.opens {
+                    totals.opened.entry(rule.clone()).or_default();
+                }
                 totals.rules.entry(rule).or_default();
             }
             // What this policy happens not to do to a service, the next one may: its series do not come and go.
@@ -250,6 +267,9 @@ impl Totals {
                 let key = name.key(&name.direction, verdict, reason);
                 add(self.services.entry(key).or_default(), counted);
                 for rule in name.rule.iter().flat_map(RuleKey::and_its_label) {
+                    if name.opens {
+                        *self.opened.entry(rule.clone()).or_default() += counted.packets;
+                    }
                     add(self.rules.entry(rule).or_default(), counted);
                 }
             }
@@ -264,6 +284,9 @@ impl Totals {
         for (key, count) in &other.rules {
             plus(self.rules.entry(key.clone()).or_default(), *count);
         }
+        for (key, count) in &other.opened {
+            *self.opened.entry(key.clone()).or_default() += count;
+        }
     }
 
     /// Forgets what these names do not know.
@@ -271,6 +294,7 @@ impl Totals {
         let known = Totals::of(names, true, |_, _| true);
         self.services.retain(|key, _| known.services.contains_key(key));
         self.rules.retain(|key, _| known.rules.contains_key(key));
+        self.opened.retain(|key, _| known.rules.contains_key(key));
     }
 }
 
@@ -359,6 +383,7 @@ mod tests {
             service: service.into(),
             direction: ingress(),
             reason: Some(reason.word().into()),
+            opens: false,
             rule: rule.map(|(action, source)| RuleKey {
                 service: service.into(),
                 direction: ingress(),
@@ -421,6 +446,40 @@ mod tests {
                 .map(|count| count.packets)
                 .collect::<Vec<_>>(),
             [3]
+        );
+    }
+
+    #[test]
+    fn connections_that_a_rule_let_in_are_counted_apart_and_with_its_packets() {
+        let allowed = name("api", Reason::Allowed, Some(("allow", "198.51.100.7")));
+        let opens = EndingName {
+            opens: true,
+            ..allowed.clone()
+        };
+        // Two limits of one rule: the endings of each stand in a row.
+        let names = vec![allowed.clone(), opens.clone(), allowed, opens];
+        let ledger = Ledger::new(7, names.clone(), Totals::default());
+        let opened = |totals: &Totals| -> Vec<(String, u64)> {
+            let opened = totals.opened.iter();
+            opened.map(|(key, count)| (key.source.clone(), *count)).collect()
+        };
+        let of = |count: u64| vec![("198.51.100.7".to_owned(), count), (PREFIXES.to_owned(), count)];
+        assert_eq!(opened(&ledger.totals(None, false)), of(0));
+        let totals = ledger.totals(Some(&counters(7, &[10, 1, 20, 2])), false);
+        assert_eq!(opened(&totals), of(3));
+        assert_eq!(packets(&totals, "api", PASS, Reason::Allowed), Some(33));
+        assert_eq!(
+            totals
+                .rules
+                .values()
+                .map(|count| count.packets)
+                .collect::<Vec<_>>(),
+            [33, 33]
+        );
+        let ledger = ledger.turn(Some(&counters(7, &[10, 1, 20, 2])), 8, names);
+        assert_eq!(
+            opened(&ledger.totals(Some(&counters(8, &[0, 4, 0, 0])), false)),
+            of(7)
         );
     }
 

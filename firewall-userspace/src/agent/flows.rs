@@ -219,7 +219,7 @@ impl<'a> Judge<'a> {
             names: names(policy, &compiled),
             basis,
             compiled,
-            flows: Flows::default(),
+            flows: Flows::unknown(),
         }))
     }
 

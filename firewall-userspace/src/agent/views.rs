@@ -234,12 +234,20 @@ impl Owner {
                     Direction::Ingress => counted(Direction::Egress, name, counters::PASS),
                     Direction::Egress => Count::default(),
                 },
+                opened: 0,
                 limits: Vec::new(),
             }
         };
         let services = (0..).zip(&policy.services).map(|(number, service)| {
             let owner = model::Owner::Service(ServiceId(number));
             ServiceRow {
+                opened: totals
+                    .opened
+                    .iter()
+                    // Those that count under a label count for themselves as well.
+                    .filter(|(key, _)| key.service == service.name && key.source != counters::PREFIXES)
+                    .map(|(_, opened)| opened)
+                    .sum(),
                 limits: service.limit_rows(),
                 ..row(owner, &service.name, &service.ports_text, &service.place)
             }
@@ -279,6 +287,7 @@ impl Owner {
                     Direction::Ingress => counted(Direction::Egress),
                     Direction::Egress => Count::default(),
                 },
+                opened: totals.opened.get(&named).copied().unwrap_or_default(),
                 service: named.service,
                 direction: named.direction,
                 action: named.action,
@@ -436,7 +445,7 @@ impl Owner {
             generation: self.in_force.as_ref().map_or(0, |in_force| in_force.generation),
             flows: Memory::from_words(flows),
             fragments: Memory::from_words(fragments),
-            ..Flows::default()
+            ..Flows::unknown()
         };
         Some(ExplainBasis {
             flows,

@@ -164,6 +164,9 @@ pub struct ServiceRow {
     /// What left from a service to those whom it allows.
     #[serde(default)]
     pub answered: Count,
+    /// TCP connections that it let in: SYNs that passed, or cookies that came back.
+    #[serde(default)]
+    pub opened: u64,
     /// What it bears: groups of sources first, then everybody else.
     #[serde(default)]
     pub limits: Vec<LimitRow>,
@@ -241,6 +244,9 @@ pub struct RuleRow {
     /// What left from a service to those whom this rule allows.
     #[serde(default)]
     pub answered: Count,
+    /// As [`ServiceRow::opened`], of an allow of a service.
+    #[serde(default)]
+    pub opened: u64,
 }
 
 /// `GET /v1/counters`: a row per (service, direction, verdict, reason) that has counted.

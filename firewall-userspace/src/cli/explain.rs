@@ -117,7 +117,7 @@ fn offline(path: &Path, packet: &str) -> anyhow::Result<Explanation> {
         image: &compiled.image,
         config: &Config::DEFAULT,
         own: &own,
-        flows: &crate::simulate::Flows::default(),
+        flows: &crate::simulate::Flows::unknown(),
     };
     Ok(explain::explain(
         &loaded.policy,

@@ -103,7 +103,7 @@ impl Judge {
         let out = incoming.turned();
         let frame = FrameBuilder::new(out.from.ip(), out.to.ip(), out.transport()).build();
         // What leaves is judged by the policy alone, and remembered: not for the packets that are judged after it.
-        let flows = Flows::default();
+        let flows = Flows::unknown();
         self.of(simulate::decide_egress(&self.node(&flows), &frame).0)
     }
 
@@ -143,7 +143,7 @@ impl Judge {
             ttl: None,
         };
         let (policy, text) = (&self.loaded.policy, &self.loaded.text);
-        let none = Flows::default();
+        let none = Flows::unknown();
         let node = self.node(match direction {
             Direction::Ingress => &self.flows,
             Direction::Egress => &none,
@@ -256,6 +256,6 @@ fn opened(table: &[Socket]) -> Flows {
     Flows {
         gate: RefCell::new(gate),
         sockets,
-        ..Flows::default()
+        ..Flows::unknown()
     }
 }

@@ -79,6 +79,16 @@ fn families(scrape: &Scrape) -> Vec<MetricFamily> {
     }
     out.extend([packets, bytes]);
 
+    let mut opened = Family::counter(
+        "ravelin_connections_opened_total",
+        "TCP connections that a rule of a service let in: SYNs that passed, or cookies that came back.",
+    );
+    for (key, count) in scrape.totals.opened.iter().filter(|(key, _)| key.is_label()) {
+        let labels = [("service", &*key.service), ("source", &*key.source)];
+        opened.add(&labels, *count as f64);
+    }
+    out.push(opened);
+
     let mut packets = Family::counter(
         "ravelin_interface_packets_total",
         "Packets by interface, direction and verdict.",
@@ -338,6 +348,7 @@ mod tests {
                 direction: ingress(),
                 reason: Some(reason.word().into()),
                 rule,
+                opens: reason == Reason::Allowed,
             };
             let rule = RuleKey {
                 service: "api".into(),
@@ -390,6 +401,7 @@ mod tests {
             "ravelin_packets_total{direction=\"ingress\",service=\"api\",verdict=\"drop\",reason=\"not-allowed\"} 0",
             "ravelin_packets_total{direction=\"ingress\",service=\"api\",verdict=\"would-drop\",reason=\"not-allowed\"} 0",
             "ravelin_rule_bytes_total{direction=\"ingress\",service=\"api\",action=\"allow\",source=\"@web\"} 0",
+            "ravelin_connections_opened_total{service=\"api\",source=\"@web\"} 0",
             "ravelin_interface_packets_total{interface=\"eth0\",direction=\"ingress\",verdict=\"pass\"} 7",
             "ravelin_interface_bytes_total{interface=\"eth0\",direction=\"egress\",verdict=\"drop\"} 300",
             "ravelin_interface_info{interface=\"eth0\",hook=\"xdp\",mode=\"native\",egress=\"tcx\"} 1",

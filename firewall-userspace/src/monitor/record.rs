@@ -147,6 +147,7 @@ mod tests {
             service: service.into(),
             direction: ingress(),
             reason: Some("service-denied".into()),
+            opens: false,
             rule: Some(RuleKey {
                 service: service.into(),
                 direction: ingress(),

@@ -92,6 +92,9 @@ pub fn check(report: &CheckReport, style: &Style) -> String {
         field("egress", &plural(stats.egress, "rule"));
     }
     field("rules", &number(stats.rules as u64));
+    if stats.limits > 0 {
+        field("limits", &number(stats.limits as u64));
+    }
     field(
         "prefixes",
         &format!(
@@ -136,7 +139,10 @@ pub fn check(report: &CheckReport, style: &Style) -> String {
         out.push_str(&table(style, &columns, rows));
     }
     let limited = limits(
-        report.services.iter().map(|row| (row.name.as_str(), row.limits.as_slice())),
+        report
+            .services
+            .iter()
+            .map(|row| (row.name.as_str(), row.limits.as_slice())),
         style,
     );
     if !limited.is_empty() {
@@ -185,6 +191,7 @@ mod tests {
                 services: 1,
                 egress: 2,
                 rules: 3,
+                limits: 0,
                 prefixes_v4: 4,
                 prefixes_v6: 1,
                 classes: 4,

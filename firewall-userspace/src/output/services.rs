@@ -23,6 +23,7 @@ pub fn services(rows: &[ServiceRow], style: &Style) -> String {
             right("PASSED"),
             right("DROPPED"),
             right("ANSWERED"),
+            right("OPENED"),
             left("PLACE"),
         ];
         let cells = |row: &ServiceRow| {
@@ -38,13 +39,16 @@ pub fn services(rows: &[ServiceRow], style: &Style) -> String {
                 Cell::new(number(row.passed.packets)),
                 Cell::new(number(row.dropped.packets)),
                 Cell::new(number(row.answered.packets)),
+                Cell::new(number(row.opened)),
                 place(row),
             ]
         };
         out.push_str(&table(style, &columns, services.iter().map(|row| cells(row))));
     }
     let limited = limits(
-        services.iter().map(|row| (row.name.as_str(), row.limits.as_slice())),
+        services
+            .iter()
+            .map(|row| (row.name.as_str(), row.limits.as_slice())),
         style,
     );
     if !limited.is_empty() {
@@ -102,6 +106,7 @@ pub fn rules(rows: &[RuleRow], style: &Style) -> String {
         right("PACKETS"),
         right("BYTES"),
         right("ANSWERED"),
+        right("OPENED"),
         left("PLACE"),
     ];
     table(
@@ -113,9 +118,9 @@ pub fn rules(rows: &[RuleRow], style: &Style) -> String {
             } else {
                 Color::Red
             };
-            let answered = match (&*row.direction, &*row.action) {
-                (EGRESS, _) | (_, "deny") => "-".to_owned(),
-                _ => number(row.answered.packets),
+            let [answered, opened] = match (&*row.direction, &*row.action) {
+                (EGRESS, _) | (_, "deny") => ["-".to_owned(), "-".to_owned()],
+                _ => [number(row.answered.packets), number(row.opened)],
             };
             vec![
                 Cell::new(&row.direction),
@@ -130,6 +135,7 @@ pub fn rules(rows: &[RuleRow], style: &Style) -> String {
                 Cell::new(number(row.count.packets)),
                 Cell::new(bytes(row.count.bytes)),
                 Cell::new(answered),
+                Cell::new(opened),
                 Cell::new(row.place.to_string()),
             ]
         }),
@@ -169,6 +175,7 @@ mod tests {
                     packets: 9_876,
                     bytes: 1,
                 },
+                opened: 1_234,
                 limits: vec![LimitRow {
                     scope: "payments-api".into(),
                     limits: vec![LimitValue {
@@ -208,9 +215,9 @@ mod tests {
         assert_eq!(
             services(&rows, &Style::PLAIN),
             "\
-SERVICE       PORTS                      ALLOW               DENY           PASSED  DROPPED  ANSWERED  PLACE
-payments-api  tcp/8443, tcp/30000-30010  @web, 198.51.100.7  10.20.66.0/24  12,345        7     9,876  policy.toml:12
-ssh           tcp/22                     nobody              -                   0        0         0  policy.toml:20
+SERVICE       PORTS                      ALLOW               DENY           PASSED  DROPPED  ANSWERED  OPENED  PLACE
+payments-api  tcp/8443, tcp/30000-30010  @web, 198.51.100.7  10.20.66.0/24  12,345        7     9,876   1,234  policy.toml:12
+ssh           tcp/22                     nobody              -                   0        0         0       0  policy.toml:20
 
 LIMITED       FOR        WHAT         PER SOURCE  IN ALL  ON EXCESS
 payments-api  everybody  connections  -           20,000  challenge
@@ -249,6 +256,7 @@ lan      every port  @internal  -          0        0  policy.toml:26
                     packets: 5,
                     bytes: 500,
                 },
+                opened: 3,
             },
             RuleRow {
                 service: "lan".into(),
@@ -263,10 +271,10 @@ lan      every port  @internal  -          0        0  policy.toml:26
         assert_eq!(
             rules(&rows, &Style::PLAIN),
             "\
-DIRECTION  NAME   ACTION  PEER           PREFIXES  PACKETS   BYTES  ANSWERED  PLACE
-ingress    (all)  deny    @blocked      1,000,000    1,000  62 KiB         -  policy.toml:2:10
-ingress    ssh    allow   198.51.100.7          1        0     0 B         5  policy.toml:14:10
-egress     lan    allow   @internal             2        0     0 B         -  policy.toml:26:10
+DIRECTION  NAME   ACTION  PEER           PREFIXES  PACKETS   BYTES  ANSWERED  OPENED  PLACE
+ingress    (all)  deny    @blocked      1,000,000    1,000  62 KiB         -       -  policy.toml:2:10
+ingress    ssh    allow   198.51.100.7          1        0     0 B         5       3  policy.toml:14:10
+egress     lan    allow   @internal             2        0     0 B         -       -  policy.toml:26:10
 "
         );
     }

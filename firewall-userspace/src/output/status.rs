@@ -61,7 +61,10 @@ pub fn status(record: &Status, now: u64, style: &Style) -> String {
                         plural(egress, "egress rule")
                     ),
                 },
-                plural(stats.rules, "rule"),
+                match stats.limits {
+                    0 => plural(stats.rules, "rule"),
+                    limits => format!("{}, {}", plural(stats.rules, "rule"), plural(limits, "limit")),
+                },
                 number(stats.prefixes_v4 as u64),
                 number(stats.prefixes_v6 as u64),
                 plural(stats.classes, "class"),
@@ -301,6 +304,7 @@ mod tests {
                     services: 3,
                     egress: 2,
                     rules: 1,
+                    limits: 2,
                     prefixes_v4: 1_000_123,
                     prefixes_v6: 12,
                     classes: 14,
@@ -374,7 +378,7 @@ default: enforcing
   policy     generation 12 from /etc/ravelin/policy.toml
   applied    2026-11-22 01:03:16 UTC (3m 20s ago)
   digest     5f2b8c1d
-  content    3 services, 2 egress rules, 1 rule, 1,000,123 IPv4 and 12 IPv6 prefixes in 14 classes, image 1.2 MiB
+  content    3 services, 2 egress rules, 1 rule, 2 limits, 1,000,123 IPv4 and 12 IPv6 prefixes in 14 classes, image 1.2 MiB
   failsafe   tcp/22 from 203.0.113.9/32
              tcp/22 from 2001:db8::/48
 
@@ -415,7 +419,7 @@ default: observing: drops are counted, nothing is dropped
   policy     generation 12 from the last good copy, because /etc/ravelin/policy.toml is gone or bad
   applied    2026-11-22 01:03:16 UTC (0s ago)
   digest     5f2b8c1d
-  content    3 services, 2 egress rules, 1 rule, 1,000,123 IPv4 and 12 IPv6 prefixes in 14 classes, image 1.2 MiB
+  content    3 services, 2 egress rules, 1 rule, 2 limits, 1,000,123 IPv4 and 12 IPv6 prefixes in 14 classes, image 1.2 MiB
   failsafe   none
 
 The last reload failed; generation 12 stays in force:

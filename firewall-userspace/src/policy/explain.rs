@@ -116,7 +116,7 @@ mod tests {
         for key in &own {
             config.add_own_address(key.high, key.low);
         }
-        let flows = Flows::default();
+        let flows = Flows::unknown();
         let node = Node {
             image: &compiled.image,
             config: &config,
@@ -198,7 +198,7 @@ mod tests {
             image: &compiled.image,
             config: &Config::DEFAULT,
             own: &HashSet::new(),
-            flows: &Flows::default(),
+            flows: &Flows::unknown(),
         };
         let told = explain(&loaded.policy, text, &compiled, &node, "tcp 203.0.113.9 -> 80").unwrap();
         let line = format!(
@@ -279,7 +279,7 @@ mod tests {
             image: &compiled.image,
             config: &Config::DEFAULT,
             own: &own,
-            flows: &Flows::default(),
+            flows: &Flows::unknown(),
         };
         let told = explain(&loaded.policy, text, &compiled, &node, packet).unwrap();
         assert_eq!(told.direction, "egress");

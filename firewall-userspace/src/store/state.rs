@@ -30,6 +30,8 @@ struct Generation {
     names: Vec<EndingName>,
     services: Vec<(ServiceKey, Count)>,
     rules: Vec<(RuleKey, Count)>,
+    #[serde(default)]
+    opened: Vec<(RuleKey, u64)>,
 }
 
 impl Generation {
@@ -39,6 +41,7 @@ impl Generation {
             names: ledger.names().to_vec(),
             services: ledger.base().services.clone().into_iter().collect(),
             rules: ledger.base().rules.clone().into_iter().collect(),
+            opened: ledger.base().opened.clone().into_iter().collect(),
         }
     }
 
@@ -46,6 +49,7 @@ impl Generation {
         let base = Totals {
             services: self.services.into_iter().collect(),
             rules: self.rules.into_iter().collect(),
+            opened: self.opened.into_iter().collect(),
         };
         Ledger::new(self.generation, self.names, base)
     }
@@ -137,6 +141,7 @@ mod tests {
             direction: crate::agent::counters::ingress(),
             reason: Some("closed".into()),
             rule: None,
+            opens: false,
         }]
     }
 

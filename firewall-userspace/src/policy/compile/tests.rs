@@ -1,6 +1,10 @@
+use super::limits::{source_rate, total_rate};
 use super::*;
+use crate::policy::limits::{Connections, LimitGroup, Limits, OnExcess, Per, Rate, Rates, SourceLengths};
 use crate::policy::model::{Egress, EgressId, Place, Rule, Service};
+use crate::policy::set::AddressSet;
 use firewall_common::image::{Image, NO_SERVICE, SlicePages};
+use firewall_common::limit::{COUNTS, Kind, Rate as KernelRate, flag, profile};
 use proptest::prelude::*;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -94,7 +98,15 @@ fn class(image: &Image<'_, SlicePages<'_>>, peer: IpAddr) -> u32 {
 
 /// The first entry, in the order of the file, of the owners and the action that covers `peer`.
 fn first(policy: &Policy, peer: IpAddr, action: Action, of: impl Fn(Owner) -> bool) -> Option<RuleId> {
-    let in_list = |list: &u32| {
+    let found = policy.rules.iter().position(|rule| {
+        of(rule.owner) && rule.action == action && (rule.any || holds_peer(policy, &rule.lists, peer))
+    });
+    found.map(|number| RuleId(number as u32))
+}
+
+/// Whether any of the lists names `peer`.
+fn holds_peer(policy: &Policy, lists: &[u32], peer: IpAddr) -> bool {
+    lists.iter().any(|list| {
         let list = &policy.lists[*list as usize];
         match peer {
             IpAddr::V4(peer) => list
@@ -106,11 +118,7 @@ fn first(policy: &Policy, peer: IpAddr, action: Action, of: impl Fn(Owner) -> bo
                 .iter()
                 .any(|(address, len)| *len == 0 || (u128::from(peer) ^ address) >> (128 - len) == 0),
         }
-    };
-    let found = policy.rules.iter().position(|rule| {
-        of(rule.owner) && rule.action == action && (rule.any || rule.lists.iter().any(in_list))
-    });
-    found.map(|number| RuleId(number as u32))
+    })
 }
 
 fn holds(ports: &[(PortKey, PortKey)], key: PortKey) -> bool {
@@ -265,6 +273,219 @@ proptest! {
             }
         }
     }
+}
+
+fn rate() -> impl Strategy<Value = Option<Rate>> {
+    let per = prop_oneof![Just(Per::Second), Just(Per::Minute), Just(Per::Hour)];
+    let rate = (1_u64..100_000, per, 65_536_u64..10_000_000);
+    prop::option::weighted(
+        0.3,
+        rate.prop_map(|(amount, per, burst)| Rate {
+            amount: amount * 1000,
+            per,
+            burst,
+        }),
+    )
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    let rates = || (rate(), rate()).prop_map(|(per_source, total)| Rates { per_source, total });
+    let count = || prop::option::weighted(0.3, 1_u32..1_000_000);
+    let excess = prop_oneof![
+        Just(OnExcess::Drop),
+        Just(OnExcess::Challenge),
+        (1_u32..1_000_000).prop_map(OnExcess::Ban)
+    ];
+    let counts = (count(), count()).prop_map(|(per_source, total)| Connections { per_source, total });
+    let source = (8_u8..=32, 16_u8..=128).prop_map(|(v4, v6)| SourceLengths { v4, v6 });
+    ([rates(), rates(), rates()], counts, source, excess).prop_map(
+        |(rates, connections, source, on_excess)| Limits {
+            rates,
+            connections,
+            source,
+            on_excess,
+            place: None,
+        },
+    )
+}
+
+/// By service: its limits, and those of groups with the lists that they try to name.
+type Limited = Vec<(Limits, Vec<(Vec<u32>, Limits)>)>;
+
+fn limited() -> impl Strategy<Value = Limited> {
+    let limits = || prop_oneof![1 => Just(Limits::default()), 2 => limits()];
+    let group = (prop::collection::vec(0..6_u32, 1..3), limits());
+    prop::collection::vec((limits(), prop::collection::vec(group, 0..4)), 5)
+}
+
+/// Puts limits into a policy; groups that share an address with an earlier one are left out, as the file would be refused.
+fn put_limits(policy: &mut Policy, limited: &Limited) {
+    for (number, (limits, groups)) in (0..policy.services.len()).zip(limited) {
+        let mut kept: Vec<(AddressSet, LimitGroup)> = Vec::new();
+        for (lists, limits) in groups {
+            let prefixes: Vec<&PrefixList> =
+                lists.iter().map(|list| &*policy.lists[*list as usize]).collect();
+            let set = AddressSet::of_all(&prefixes);
+            if kept.iter().all(|(other, _)| other.intersection(&set).is_empty()) {
+                let group = LimitGroup {
+                    sources: vec![format!("@{}", kept.len())],
+                    lists: lists.clone(),
+                    limits: limits.clone(),
+                    place: Place::default(),
+                };
+                kept.push((set, group));
+            }
+        }
+        let service = &mut policy.services[number];
+        service.name = format!("s{number}");
+        service.limits = limits.clone();
+        service.groups = kept.into_iter().map(|(_, group)| group).collect();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+    #[test]
+    fn limits_are_those_that_a_scan_of_the_policy_finds(
+        (own_deny, services, lists, limited) in (entries(), services(), prefixes(), limited()),
+        packets in prop::collection::vec((peers(), 0..1200_u32), 100),
+    ) {
+        let mut with = policy((false, false), &own_deny, &services, &[], &lists);
+        put_limits(&mut with, &limited);
+        let compiled = compile(&with).unwrap();
+        prop_assert_eq!(&compile(&with).unwrap().image, &compiled.image);
+        let pages = SlicePages(&compiled.image);
+        let image = Image::open(&pages).unwrap();
+        for (number, scope) in (0..).zip(&compiled.scopes) {
+            let record = image.profile(number + 1).unwrap();
+            prop_assert_eq!(u32::from(record.u16(profile::SCOPE)), number);
+            prop_assert_eq!(record.u16(profile::SERVICE), scope.service.0 + 1);
+        }
+        for (peer, key) in packets {
+            let key = PortKey(key);
+            let cell = ingress_cell(&compiled, peer, key);
+            if Reason::from_number(cell.reason()) != Some(Reason::Allowed) {
+                prop_assert!(!cell.is_limited());
+                continue;
+            }
+            let number = services.iter().position(|service| holds(&service.ports, key)).unwrap();
+            let service = &with.services[number];
+            let group = service.groups.iter().find(|group| holds_peer(&with, &group.lists, peer));
+            let limits = group.map_or(&service.limits, |group| &group.limits);
+            let nothing = Limits::default();
+            let parent = group.map_or(&nothing, |_| &service.limits);
+            let at = image.profile_of(cell.ending()).unwrap();
+            prop_assert_eq!(cell.is_limited(), at != 0);
+            for other in [counter::ANSWER, counter::OPENS] {
+                prop_assert_eq!(compiled.endings[(cell.ending() + other) as usize].profile, at as u16);
+            }
+            prop_assert_eq!(image.profile_of(cell.ending() + counter::OPENS), Some(at));
+            if at == 0 {
+                prop_assert!(limits.is_empty() && !parent.has_totals(), "{} {:?}", peer, key);
+                continue;
+            }
+            let record = image.profile(at).unwrap();
+            let scope = &compiled.scopes[record.u16(profile::SCOPE) as usize];
+            prop_assert_eq!(&scope.name, &service.scope_name(group));
+            for kind in Kind::ALL {
+                prop_assert_eq!(record.source(kind), source_rate(limits, kind));
+                prop_assert_eq!(record.total(profile::RATES, kind), total_rate(limits, kind));
+                prop_assert_eq!(record.total(profile::PARENT_RATES, kind), total_rate(parent, kind));
+                prop_assert_eq!(scope.needs.tables[kind as usize], limits.rates[kind as usize].per_source.is_some());
+            }
+            let count = |count: Option<u32>| count.unwrap_or(u32::MAX);
+            prop_assert_eq!(record.u32(profile::CONNECTIONS_SOURCE), count(limits.connections.per_source));
+            prop_assert_eq!(record.u32(profile::CONNECTIONS), count(limits.connections.total));
+            prop_assert_eq!(record.u32(profile::CONNECTIONS_PARENT), count(parent.connections.total));
+            prop_assert_eq!(scope.needs.tables[COUNTS as usize], limits.connections.per_source.is_some());
+            prop_assert_eq!(scope.needs.connections, limits.connections != Connections::default());
+            let (challenges, bans, seconds) = match limits.on_excess {
+                OnExcess::Drop => (false, false, 0),
+                OnExcess::Challenge => (true, false, 0),
+                OnExcess::Ban(seconds) => (true, true, seconds),
+            };
+            prop_assert_eq!(record.flags() & flag::CHALLENGE != 0, challenges);
+            prop_assert_eq!(record.flags() & flag::BAN != 0, bans);
+            prop_assert_eq!(record.u32(profile::BAN_S), seconds);
+            let all = !0;
+            let masked = |len: u32| if len == 0 { 0 } else { u128::MAX << (128 - len) };
+            let v6 = masked(limits.source.v6.into());
+            prop_assert_eq!(record.mask(6, all, all), ((v6 >> 64) as u64, v6 as u64));
+            let v4 = u64::from(u32::MAX << (32 - limits.source.v4));
+            prop_assert_eq!(record.mask(4, 0, all), (0, v4));
+            // The endings of excess are those of the scope, then those of the service.
+            let reasons = Reason::FIRST_EXCESS..Reason::FIRST_EXCESS + Reason::EXCESS as u8;
+            let parent_scope = record.u16(profile::PARENT);
+            prop_assert_eq!(parent_scope == profile::NO_PARENT, !parent.has_totals());
+            for (offset, reason) in (0..).zip(reasons) {
+                let mut runs = vec![(record.u32(profile::EXCESS), at as u16)];
+                if parent_scope != profile::NO_PARENT {
+                    prop_assert_eq!(&compiled.scopes[parent_scope as usize].name, &service.name);
+                    runs.push((record.u32(profile::PARENT_EXCESS), parent_scope + 1));
+                }
+                for (first, profile) in runs {
+                    let ending = compiled.endings[(first + offset) as usize];
+                    let expected = Ending {
+                        direction: Direction::Ingress,
+                        reason: Reason::from_number(reason),
+                        service: Some(ServiceId(number as u16)),
+                        rule: None,
+                        opens: false,
+                        profile,
+                    };
+                    prop_assert_eq!(ending, expected);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_policy_without_limits_has_no_records() {
+    let service = Sketch {
+        ports: vec![(PortKey::tcp(1), PortKey::tcp(1))],
+        allow: vec![None],
+        deny: Vec::new(),
+    };
+    let compiled = compile(&policy((false, false), &[], &[service], &[], &[])).unwrap();
+    assert_eq!(header(&compiled, field::PROFILES), 0);
+    assert_eq!(compiled.scopes, []);
+    let cell = ingress_cell(&compiled, IpAddr::from([192, 0, 2, 1]), PortKey::tcp(1));
+    assert!(!cell.is_limited());
+    // Packets, answers, packets that open connections.
+    assert_eq!(compiled.endings.len(), 2 * Reason::COUNT + 3);
+}
+
+#[test]
+fn more_limits_than_an_image_numbers_are_refused() {
+    let rate = Rate {
+        amount: 1,
+        per: Per::Second,
+        burst: 1,
+    };
+    let mut with = Policy::default();
+    with.services = (0..MAX_LOCAL)
+        .map(|number| {
+            let mut service = Service {
+                name: format!("s{number}"),
+                ..Service::default()
+            };
+            service.limits.rates[Kind::Packets as usize].total = Some(rate);
+            service
+        })
+        .collect();
+    let compiled = compile(&with).unwrap();
+    assert_eq!(compiled.scopes.len(), MAX_LOCAL as usize);
+    assert_eq!(compiled.stats.limits, MAX_LOCAL as usize);
+    let expected = KernelRate::total(Kind::Packets, 1, 1_000_000_000, 1);
+    let pages = SlicePages(&compiled.image);
+    let record = Image::open(&pages).unwrap().profile(MAX_LOCAL).unwrap();
+    assert_eq!(record.total(profile::RATES, Kind::Packets), expected);
+    with.services.push(with.services[0].clone());
+    assert_eq!(
+        compile(&with).unwrap_err().to_string(),
+        "the policy needs 1025 limits, more than the 1024 that an image holds"
+    );
 }
 
 fn everywhere(prefix: (u32, u8)) -> PrefixList {

@@ -146,7 +146,8 @@ impl<'a> Account<'a> {
                 )
             }
             Step::Verdict { reason, .. } => self.verdict(reason)?,
-            Step::Limit { excess: None, .. } => step("limit", "within the limits of the service".to_owned()),
+            // Told with the verdict.
+            Step::Limit { excess: None, .. } => return None,
             Step::Limit {
                 excess: Some(reason), ..
             } => step("limit", meaning(reason).to_owned()),
@@ -260,7 +261,10 @@ impl<'a> Account<'a> {
         let (Some(id), Some(_), false) = (ending.service, ending.rule, self.leaves()) else {
             return Vec::new();
         };
-        let Some(service) = self.service_of(id).filter(|_| ending.reason == Some(Reason::Allowed)) else {
+        let Some(service) = self
+            .service_of(id)
+            .filter(|_| ending.reason == Some(Reason::Allowed))
+        else {
             return Vec::new();
         };
         let group = service.groups.iter().find(|group| self.holds(&group.lists));
@@ -270,7 +274,10 @@ impl<'a> Account<'a> {
         let phrases = |limits: &Limits| -> Vec<String> {
             kinds.clone().filter_map(|kind| limits.phrase(kind)).collect()
         };
-        let place = limits.place.as_ref().map_or(String::new(), |place| format!(" ({place})"));
+        let place = limits
+            .place
+            .as_ref()
+            .map_or(String::new(), |place| format!(" ({place})"));
         let mut findings = Vec::new();
         match (group, phrases(limits)) {
             (None, none) if none.is_empty() => {}
@@ -289,7 +296,11 @@ impl<'a> Account<'a> {
         }
         let totals = phrases(&service.limits.only_totals());
         if group.is_some() && !totals.is_empty() {
-            findings.push(format!("with all others of {}: {}", service.name, totals.join("; ")));
+            findings.push(format!(
+                "with all others of {}: {}",
+                service.name,
+                totals.join("; ")
+            ));
         }
         if !findings.is_empty() {
             let length = if self.spec.is_ipv4() {
@@ -299,7 +310,10 @@ impl<'a> Account<'a> {
             };
             findings.push(format!("on excess {}; a source is a /{length}", limits.on_excess));
         }
-        findings.into_iter().map(|finding| step("limit", finding)).collect()
+        findings
+            .into_iter()
+            .map(|finding| step("limit", finding))
+            .collect()
     }
 
     /// `allow @web: 10.20.3.4 is in 10.20.0.0/16`, and whom a deny overrules.
