@@ -391,14 +391,15 @@ proptest! {
                 prop_assert_eq!(record.source(kind), source_rate(limits, kind));
                 prop_assert_eq!(record.total(profile::RATES, kind), total_rate(limits, kind));
                 prop_assert_eq!(record.total(profile::PARENT_RATES, kind), total_rate(parent, kind));
-                prop_assert_eq!(scope.needs.tables[kind as usize], limits.rates[kind as usize].per_source.is_some());
+                let needed = scope.needs & 1 << kind as u32 != 0;
+                prop_assert_eq!(needed, limits.rates[kind as usize].per_source.is_some());
             }
             let count = |count: Option<u32>| count.unwrap_or(u32::MAX);
             prop_assert_eq!(record.u32(profile::CONNECTIONS_SOURCE), count(limits.connections.per_source));
             prop_assert_eq!(record.u32(profile::CONNECTIONS), count(limits.connections.total));
             prop_assert_eq!(record.u32(profile::CONNECTIONS_PARENT), count(parent.connections.total));
-            prop_assert_eq!(scope.needs.tables[COUNTS as usize], limits.connections.per_source.is_some());
-            prop_assert_eq!(scope.needs.connections, limits.connections != Connections::default());
+            let needed = scope.needs & 1 << COUNTS != 0;
+            prop_assert_eq!(needed, limits.connections.per_source.is_some());
             let (challenges, bans, seconds) = match limits.on_excess {
                 OnExcess::Drop => (false, false, 0),
                 OnExcess::Challenge => (true, false, 0),
