@@ -564,7 +564,7 @@ mod tests {
         let shadow = POLICY.replace("version = 1\n", "version = 1\ndeny = [\"192.0.2.7\"]\n");
         let shadow = shadow + "deny = [\"192.0.2.53\"]\n";
         let (shadowed, endings) = named(&shadow);
-        assert_eq!(shadowed.len(), endings + 3);
+        assert_eq!(shadowed.len(), endings + 4);
         let ledger = ledger.turn(Some(&once), 8, shadowed);
         let none = counters(8, &vec![0; endings]);
         assert_eq!(counted(&ledger, &none), before);
