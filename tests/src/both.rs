@@ -4,14 +4,14 @@
 //! write are compared when a test asks for it.
 #![expect(clippy::unwrap_used, reason = "a test that unwraps says where it failed")]
 
-use crate::kernel::{Counted, Kernel, monotonic_s};
+use crate::kernel::{Counted, Kernel, monotonic_ns, monotonic_s};
 use firewall_common::control::Config;
 use firewall_common::decide::{Outcome, Step};
 use firewall_common::verdict::{Reason, Verdict};
 use ravelin::policy::compile::Compiled;
 use ravelin::policy::file::parse;
 use ravelin::policy::model::Policy;
-use ravelin::simulate::{Flows, FrameBuilder, Memory, Node, Transport, decide, decide_egress};
+use ravelin::simulate::{Flows, FrameBuilder, Limits, Memory, Node, Transport, decide, decide_egress};
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -78,6 +78,7 @@ impl Both {
             generation: 1,
             flows: Memory::from_words(flows),
             fragments: Memory::from_words(fragments),
+            limits: Limits::new(compiled.scopes.len() as u32, 1024),
             ..Flows::default()
         };
         Both {
@@ -108,6 +109,7 @@ impl Both {
         let before_s = monotonic_s();
         let (verdict, counted) = in_kernel(&self.kernel, frame).unwrap();
         self.flows.now_s = monotonic_s();
+        self.flows.limits.now_ns = monotonic_ns();
         let node = Node {
             image: &self.compiled.image,
             config: &self.config,

@@ -177,13 +177,18 @@ impl Drop for Kernel {
 
 /// Seconds of the clock that the programs read.
 pub fn monotonic_s() -> u32 {
+    (monotonic_ns() / 1_000_000_000) as u32
+}
+
+/// The same in nanoseconds: that of the last tick.
+pub fn monotonic_ns() -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
     // SAFETY: writes the struct it is given.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };
-    time.tv_sec as u32
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 /// BPF_PROG_TEST_RUN, `repeat` times: the last return value and the mean duration in nanoseconds.
