@@ -16,7 +16,7 @@ use crate::flow::{self, Key, Left, Sends, State};
 use crate::fragment::{self, Remembered};
 use crate::gate::{self, Bank};
 use crate::image::{Image, NO_SERVICE, Pages, PortKey};
-use crate::meter::{self, Steps};
+use crate::meter::{self, Metered, Steps};
 use crate::packet::{Address, Fragment, Frame, Kind, Link, Packet, Parsed, parse, protocol};
 use crate::quote::{ECHO_REPLY, quoted};
 use crate::verdict::{Reason, Verdict};
@@ -403,7 +403,16 @@ fn follow<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &Packet, egress: b
 fn weigh<K: Kernel>(kernel: &K, packet: &Packet, length: u32, outcome: Outcome) -> Option<Outcome> {
     let image = Image::open(kernel.pages()?)?;
     let number = image.profile_of(outcome.ending)?;
-    limited(kernel, &image, packet, length, outcome, number)
+    if number == 0 {
+        return Some(outcome);
+    }
+    let flags = image.profile(number)?.flags();
+    metered(
+        kernel,
+        outcome,
+        number,
+        meter::weigh(kernel, packet, flags, number, length),
+    )
 }
 
 /// What limits make of a packet that a rule allows. `None`: the image cannot be read.
@@ -420,7 +429,17 @@ fn limited<K: Kernel>(
         return Some(outcome);
     }
     let flags = image.profile(number)?.flags();
-    let metered = meter::run(kernel, packet, flags, number, length);
+    metered(
+        kernel,
+        outcome,
+        number,
+        meter::run(kernel, packet, flags, number, length),
+    )
+}
+
+/// How a packet ends that would have ended well, but for what its limits said.
+#[inline(always)]
+fn metered<K: Kernel>(kernel: &K, outcome: Outcome, number: u32, metered: Metered) -> Option<Outcome> {
     let excess = metered.reason();
     kernel.step(Step::Limit {
         profile: number,

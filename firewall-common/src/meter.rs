@@ -311,28 +311,32 @@ pub fn run<S: Steps>(steps: &S, packet: &Packet, flags: u32, number: u32, length
     if !opens && flags & !(flag::NEW | flag::EXACT) == 0 {
         return Metered::PASS;
     }
-    let mut told = Told::NOTHING;
-    let mut metered = Metered::UNREADABLE;
-    // At most: ask, then be in excess and challenge, then go on without.
-    for _ in 0..3 {
+    let mut metered = attempt(steps, packet, flags, number, length, Told::NOTHING);
+    if metered.asks() {
+        let told = steps.handshake(packet);
         metered = attempt(steps, packet, flags, number, length, told);
-        steps.settle(&mut metered);
-        if metered.asks() {
-            told = steps.handshake(packet);
-        } else if metered.challenges() {
-            told = steps.challenge(packet);
-            if told.is(Told::GIVEN) {
-                break;
-            }
-        } else {
-            break;
+    }
+    steps.settle(&mut metered);
+    if metered.challenges() {
+        let told = steps.challenge(packet);
+        if !told.is(Told::GIVEN) {
+            metered = attempt(steps, packet, flags, number, length, told);
+            steps.settle(&mut metered);
         }
-        steps.settle(&mut told);
     }
     if metered.bans() {
         steps.ban(packet, number);
     }
     metered
+}
+
+/// The same for a later fragment, of which there is nothing to ask.
+#[inline(always)]
+pub fn weigh<S: Steps>(steps: &S, packet: &Packet, flags: u32, number: u32, length: u32) -> Metered {
+    if flags & flag::TRAFFIC == 0 {
+        return Metered::PASS;
+    }
+    attempt(steps, packet, flags, number, length, Told::UNKNOWN)
 }
 
 #[inline(always)]
@@ -344,13 +348,14 @@ fn attempt<S: Steps>(
     length: u32,
     told: Told,
 ) -> Metered {
-    let first = if flags & (flag::CHALLENGE | flag::CONNECTIONS) != 0 {
+    let mut first = if flags & (flag::CHALLENGE | flag::CONNECTIONS) != 0 {
         steps.before(packet, number, told)
     } else if packet.opens_tcp() {
         Metered::OPENS
     } else {
         Metered::PASS
     };
+    steps.settle(&mut first);
     if !first.is_charged() {
         return first;
     }
@@ -370,6 +375,7 @@ fn attempt<S: Steps>(
             }
         }
     }
+    steps.settle(&mut excess);
     if excess == Metered::PASS {
         return first;
     }

@@ -152,7 +152,8 @@ impl Kernel {
     pub fn seed(&self) -> Result<u64> {
         let path = self.pins.join(format!("v{LAYOUT_VERSION}/CONTROL"));
         let map = MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))?;
-        let control: Array<MapData, [u64; 8]> = Map::Array(map).try_into()?;
+        const WORDS: usize = size_of::<firewall_common::control::Control>() / 8;
+        let control: Array<MapData, [u64; WORDS]> = Map::Array(map).try_into()?;
         let words = control.get(&0, 0)?;
         Ok(words[std::mem::offset_of!(firewall_common::control::Control, seed) / 8])
     }
