@@ -484,6 +484,38 @@ mod tests {
     }
 
     #[test]
+    fn every_excess_of_a_limited_service_is_there_from_the_start() {
+        let text = "version = 1\n[groups]\npartners = [\"192.0.2.0/24\"]\n[[service]]\nname = \"api\"\nports = [\"tcp/443\"]\n\
+                    allow = [\"any\"]\n[service.limits]\npackets.total = \"1/s\"\n[[service.limit]]\nfor = \"@partners\"\n\
+                    packets.total = \"1/s\"\n[[service]]\nname = \"free\"\nports = [\"tcp/80\"]\nallow = [\"any\"]\n";
+        let policy = crate::policy::file::parse(text, std::path::Path::new("p"), 0)
+            .unwrap()
+            .policy;
+        let compiled = crate::policy::compile::compile(&policy).unwrap();
+        let names = names(&policy, &compiled);
+        let totals = Totals::zero(&names, false);
+        for reason in [
+            Reason::LimitTotalPackets,
+            Reason::Challenged,
+            Reason::NoConnection,
+        ] {
+            assert_eq!(packets(&totals, "api", DROP, reason), Some(0), "{reason:?}");
+            assert_eq!(packets(&totals, "free", DROP, reason), None, "{reason:?}");
+        }
+        // One packet at each ending: the scopes of a service are one to people.
+        let all = counters(1, &vec![1; compiled.endings.len()]);
+        let totals = Ledger::new(1, names, Totals::default()).totals(Some(&all), false);
+        assert_eq!(packets(&totals, "api", DROP, Reason::LimitTotalPackets), Some(2));
+        // Two limits, for each what passes and what opens a connection.
+        assert_eq!(packets(&totals, "api", PASS, Reason::Allowed), Some(4));
+        let opened = totals
+            .opened
+            .iter()
+            .map(|(key, count)| (key.service.as_str(), *count));
+        assert_eq!(opened.collect::<Vec<_>>(), [("api", 2), ("free", 1)]);
+    }
+
+    #[test]
     fn a_generation_that_was_lost_or_folded_already_is_not_counted() {
         let names = vec![name("", Reason::Closed, None)];
         let mut base = Totals::default();

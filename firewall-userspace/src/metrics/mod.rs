@@ -232,6 +232,12 @@ fn families(scrape: &Scrape) -> Vec<MetricFamily> {
         scrape.stats.rules as f64,
     );
     gauge(
+        "ravelin_policy_limits",
+        "Limits of the policy: of services, and of groups of their sources.",
+        &[],
+        scrape.stats.limits as f64,
+    );
+    gauge(
         "ravelin_flows",
         "Live flows in the flow table.",
         &[],

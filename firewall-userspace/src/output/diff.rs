@@ -244,7 +244,12 @@ generation 13 is in force (digest 0123456789ab)
     #[test]
     fn limits_are_told_by_whom_they_are_for() {
         let lines = [
-            line("limits", "packets unlimited -> 10/s in all (burst 10)", "api", &[]),
+            line(
+                "limits",
+                "packets unlimited -> 10/s in all (burst 10)",
+                "api",
+                &[],
+            ),
             DiffLine {
                 prefixes: vec!["@partners".into(), "192.0.2.1".into()],
                 ..line("limits", "on excess drop -> ban 10m", "api", &[])

@@ -409,7 +409,11 @@ impl<'a> Verdicts<'a> {
                 (None, None, Some(rule)) => (Reason::Allowed, Some(rule)),
                 (None, None, None) => (Reason::NotAllowed, None),
             };
-            let profile = if reason == Reason::Allowed { profiles[service] } else { 0 };
+            let profile = if reason == Reason::Allowed {
+                profiles[service]
+            } else {
+                0
+            };
             column.push(self.cell(reason, Some(service as u32), rule, profile));
         }
         for members in self.egress {

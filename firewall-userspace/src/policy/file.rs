@@ -279,7 +279,11 @@ pub(super) fn claim<'a>(
 }
 
 /// The span of part of a word; of the whole word if it is written with escapes.
-pub(super) fn inside(word: &Word, at: &std::ops::Range<usize>, findings: &Findings<'_>) -> std::ops::Range<usize> {
+pub(super) fn inside(
+    word: &Word,
+    at: &std::ops::Range<usize>,
+    findings: &Findings<'_>,
+) -> std::ops::Range<usize> {
     let raw = &findings.text.text[word.span.clone()];
     let start = word.span.start + (raw.len() - word.text.len().min(raw.len())) / 2;
     match findings.text.text.get(start..start + word.text.len()) {

@@ -260,11 +260,11 @@ pub fn amount(kind: Kind, value: u64) -> String {
     let decimal = DECIMAL.iter().find(|(unit, _)| value >= *unit);
     let binary = BINARY
         .iter()
-        .find(|(unit, _)| value >= *unit && value % unit == 0);
+        .find(|(unit, _)| value >= *unit && value.is_multiple_of(*unit));
     match (decimal, binary) {
-        (Some((unit, name)), _) if value % unit == 0 => format!("{} {name}", number(value / unit)),
+        (Some((unit, name)), _) if value.is_multiple_of(*unit) => format!("{} {name}", number(value / unit)),
         (_, Some((unit, name))) => format!("{} {name}", number(value / unit)),
-        (Some((unit, name)), None) if value % (unit / 1000) == 0 => {
+        (Some((unit, name)), None) if value.is_multiple_of(unit / 1000) => {
             let fraction = format!("{:03}", value % unit / (unit / 1000));
             format!(
                 "{}.{} {name}",

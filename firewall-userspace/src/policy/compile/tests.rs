@@ -464,17 +464,18 @@ fn more_limits_than_an_image_numbers_are_refused() {
         per: Per::Second,
         burst: 1,
     };
-    let mut with = Policy::default();
-    with.services = (0..MAX_LOCAL)
-        .map(|number| {
-            let mut service = Service {
-                name: format!("s{number}"),
-                ..Service::default()
-            };
-            service.limits.rates[Kind::Packets as usize].total = Some(rate);
-            service
-        })
-        .collect();
+    let service = |number: u32| {
+        let mut service = Service {
+            name: format!("s{number}"),
+            ..Service::default()
+        };
+        service.limits.rates[Kind::Packets as usize].total = Some(rate);
+        service
+    };
+    let mut with = Policy {
+        services: (0..MAX_LOCAL).map(service).collect(),
+        ..Policy::default()
+    };
     let compiled = compile(&with).unwrap();
     assert_eq!(compiled.scopes.len(), MAX_LOCAL as usize);
     assert_eq!(compiled.stats.limits, MAX_LOCAL as usize);

@@ -302,7 +302,10 @@ fn limits_are_compared_as_they_hold() {
         ["packets unlimited -> 10/s a source (burst 10)"]
     );
     // The same by the defaults.
-    assert_eq!(limits(rate, "[defaults.limits]\npackets.per_source = \"10/s\"\n"), NOTHING);
+    assert_eq!(
+        limits(rate, "[defaults.limits]\npackets.per_source = \"10/s\"\n"),
+        NOTHING
+    );
     assert_eq!(
         limits(
             rate,
@@ -317,13 +320,19 @@ fn limits_are_compared_as_they_hold() {
     let group = |whom: &str| format!("{rate}[[service.limit]]\nfor = {whom}\nconnections.total = 5\n");
     assert_eq!(
         limits(rate, &group("\"@web\"")),
-        ["@web: connections unlimited -> 5 in all", "@web: is counted apart"]
+        [
+            "@web: connections unlimited -> 5 in all",
+            "@web: is counted apart"
+        ]
     );
     assert_eq!(
         limits(&group("\"@web\""), &group("[\"@web\", \"198.51.100.7\"]")),
         ["@web,198.51.100.7: holds other addresses"]
     );
-    assert_eq!(limits(&group("\"@web\""), rate), ["@web: is no longer counted apart"]);
+    assert_eq!(
+        limits(&group("\"@web\""), rate),
+        ["@web: is no longer counted apart"]
+    );
 }
 
 #[test]

@@ -112,8 +112,14 @@ pub(super) fn remove(text: &str, kind: Kind, name: &str) -> Result<String, EditE
     match parse(&without) {
         Ok(after) if is_without(&document, &after, kind) => Ok(without),
         _ => refused(
-            format!("other tables stand between {} \"{name}\" and its limits", kind.word()),
-            Some(format!("move [{0}.limits] and [[{0}.limit]] next to their [[{0}]]", kind.key())),
+            format!(
+                "other tables stand between {} \"{name}\" and its limits",
+                kind.word()
+            ),
+            Some(format!(
+                "move [{0}.limits] and [[{0}.limit]] next to their [[{0}]]",
+                kind.key()
+            )),
         ),
     }
 }

@@ -219,7 +219,11 @@ pub fn end_of_values(table: &dyn TableLike) -> Option<usize> {
             Item::Value(_) | Item::None => None,
         };
         let headers = match item {
-            Item::ArrayOfTables(tables) => tables.iter().filter_map(|table| table.span()).map(|span| span.end).max(),
+            Item::ArrayOfTables(tables) => tables
+                .iter()
+                .filter_map(|table| table.span())
+                .map(|span| span.end)
+                .max(),
             item => item.span().map(|span| span.end),
         };
         inner.max(headers)

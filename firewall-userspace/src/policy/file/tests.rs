@@ -479,7 +479,7 @@ fn an_empty_group_matches_nobody() {
 
 proptest::proptest! {
     #[test]
-    fn no_text_panics(text in "(version = 1|deny = |allow|\\[\\[service\\]\\]|\\[groups\\]|name = \"a\"|ports = |\\{|\\}|\\[|\\]|\"@a\"|\"any\"|a = |,|\n| |.){0,30}") {
+    fn no_text_panics(text in "(version = 1|deny = |allow|\\[service\\.limits\\]|\\[\\[service\\.limit\\]\\]|\\[defaults\\.limits\\]|for = |packets = |bytes\\.|connections = |per_source = |burst = |\"1/s\"|on_excess = |\\[\\[service\\]\\]|\\[groups\\]|name = \"a\"|ports = |\\{|\\}|\\[|\\]|\"@a\"|\"any\"|a = |,|\n| |.){0,30}") {
         if let Err(error) = parse(&text, Path::new("p"), NOW) {
             proptest::prop_assert!(!error.errors.is_empty());
         }
