@@ -25,7 +25,7 @@ use firewall_common::cookie::{self, Answer, Segment, back};
 use firewall_common::counter::interface_cell;
 use firewall_common::packet::{Frame as _, Packet, Window as _};
 
-/// Answers of [`challenge_xdp`]: nothing could be done, the frame is the answer now and goes back, it is the
+/// Answers of [`challenge`]: nothing could be done, the frame is the answer now and goes back, it is the
 /// listener's yet.
 const FAILED: u64 = 0;
 const ANSWERED: u64 = 1;
@@ -136,7 +136,7 @@ pub extern "C" fn challenge_send(ctx: *mut xdp_md, packet: *const Packet, config
     }
 }
 
-/// Sends a frame that [`challenge_xdp`] made back to where it came from: the action of XDP.
+/// Sends a frame that [`challenge`] made back to where it came from: the action of XDP.
 #[inline(always)]
 pub fn send(ctx: *mut xdp_md) -> u32 {
     match way(ctx) {
@@ -221,7 +221,7 @@ fn replace(ctx: *mut xdp_md, network_at: u32, len: u32, room: &mut Room) -> bool
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn handshake_xdp(ctx: *mut xdp_md, packet: *const Packet) -> u64 {
-    // SAFETY: as in `challenge_xdp`.
+    // SAFETY: as in `challenge_make`.
     let (Some(packet), Some(room)) = (unsafe { packet.as_ref() }, room()) else {
         return UNKNOWN;
     };
@@ -235,7 +235,7 @@ pub extern "C" fn handshake_xdp(ctx: *mut xdp_md, packet: *const Packet) -> u64 
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn handshake_skb(ctx: *mut __sk_buff, packet: *const Packet) -> u64 {
-    // SAFETY: as in `challenge_xdp`.
+    // SAFETY: as in `challenge_make`.
     let (Some(packet), Some(room)) = (unsafe { packet.as_ref() }, room()) else {
         return UNKNOWN;
     };

@@ -224,6 +224,7 @@ impl Owner {
             self.save_state();
         }
 
+        self.challenge.look_soon();
         for entry in &candidate.ended {
             log::info!("ended: {}", entry.entry);
         }

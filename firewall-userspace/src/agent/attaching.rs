@@ -82,6 +82,7 @@ impl Owner {
                     since.elapsed().as_secs_f64() * 1e3
                 );
                 self.links.attached(index, attachment);
+                self.challenge.look_soon();
             }
             Err(error) => {
                 let text = chain(&error);

@@ -10,6 +10,7 @@
 
 mod applying;
 mod attaching;
+pub mod challenge;
 pub mod clock;
 pub mod config;
 pub mod counters;

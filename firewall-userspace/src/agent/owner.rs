@@ -7,6 +7,7 @@
 //!
 //! What always holds: a policy that was in force stays in force until another one is switched to, whatever fails.
 
+use super::challenge::Challenge;
 use super::clock::Clock;
 use super::config::{Config, Mode};
 use super::counters::Ledger;
@@ -72,6 +73,7 @@ pub struct Owner {
     /// That the flow table fills up was logged.
     flows_told: bool,
     pub(super) limiting: Limiting,
+    pub(super) challenge: Challenge,
     pub(super) keeper: Keeper,
     pub(super) out: Outlets,
 }
@@ -155,6 +157,7 @@ impl Owner {
             started: Instant::now(),
             flows_told: false,
             limiting: Limiting::default(),
+            challenge: Challenge::new(),
             out,
         })
     }
@@ -388,6 +391,9 @@ impl Owner {
                 return Some(why);
             }
         }
+        if self.challenge.is_due(now) {
+            self.look_at_challenge(now);
+        }
         if self.next_end.is_some_and(|end| end <= self.clock.boot()) {
             self.next_end = None;
             let work = Work::Reload {
@@ -532,6 +538,7 @@ impl Owner {
             failsafe: self.config.failsafe_entries(),
             own: self.links.own_addresses(),
             flow_timeouts: self.config.flow_timeouts.0,
+            challenge: self.challenge.settings,
             ban_lens: firewall_common::control::Config::DEFAULT.ban_lens,
             escalation: firewall_common::ban::Escalation::DEFAULT,
         }

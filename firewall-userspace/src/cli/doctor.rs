@@ -1,6 +1,7 @@
 //! `ravelin doctor`
 
 use super::{Answer, Context};
+use crate::agent::challenge::{self, Back};
 use crate::agent::config::{self, Config, FailsafeRule, Pattern};
 use crate::agent::links::Links;
 use crate::agent::published;
@@ -10,10 +11,12 @@ use crate::datapath::{self, Interface, device, netlink, others};
 use crate::doctor::agent::Asked;
 use crate::doctor::judge::Judge;
 use crate::doctor::{self, Area, Finding, Report, Severity, interfaces, kernel, sockets};
+use crate::host::cookies::Cookies;
 use crate::host::sysctl;
 use crate::output;
 use crate::policy::ephemeral;
 use crate::policy::file::{self, Loaded};
+use crate::policy::model::Policy;
 use anyhow::Context as _;
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
@@ -111,6 +114,7 @@ fn examine(args: &Args, context: &Context) -> anyhow::Result<Report> {
     let (policy, loaded) = policy(args, context, &setup, &mut found)?;
     if let Some(loaded) = loaded {
         let ports = context.wait(async { Ok(crate::host::published::gather().await) })?;
+        found.extend(doctor::challenge::findings(&challenge(&loaded.policy, &facts)));
         let rows = published::rows(&ports.ports, &loaded.policy);
         found.extend(doctor::published::findings(&rows, &ports.problems));
         let unfiltered: Vec<IpAddr> = match facts.is_empty() {
@@ -347,6 +351,24 @@ fn socket_findings(
         session: session(),
     };
     Ok(sockets::findings(&judge, &facts))
+}
+
+/// What challenges depend on.
+fn challenge(policy: &Policy, interfaces: &[interfaces::Facts]) -> doctor::challenge::Facts {
+    let back = |one: &interfaces::Facts| {
+        let ingress = interfaces::ingress(one)?;
+        let sends = one.device.xdp.map(|xdp| xdp.sends);
+        let back = Back::of(ingress, one.interface.kind.as_deref(), sends);
+        Some((one.interface.name.clone(), back))
+    };
+    let asking = challenge::asking(policy).into_iter();
+    doctor::challenge::Facts {
+        asking: asking.map(str::to_owned).collect(),
+        writes: nix::sys::utsname::uname()
+            .is_ok_and(|name| kernel::has_multi_buffer(&name.release().to_string_lossy())),
+        cookies: Cookies::read(),
+        interfaces: interfaces.iter().filter_map(back).collect(),
+    }
 }
 
 /// The peer of the ssh session that this is typed in.

@@ -1,5 +1,6 @@
 //! What the driver of an interface says it can do, by generic netlink: XDP (`netdev`, kernel 6.3) and its channels
-//! (`ethtool`, 5.6). Only `ravelin doctor` asks: the agent tries instead.
+//! (`ethtool`, 5.6). The agent tries instead, and asks only
+//! whether answers can leave.
 
 use super::wire::{self, Connection, NetlinkError, Request};
 use rtnetlink::sys::protocols::NETLINK_GENERIC;
@@ -17,6 +18,7 @@ const NETDEV_CMD_DEV_GET: u8 = 1;
 const NETDEV_A_DEV_IFINDEX: u16 = 1;
 const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
 const XDP_BASIC: u64 = 1;
+const XDP_NDO_XMIT: u64 = 4;
 const XDP_RX_SG: u64 = 32;
 
 /// Of `linux/ethtool_netlink.h`.
@@ -41,6 +43,8 @@ pub struct XdpFeatures {
     pub native: bool,
     /// Native XDP takes frames of several buffers: an MTU above a page.
     pub multi_buffer: bool,
+    /// Frames may be redirected to it.
+    pub sends: bool,
 }
 
 /// Channels that receive.
@@ -78,6 +82,7 @@ fn xdp(ifindex: u32) -> Result<Option<XdpFeatures>, NetlinkError> {
     Ok(features.map(|bits| XdpFeatures {
         native: bits & XDP_BASIC != 0,
         multi_buffer: bits & XDP_RX_SG != 0,
+        sends: bits & XDP_NDO_XMIT != 0,
     }))
 }
 

@@ -85,6 +85,8 @@ pub struct NodeConfig {
     pub own: Vec<IpAddr>,
     /// Seconds by `firewall_common::flow::State`.
     pub flow_timeouts: [u32; State::COUNT],
+    /// Set of `firewall_common::control::CHALLENGE_*`.
+    pub challenge: u32,
     /// As `firewall_common::control::Config::ban_lens`.
     pub ban_lens: [[u8; ban::LENGTHS]; 2],
     pub escalation: Escalation,
@@ -98,6 +100,7 @@ impl Default for NodeConfig {
             failsafe: Vec::new(),
             own: Vec::new(),
             flow_timeouts: firewall_common::flow::TIMEOUTS,
+            challenge: 0,
             ban_lens: Config::DEFAULT.ban_lens,
             escalation: Escalation::DEFAULT,
         }
@@ -261,6 +264,8 @@ pub struct Datapath {
     fragments: Mapping,
     bans: Bans,
     tallies: PerCpuArray<MapData, u64>,
+    answers: Array<MapData, u32>,
+    published: Array<MapData, u64>,
     events: OwnedFd,
     events_taken: Arc<AtomicBool>,
     kernel_log: Option<KernelLog>,
@@ -350,6 +355,8 @@ impl Datapath {
             fragments,
             bans: Bans::open(maps.take("BANS")?)?,
             tallies: maps.take("TALLIES")?,
+            answers: maps.take("ANSWERS")?,
+            published: maps.take("PUBLISHED")?,
             events: clone_fd(&events)?,
             events_taken: Arc::default(),
             kernel_log: maps.kernel_log(),
@@ -511,6 +518,26 @@ impl Datapath {
                     if error.io_error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(DatapathError::map("LOCAL")(error)),
             }
+        }
+        Ok(())
+    }
+
+    /// Whether XDP can write answers into frames: `bpf_xdp_store_bytes` came with the frames of several buffers.
+    pub fn writes_answers(&self) -> bool {
+        self.features.frags
+    }
+
+    /// How answers leave an interface: a number of `firewall_common::cookie::back`.
+    pub fn set_answers(&mut self, ifindex: u32, back: u32) -> Result<(), DatapathError> {
+        let set = self.answers.set(interface_cell(ifindex), back, 0);
+        set.map_err(DatapathError::map("ANSWERS"))
+    }
+
+    /// Which TCP ports are translated to elsewhere, a bit each: see `firewall_common::cookie::published_bit`.
+    pub fn set_published(&mut self, words: &[u64]) -> Result<(), DatapathError> {
+        for (index, word) in (0..).zip(words) {
+            let set = self.published.set(index, word, 0);
+            set.map_err(DatapathError::map("PUBLISHED"))?;
         }
         Ok(())
     }
@@ -879,6 +906,7 @@ fn node_config(config: &NodeConfig, own: &HashSet<[u64; 2]>) -> Result<Config, D
         observe: config.observe.into(),
         link_control: config.link_control,
         flow_timeouts: config.flow_timeouts,
+        challenge: config.challenge,
         ban_lens: config.ban_lens,
         ban_percent: config.escalation.percent,
         ban_longest_s: config.escalation.longest_s,

@@ -3,7 +3,7 @@
 use super::kernel::ONE_BUFFER;
 use super::{Area, Finding, Severity};
 use crate::api::types::InterfaceStatus;
-use crate::datapath::Interface;
+use crate::datapath::{Ingress, Interface, TcMode};
 use crate::datapath::device::Device;
 use crate::datapath::netlink::Headers;
 use crate::datapath::others::{Occupant, Point};
@@ -57,6 +57,24 @@ pub fn judged(all: &[Interface], filtered: impl Fn(&Interface) -> bool) -> HashS
         if found.len() == before {
             return found;
         }
+    }
+}
+
+/// How ingress is attached, or would be.
+pub fn ingress(facts: &Facts) -> Option<Ingress> {
+    if let Some(status) = &facts.status {
+        return match (status.hook.as_str(), status.mode.as_str()) {
+            ("xdp", "native") => Some(Ingress::Native),
+            ("xdp", _) => Some(Ingress::Generic),
+            ("tc", _) => Some(Ingress::Tc(TcMode::Tcx)),
+            _ => None,
+        };
+    }
+    match (facts.interface.headers(), facts.device.xdp) {
+        (Headers::Unknown, _) => None,
+        (Headers::None, _) => Some(Ingress::Tc(TcMode::Tcx)),
+        (Headers::Ethernet, Some(xdp)) if !xdp.native => Some(Ingress::Generic),
+        (Headers::Ethernet, _) => Some(Ingress::Native),
     }
 }
 
@@ -294,6 +312,7 @@ mod tests {
     const NATIVE: XdpFeatures = XdpFeatures {
         native: true,
         multi_buffer: false,
+        sends: true,
     };
 
     #[test]

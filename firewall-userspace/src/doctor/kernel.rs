@@ -194,6 +194,11 @@ fn value(facts: &Facts, wanted: &str) -> Option<i64> {
     Some(*value)
 }
 
+/// Whether a kernel of this release has multi-buffer XDP, and with it helpers that write into frames.
+pub fn has_multi_buffer(release: &str) -> bool {
+    parse(release).is_some_and(|version| version >= (5, 18))
+}
+
 /// `6.1` of `6.1.0-18-amd64`.
 fn parse(release: &str) -> Option<(u32, u32)> {
     let mut parts = release.split(|c: char| !c.is_ascii_digit());

@@ -2,10 +2,11 @@
 //!
 //! Looks and never touches: nothing is attached, loaded or changed. Each file judges one kind of facts, which it is
 //! given, so that the judgement is tested without the facts: [`kernel`], [`interfaces`], [`agent`], [`sockets`],
-//! [`published`]. What the
+//! [`published`], [`challenge`]. What the
 //! policy does to a socket's packets is asked of the one decision ([`judge`]).
 
 pub mod agent;
+pub mod challenge;
 pub mod interfaces;
 pub mod judge;
 pub mod kernel;
