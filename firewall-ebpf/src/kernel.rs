@@ -60,6 +60,36 @@ impl Context for XdpContext {
     }
 }
 
+/// XDP on kernels whose helpers do not write into frames: nothing is answered.
+pub struct Silent<'a>(pub &'a XdpContext);
+
+impl Context for Silent<'_> {
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        self.0.ifindex()
+    }
+
+    #[inline(always)]
+    fn socket(&self, key: &Key) -> u64 {
+        self.0.socket(key)
+    }
+
+    #[inline(always)]
+    fn handshake(&self, packet: &Packet) -> Told {
+        self.0.handshake(packet)
+    }
+
+    #[inline(always)]
+    fn challenge(&self, _packet: &Packet, _config_slot: u32) -> Told {
+        Told::FAILED
+    }
+
+    #[inline(always)]
+    fn quote<F: Frame>(&self, packet: &Packet, key: &mut Key) -> u64 {
+        self.0.quote::<F>(packet, key)
+    }
+}
+
 impl Context for TcContext {
     #[inline(always)]
     fn ifindex(&self) -> u32 {

@@ -3,7 +3,7 @@
 use crate::account::{Direction, account};
 use crate::cookie;
 use crate::frame::{BareFrame, SkbFrame, XdpFrame};
-use crate::kernel::{Context, Node};
+use crate::kernel::{Context, Node, Silent};
 use crate::state::{control, zero};
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
@@ -21,26 +21,24 @@ use firewall_common::verdict::{Reason, Verdict};
 pub fn ingress(ctx: XdpContext) -> u32 {
     // SAFETY: the helper takes the context that the program was called with.
     let len = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as u32;
-    judge(&ctx, len)
+    match verdict(&ctx, &XdpFrame::new(&ctx, len)) {
+        (Verdict::Pass, _) => XDP_PASS,
+        // The frame is the answer.
+        (Verdict::Drop, Reason::Challenged) => cookie::send(ctx.ctx),
+        (Verdict::Drop, _) => XDP_DROP,
+    }
 }
 
-/// The same for kernels below 5.18, where every frame is linear.
+/// The same for kernels below 5.18, where every frame is linear and no helper writes into it.
 #[xdp]
 pub fn ingress_nofrags(ctx: XdpContext) -> u32 {
     let mut len = ctx.data_end();
     // SAFETY: a subtraction of registers. Left to the compiler it is narrowed first, and arithmetic on halves of
     // pointers is what the verifier refuses.
     unsafe { asm!("{0} -= {1}", inout(reg) len, in(reg) ctx.data(), options(pure, nomem, nostack)) };
-    judge(&ctx, len as u32)
-}
-
-#[inline(always)]
-fn judge(ctx: &XdpContext, len: u32) -> u32 {
-    match verdict(ctx, &XdpFrame::new(ctx, len)) {
-        (Verdict::Pass, _) => XDP_PASS,
-        // The frame is the answer.
-        (Verdict::Drop, Reason::Challenged) => cookie::send(ctx.ctx),
-        (Verdict::Drop, _) => XDP_DROP,
+    match verdict(&Silent(&ctx), &XdpFrame::new(&ctx, len as u32)).0 {
+        Verdict::Pass => XDP_PASS,
+        Verdict::Drop => XDP_DROP,
     }
 }
 

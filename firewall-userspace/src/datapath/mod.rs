@@ -946,6 +946,11 @@ fn encode(config: &Config) -> [u8; CONFIG_BYTES] {
         offset_of!(Config, failsafe_count),
         &config.failsafe_count.to_ne_bytes(),
     );
+    put(offset_of!(Config, challenge), &config.challenge.to_ne_bytes());
+    put(
+        offset_of!(Config, challenge_quiet_s),
+        &config.challenge_quiet_s.to_ne_bytes(),
+    );
     for (index, seconds) in config.flow_timeouts.iter().enumerate() {
         put(
             offset_of!(Config, flow_timeouts) + index * 4,
