@@ -137,8 +137,32 @@ pub fn settings(writes: bool, cookies: &Cookies) -> u32 {
     let always = cookies.syncookies == Some(2);
     CHALLENGE_GIVE
         | if always { CHALLENGE_ALWAYS } else { 0 }
-        | if cookies.carry_options() { CHALLENGE_OPTIONS } else { 0 }
+        | if cookies.carry_options() {
+            CHALLENGE_OPTIONS
+        } else {
+            0
+        }
         | u32::from(cookies.scale) << CHALLENGE_SCALE_SHIFT
+}
+
+/// What these settings come to.
+fn told(settings: u32) -> String {
+    if settings & CHALLENGE_GIVE == 0 {
+        return "no challenges are given from now on".into();
+    }
+    format!(
+        "challenges can be given: {}, {}",
+        if settings & CHALLENGE_ALWAYS == 0 {
+            "once the queue of a listener is full"
+        } else {
+            "as soon as a limit is exceeded"
+        },
+        if settings & CHALLENGE_OPTIONS == 0 {
+            "with the MSS only"
+        } else {
+            "with window scale, SACK and timestamps"
+        }
+    )
 }
 
 /// The map `PUBLISHED`: the TCP ports among these.
@@ -211,7 +235,7 @@ impl Owner {
             }
         }
         if self.challenge.settings != settings {
-            log::debug!("challenges: settings {settings:#x}");
+            log::info!("{}", told(settings));
             self.challenge.settings = settings;
             self.configure = true;
         }
@@ -313,10 +337,7 @@ fn words_of(names: &[String], lacks: &[Lack]) -> Option<String> {
         .iter()
         .map(|lack| format!("{}; {}", lack.text, lack.fix))
         .collect();
-    Some(format!(
-        "{who}{INSTEAD}: {}",
-        what.join(". Also, ")
-    ))
+    Some(format!("{who}{INSTEAD}: {}", what.join(". Also, ")))
 }
 
 #[cfg(test)]
@@ -341,7 +362,10 @@ mod tests {
     fn settings_say_what_the_programs_may_do() {
         assert_eq!(settings(true, &cookies(0, 2)), 0);
         assert_eq!(settings(false, &cookies(2, 2)), 0);
-        assert_eq!(settings(true, &cookies(1, 1)), CHALLENGE_GIVE | 7 << CHALLENGE_SCALE_SHIFT);
+        assert_eq!(
+            settings(true, &cookies(1, 1)),
+            CHALLENGE_GIVE | 7 << CHALLENGE_SCALE_SHIFT
+        );
         assert_eq!(
             settings(true, &cookies(2, 2)),
             CHALLENGE_GIVE | CHALLENGE_ALWAYS | CHALLENGE_OPTIONS | 7 << CHALLENGE_SCALE_SHIFT
@@ -360,7 +384,11 @@ mod tests {
             (Ingress::Generic, Some("veth"), Some(false), Sent),
             (Ingress::Tc(TcMode::Tcx), None, Some(true), NotAtTc),
         ] {
-            assert_eq!(Back::of(ingress, kind, sends), back, "{ingress} {kind:?} {sends:?}");
+            assert_eq!(
+                Back::of(ingress, kind, sends),
+                back,
+                "{ingress} {kind:?} {sends:?}"
+            );
         }
     }
 
@@ -376,7 +404,13 @@ mod tests {
         let subjects: Vec<&str> = all.iter().map(|lack| lack.subject.as_str()).collect();
         assert_eq!(subjects, ["version", "net.ipv4.tcp_syncookies", "eth1", "eth2"]);
         let text = words_of(&["web".into()], &all).expect("a sentence");
-        for part in ["service web", "5.18", "sysctl -w net.ipv4.tcp_syncookies=2", "eth1 is filtered at TC", "gro on"] {
+        for part in [
+            "service web",
+            "5.18",
+            "sysctl -w net.ipv4.tcp_syncookies=2",
+            "eth1 is filtered at TC",
+            "gro on",
+        ] {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert_eq!(words_of(&[], &all), None);
@@ -392,7 +426,14 @@ mod tests {
             to: String::new(),
             by: "nftables",
         };
-        let words = words(&[port("tcp", 63, 65), port("udp", 80, 80), port("tcp", 65535, 65535)].into());
+        let words = words(
+            &[
+                port("tcp", 63, 65),
+                port("udp", 80, 80),
+                port("tcp", 65535, 65535),
+            ]
+            .into(),
+        );
         assert_eq!((words[0], words[1], words[1023]), (1 << 63, 3, 1 << 63));
         assert_eq!(words.iter().map(|word| word.count_ones()).sum::<u32>(), 4);
     }
