@@ -7,6 +7,7 @@ pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod datapath;
+pub mod detect;
 pub mod doctor;
 pub mod host;
 pub mod metrics;

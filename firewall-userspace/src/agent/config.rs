@@ -6,6 +6,7 @@
 use super::limits;
 use super::timeouts::Timeouts;
 use crate::datapath::{Features, Hook, Options};
+use crate::detect::settings::Settings as Detect;
 use crate::policy::diagnostic::{Diagnostic, Text, did_you_mean};
 use firewall_common::control::{Failsafe, LINK_EAPOL, LINK_LACP, LINK_LLDP, LINK_STP, MAX_FAILSAFE};
 use ipnetwork::IpNetwork;
@@ -36,7 +37,8 @@ pub fn default_pins(instance: &str) -> PathBuf {
 }
 
 /// The flags of `ravelin agent`. Each one is also a key of the configuration file (`state-dir` there is `state_dir`,
-/// and so on; `flows-max` is `max` under `[flows]`); a flag beats the file.
+/// and so on; `flows-max` is `max` under `[flows]`); a flag beats the file. `[flows.timeouts]` and `[detect]` stand in the
+/// file only.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct Args {
     /// Configuration file [default: /etc/ravelin/agent.toml, if it is there]
@@ -121,6 +123,7 @@ struct File {
     failsafe: Option<OneOrMany<FailsafeRule>>,
     flows: Option<FlowsSection>,
     limits: Option<limits::Section>,
+    detect: Option<Detect>,
     link_control: Option<OneOrMany<LinkControl>>,
     detach_on_exit: Option<bool>,
     log_drops: Option<bool>,
@@ -155,6 +158,7 @@ pub struct Config {
     pub flow_timeouts: Timeouts,
     /// What limits may remember.
     pub limits: limits::Settings,
+    pub detect: Detect,
     /// Set of `firewall_common::control::LINK_*`.
     pub link_control: u32,
     pub detach_on_exit: bool,
@@ -242,6 +246,7 @@ impl Config {
             flows_max: args.flows_max.or(flows.max).unwrap_or_default().0,
             flow_timeouts: flows.timeouts,
             limits: file.limits.unwrap_or_default().settings(),
+            detect: file.detect.unwrap_or_default(),
             link_control: args
                 .link_control
                 .or(file.link_control.map(LinkControl::all_of))
@@ -881,6 +886,14 @@ mod tests {
                 "2:12",
                 "expected a table: [flows.timeouts]",
             ),
+            (
+                "[detect]\nsensitivty = \"high\"",
+                "2:1",
+                "did you mean \"sensitivity\"?",
+            ),
+            ("[detect]\ninterval = \"10ms\"", "2:12", "100ms to 30d"),
+            ("[detect.floors]\ndrops = 0", "2:9", "1 to 1000000000000"),
+            ("detect = true", "1:10", "expected a table: [detect]"),
             ("mode = ", "1:8", "agent.toml"),
             ("log_level = \"info,aya=loud\"", "1:13", "\"loud\""),
         ] {

@@ -6,6 +6,8 @@
 
 use crate::api::types::Count;
 use crate::datapath::{EndingCounter, EndingCounters};
+use crate::detect::Kind;
+use crate::detect::detector::Sample;
 use crate::policy::compile::{Compiled, Ending};
 use crate::policy::model::{Action, Owner, Policy, RuleId};
 use firewall_common::counter::Counter;
@@ -363,6 +365,50 @@ impl Ledger {
         Ledger::new(generation, names, base)
     }
 
+    /// What detection judges, of every service and of what belongs to none, with what the generation in force has counted so far.
+    pub fn samples(&self, live: &EndingCounters) -> Vec<Sample> {
+        let mut sums: BTreeMap<(&str, Kind), u64> = BTreeMap::new();
+        for name in &self.names {
+            let kinds = match (name.service.as_str(), name.direction.as_str()) {
+                ("", _) => &[Kind::Drops][..],
+                (_, "ingress") => &Kind::ALL,
+                _ => &[],
+            };
+            for kind in kinds {
+                sums.entry((&name.service, *kind)).or_default();
+            }
+        }
+        let mut add = |service, kind: Option<Kind>, count: u64| {
+            // Nothing is there for an egress rule.
+            if let Some(sum) = kind.and_then(|kind| sums.get_mut(&(service, kind))) {
+                *sum += count;
+            }
+        };
+        for (key, count) in &self.base.services {
+            let kind = watched(&key.direction, &key.verdict);
+            add(&key.service, kind, amount(kind, *count));
+        }
+        if live.generation == self.base_of {
+            for (name, counter) in self.names.iter().zip(&live.endings) {
+                let Some(reason) = meaning(name) else {
+                    continue;
+                };
+                let verdict = verdict_word(reason);
+                for (verdict, counted) in [(verdict, &counter.happened), (WOULD_DROP, &counter.would_drop)] {
+                    let kind = watched(&name.direction, verdict);
+                    let Counter { packets, bytes } = *counted;
+                    add(&name.service, kind, amount(kind, Count { packets, bytes }));
+                }
+            }
+        }
+        let sample = |((service, kind), total): ((&str, Kind), u64)| Sample {
+            service: service.to_owned(),
+            kind,
+            total,
+        };
+        sums.into_iter().map(sample).collect()
+    }
+
     /// All that was counted, with what the generation in force has counted so far.
     pub fn totals(&self, live: Option<&EndingCounters>, observing: bool) -> Totals {
         let mut totals = Totals::zero(&self.names, observing);
@@ -371,6 +417,22 @@ impl Ledger {
             totals.add(&self.names, &live.endings);
         }
         totals
+    }
+}
+
+/// What detection makes of packets of a service.
+fn watched(direction: &str, verdict: &str) -> Option<Kind> {
+    match (direction == Direction::Ingress.word(), verdict) {
+        (_, PASS) => Some(Kind::Bytes),
+        (true, _) => Some(Kind::Drops),
+        (false, _) => None,
+    }
+}
+
+fn amount(kind: Option<Kind>, count: Count) -> u64 {
+    match kind {
+        Some(Kind::Bytes) => count.bytes,
+        _ => count.packets,
     }
 }
 

@@ -3,8 +3,12 @@
 use super::config::Mode;
 use super::counters::{ServiceKey, Totals};
 use super::reload::Refusal;
-use crate::api::types::{Applied, ApplyRequest, Count, CounterRow, Edit, LimitState, RuleRow, ServiceRow, Status};
+use crate::api::types::{
+    AnomalyList, Applied, ApplyRequest, Count, CounterRow, Edit, LimitState, RuleRow, ServiceRow, Status,
+};
 use crate::datapath::{Flow, Part};
+use crate::detect::Kind;
+use crate::detect::detector::Sample;
 use crate::policy::compile::{Compiled, Stats};
 use crate::policy::model::Policy;
 use crate::simulate::Flows;
@@ -31,6 +35,9 @@ pub enum Command {
     Explain(Reply<Option<ExplainBasis>>),
     Flows(Reply<FlowBasis>),
     Limits(Reply<Vec<LimitState>>),
+    /// What detection judges; `None` if it cannot be read.
+    Samples(Reply<Option<Vec<Sample>>>),
+    Anomalies(Reply<AnomalyList>),
     Suppressed(Reply<u64>),
     Reload {
         why: &'static str,
@@ -65,6 +72,8 @@ pub struct Scrape {
     pub reload_success_at: f64,
     pub suppressed: Vec<(Reason, u64)>,
     pub flows: FlowScrape,
+    /// By service and kind; empty if detection is off.
+    pub anomalies: Vec<(String, Kind, bool)>,
     pub enforcing: bool,
 }
 

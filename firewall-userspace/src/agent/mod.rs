@@ -36,6 +36,7 @@ pub mod watch;
 
 use crate::api::server;
 use crate::datapath::{Datapath, Options};
+use crate::detect;
 use crate::metrics;
 use crate::monitor::{self, Hub, record::Directory};
 use crate::store::last_good::LastGood;
@@ -90,11 +91,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let hub = Hub::new(move |wanted| {
         teller.tell(Command::Listen(wanted));
     });
+    let board = detect::watch::board(&config.detect);
     let outlets = Outlets {
         readiness: readiness_out,
         files: files_out,
         directory: directory.clone(),
         hub: hub.clone(),
+        board: board.clone(),
     };
 
     let (started, start) = oneshot::channel();
@@ -134,6 +137,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     if config.log_drops {
         tasks.spawn(monitor::pump::log_drops(hub.clone()));
+    }
+    if config.detect.enabled {
+        let (state_dir, hub) = (config.state_dir.clone(), hub.clone());
+        tasks.spawn(detect::watch::run(config.detect, state_dir, agent.clone(), hub, board));
     }
     let hinted = agent.clone();
     tasks.spawn(watch::run(files, move || {

@@ -20,6 +20,7 @@ use super::reload::{Refusal, chain};
 use super::temporary::Deadlines;
 use crate::datapath::netlink::{self, Watch};
 use crate::datapath::{self, Datapath, InForce, NodeConfig};
+use crate::detect::watch::Board;
 use crate::monitor::{self, Hub, record::Directory};
 use crate::policy::compile::{Compiled, Scope, Stats};
 use crate::policy::model::Policy;
@@ -85,6 +86,8 @@ pub struct Outlets {
     pub files: watch::Sender<Vec<PathBuf>>,
     pub directory: Arc<RwLock<Directory>>,
     pub hub: Arc<Hub>,
+    /// What detection has found.
+    pub board: Board,
 }
 
 /// The policy in force, as far as it is known.
@@ -474,6 +477,8 @@ impl Owner {
             Command::Explain(reply) => drop(reply.send(self.explain_basis())),
             Command::Limits(reply) => drop(reply.send(self.limit_states())),
             Command::Flows(reply) => drop(reply.send(self.flow_basis())),
+            Command::Samples(reply) => drop(reply.send(self.samples())),
+            Command::Anomalies(reply) => drop(reply.send(self.anomalies())),
             Command::Suppressed(reply) => {
                 let total = self.suppressed().iter().map(|(_, count)| count).sum();
                 self.out.hub.suppressed(total);

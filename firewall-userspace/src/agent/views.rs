@@ -10,9 +10,11 @@ use super::links::State as LinkState;
 use super::owner::Owner;
 use super::reload::{Origin, chain};
 use crate::api::types::{
-    Count, CounterRow, FlowStatus, InterfaceStatus, PolicyStatus, RuleRow, ServiceRow, Status, Uncovered,
+    AnomalyList, Count, CounterRow, FlowStatus, InterfaceStatus, PolicyStatus, RuleRow, ServiceRow, Status, Uncovered,
 };
 use crate::datapath::{Datapath, DatapathError, Ingress, Interface, Options, Part, TcMode};
+use crate::detect::Kind;
+use crate::detect::detector::Sample;
 use crate::policy::model::{self, Action, EgressId, Place, Rule, ServiceId};
 use crate::simulate::{Flows, Memory};
 use firewall_common::control::{AddressKey, Config as Control};
@@ -21,6 +23,7 @@ use firewall_common::verdict::{Direction, Reason};
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::sync::PoisonError;
 
 fn count(counter: Counter) -> Count {
     Count {
@@ -117,6 +120,7 @@ impl Owner {
                 max: flows.max,
                 displaced: flows.displaced,
             },
+            anomalies: self.anomalies().anomalies,
             warnings: self.config.warnings(),
             degraded,
             ready: self.in_force.is_some() && self.links.ready(),
@@ -349,6 +353,7 @@ impl Owner {
             reload_success_at: self.reload.success_at.as_secs_f64(),
             suppressed: self.suppressed(),
             flows: self.flow_scrape(),
+            anomalies: self.anomaly_flags(),
             enforcing: self.mode == Mode::Enforce,
         }
     }
@@ -400,6 +405,24 @@ impl Owner {
              make it anew: the host stands open in between"
         );
         self.note("flows", (max != Options::capacity(asked)).then_some(text));
+    }
+
+    pub(super) fn samples(&self) -> Option<Vec<Sample>> {
+        let counted = self.datapath.as_ref()?.counters();
+        let live = counted
+            .inspect_err(|error| log::warn!("cannot read the counters: {}", chain(error)))
+            .ok()?;
+        Some(self.ledger.as_ref()?.samples(&live))
+    }
+
+    pub(super) fn anomalies(&self) -> AnomalyList {
+        let board = self.out.board.read().unwrap_or_else(PoisonError::into_inner);
+        board.list.clone()
+    }
+
+    fn anomaly_flags(&self) -> Vec<(String, Kind, bool)> {
+        let board = self.out.board.read().unwrap_or_else(PoisonError::into_inner);
+        board.flags.clone()
     }
 
     pub(super) fn flow_basis(&self) -> FlowBasis {

@@ -77,6 +77,7 @@ fn router(shared: Shared) -> Router {
         .route("/v1/counters", get(counters))
         .route("/v1/flows", get(flows))
         .route("/v1/limits", get(limits))
+        .route("/v1/anomalies", get(anomalies))
         .route("/v1/policy", get(policy))
         .route("/v1/monitor", get(monitor))
         .route("/v1/explain", post(explain))
@@ -169,6 +170,10 @@ async fn flows(
 
 async fn limits(State(shared): State<Shared>) -> Result<Response, Failure> {
     Ok(Json(shared.agent.ask(Command::Limits).await?).into_response())
+}
+
+async fn anomalies(State(shared): State<Shared>) -> Result<Response, Failure> {
+    Ok(Json(shared.agent.ask(Command::Anomalies).await?).into_response())
 }
 
 /// The text of the policy in force, as it is.

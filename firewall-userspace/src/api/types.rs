@@ -27,6 +27,9 @@ pub struct Status {
     pub failsafe: Vec<String>,
     #[serde(default)]
     pub flows: FlowStatus,
+    /// What is far more than usual now.
+    #[serde(default)]
+    pub anomalies: Vec<AnomalyRow>,
     /// What is surely a mistake in the agent's configuration, a sentence each.
     #[serde(default)]
     pub warnings: Vec<String>,
@@ -482,6 +485,8 @@ pub struct ExplainStep {
 #[serde(untagged)]
 pub enum MonitorRecord {
     Event(Box<EventRecord>),
+    /// An anomaly begins or ends.
+    Anomaly(Box<AnomalyRecord>),
     /// No event followed those that were suppressed: told after a second.
     Suppressed(SuppressedRecord),
 }
@@ -529,6 +534,58 @@ pub struct EventRecord {
     pub generation: u64,
     /// Events suppressed since the record before, all reasons.
     pub suppressed: u64,
+}
+
+/// `GET /v1/anomalies`: what is far more than usual now.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AnomalyList {
+    /// False if agent.toml turns detection off: then the rest is empty.
+    pub enabled: bool,
+    /// Series, that is a service and a kind each, and how many of them were not watched for long enough to be judged.
+    pub watched: u64,
+    pub learning: u64,
+    pub anomalies: Vec<AnomalyRow>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AnomalyRow {
+    /// Empty: what belongs to no service.
+    pub service: String,
+    /// `new_connections`, `drops` (packets) or `bytes`.
+    pub kind: String,
+    /// As [`EventRecord::time`].
+    pub since: String,
+    /// How long it has lasted.
+    pub seconds: u64,
+    /// The last rate and the highest one, a second.
+    pub rate: f64,
+    pub peak: f64,
+    /// What is usual now, and from which rate on it is too much.
+    pub baseline: f64,
+    pub limit: f64,
+    /// Who sends most, by sampled events of the last minute.
+    pub sources: Vec<AnomalySource>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AnomalySource {
+    /// An IPv4 address or an IPv6 prefix of 64 bits.
+    pub source: String,
+    /// Of the sampled events (of bytes: of their bytes), 0 to 1; never too high, too low by 0.02 at most.
+    pub share: f64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AnomalyRecord {
+    /// As [`EventRecord::time`].
+    pub time: String,
+    /// `begins` or `ends`.
+    pub anomaly: String,
+    /// How it ended: `usual` again, or `new-normal` after so long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<String>,
+    #[serde(flatten)]
+    pub row: AnomalyRow,
 }
 
 /// Body of every answer that is not 2xx.

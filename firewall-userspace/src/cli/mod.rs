@@ -5,6 +5,7 @@
 
 mod agent;
 mod allow;
+mod anomalies;
 mod apply;
 mod check;
 mod completions;
@@ -94,6 +95,7 @@ enum Command {
     Rules(rules::Args),
     Counters(counters::Args),
     Flows(flows::Args),
+    Anomalies(anomalies::Args),
     Monitor(monitor::Args),
     Explain(explain::Args),
     Check(check::Args),
@@ -160,6 +162,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Answer> {
         Command::Rules(args) => rules::run(&args, &context),
         Command::Counters(args) => counters::run(&args, &context),
         Command::Flows(args) => flows::run(&args, &context),
+        Command::Anomalies(args) => anomalies::run(&args, &context),
         Command::Monitor(args) => monitor::run(&args, &context),
         Command::Explain(args) => explain::run(&args, &context),
         Command::Doctor(args) => doctor::run(&args, &context),

@@ -165,6 +165,16 @@ fn families(scrape: &Scrape) -> Vec<MetricFamily> {
         out.push(family);
     }
 
+    let mut anomalies = Family::gauge(
+        "ravelin_anomaly",
+        "1 while a service has far more of something than usual, else 0.",
+    );
+    for (service, kind, anomalous) in &scrape.anomalies {
+        let labels = [("service", &**service), ("kind", kind.word())];
+        anomalies.add(&labels, f64::from(u8::from(*anomalous)));
+    }
+    out.push(anomalies);
+
     let mut gauge = |name: &str, help: &str, labels: &[(&str, &str)], value: f64| {
         let mut family = Family::gauge(name, help);
         family.add(labels, value);
@@ -340,6 +350,7 @@ mod tests {
     use crate::agent::counters::{EndingName, RuleKey, Totals, ingress};
     use crate::agent::handle::InterfaceScrape;
     use crate::datapath::Part;
+    use crate::detect::Kind;
     use firewall_common::verdict::Reason;
     use prometheus::{Registry, TextEncoder};
     use std::io::Write as _;
@@ -381,6 +392,7 @@ mod tests {
                     ..InterfaceScrape::default()
                 }],
                 repairs: vec![("eth0".into(), Part::Egress, 2)],
+                anomalies: vec![("api".into(), Kind::Drops, true), ("api".into(), Kind::Bytes, false)],
                 generation: 3,
                 digest: "abc".into(),
                 suppressed: Reason::ALL.iter().map(|reason| (*reason, 0)).collect(),
@@ -412,6 +424,8 @@ mod tests {
             "ravelin_interface_bytes_total{interface=\"eth0\",direction=\"egress\",verdict=\"drop\"} 300",
             "ravelin_interface_info{interface=\"eth0\",hook=\"xdp\",mode=\"native\",egress=\"tcx\"} 1",
             "ravelin_repairs_total{interface=\"eth0\",part=\"egress\"} 2",
+            "ravelin_anomaly{service=\"api\",kind=\"drops\"} 1",
+            "ravelin_anomaly{service=\"api\",kind=\"bytes\"} 0",
             "ravelin_policy_generation 3",
             "ravelin_policy_info{digest=\"abc\"} 1",
             "ravelin_policy_last_reload_successful 0",

@@ -8,7 +8,7 @@ pub mod record;
 pub mod time;
 
 use crate::agent::counters::PASS;
-use crate::api::types::{EventRecord, MonitorRecord, SuppressedRecord};
+use crate::api::types::{AnomalyRecord, EventRecord, MonitorRecord, SuppressedRecord};
 use firewall_common::control::{EVENTS_DROP, EVENTS_PASS};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -22,10 +22,17 @@ pub const PER_SECOND: u32 = 100;
 
 #[derive(Clone, Debug)]
 struct Published {
-    /// `None`: only to tell how many were suppressed.
-    record: Option<Arc<EventRecord>>,
+    news: News,
     /// All that the kernel has suppressed, up to this record.
     suppressed: u64,
+}
+
+#[derive(Clone, Debug)]
+enum News {
+    Event(Arc<EventRecord>),
+    Anomaly(Arc<AnomalyRecord>),
+    /// Only to tell how many were suppressed.
+    Suppressed,
 }
 
 /// The middle of the fan.
@@ -86,22 +93,25 @@ impl Hub {
 
     /// Hands a record to all listeners. `suppressed`: the total that the kernel has suppressed so far.
     pub fn publish(&self, record: EventRecord, suppressed: u64) {
-        self.send(Some(record), suppressed);
+        self.send(News::Event(Arc::new(record)), suppressed);
+    }
+
+    /// Hands an anomaly to all listeners.
+    pub fn publish_anomaly(&self, record: AnomalyRecord) {
+        let suppressed = self.change(|listeners| listeners.suppressed);
+        self.send(News::Anomaly(Arc::new(record)), suppressed);
     }
 
     /// Tells all listeners the total that the kernel has suppressed so far, when no record does.
     pub fn publish_suppressed(&self, suppressed: u64) {
-        self.send(None, suppressed);
+        self.send(News::Suppressed, suppressed);
     }
 
-    fn send(&self, record: Option<EventRecord>, suppressed: u64) {
+    fn send(&self, news: News, suppressed: u64) {
         self.suppressed(suppressed);
         if let Some(sender) = &*self.sender.lock().unwrap_or_else(PoisonError::into_inner) {
             // Without listeners it goes nowhere, which is right.
-            let _ = sender.send(Published {
-                record: record.map(Arc::new),
-                suppressed,
-            });
+            let _ = sender.send(Published { news, suppressed });
         }
     }
 
@@ -167,19 +177,21 @@ impl Listener {
 
 impl Listener {
     fn take(&mut self, published: Published) -> Option<MonitorRecord> {
-        let passed_over = |record: &EventRecord| !self.passes && record.verdict == PASS;
-        if published.record.as_deref().is_some_and(passed_over) {
-            return None;
+        match &published.news {
+            News::Event(record) if !self.passes && record.verdict == PASS => return None,
+            // It says nothing about events: what was suppressed is told by the next record.
+            News::Anomaly(record) => return Some(MonitorRecord::Anomaly(Box::new((**record).clone()))),
+            _ => {}
         }
         let suppressed = published.suppressed.saturating_sub(self.suppressed) + self.missed;
         self.suppressed = self.suppressed.max(published.suppressed);
         self.missed = 0;
-        match published.record {
-            Some(record) => Some(MonitorRecord::Event(Box::new(EventRecord {
+        match published.news {
+            News::Event(record) => Some(MonitorRecord::Event(Box::new(EventRecord {
                 suppressed,
                 ..(*record).clone()
             }))),
-            None => (suppressed > 0).then(|| {
+            _ => (suppressed > 0).then(|| {
                 MonitorRecord::Suppressed(SuppressedRecord {
                     time: time::rfc3339(SystemTime::now()),
                     suppressed,
@@ -213,7 +225,7 @@ mod tests {
     async fn event(listener: &mut Listener) -> EventRecord {
         match listener.next().await.expect("one") {
             MonitorRecord::Event(record) => *record,
-            MonitorRecord::Suppressed(record) => panic!("{record:?}"),
+            other => panic!("{other:?}"),
         }
     }
 

@@ -73,6 +73,8 @@ pub async fn log_drops(hub: Arc<Hub>) {
             MonitorRecord::Suppressed(record) => {
                 log::info!(target: TARGET, "{} more were not reported", record.suppressed);
             }
+            // Logged by who found it.
+            MonitorRecord::Anomaly(_) => {}
         }
     }
 }

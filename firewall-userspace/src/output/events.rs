@@ -1,6 +1,7 @@
 //! `ravelin monitor`: an event a line, columns of fixed width so that a growing stream stays aligned.
 
 use super::Style;
+use super::anomalies::anomaly_sentence;
 use super::human::number;
 use crate::api::types::{EventRecord, MonitorRecord};
 use firewall_common::verdict::Direction;
@@ -28,6 +29,10 @@ pub fn event(record: &MonitorRecord, style: &Style) -> String {
     match record {
         MonitorRecord::Event(record) => suppressed(record.suppressed, style) + &line(record, style),
         MonitorRecord::Suppressed(record) => suppressed(record.suppressed, style),
+        MonitorRecord::Anomaly(record) => {
+            let text = format!("{:<12} {}", clock(&record.time), anomaly_sentence(record));
+            style.warn(&text) + "\n"
+        }
     }
 }
 
@@ -39,11 +44,7 @@ fn suppressed(count: u64, style: &Style) -> String {
 }
 
 fn line(record: &EventRecord, style: &Style) -> String {
-    // The date is the reader's own; `2026-11-22T01:03:16.250Z` -> `01:03:16.250`.
-    let time = record
-        .time
-        .split_once('T')
-        .map_or(record.time.as_str(), |(_, time)| time.trim_end_matches('Z'));
+    let time = clock(&record.time);
     let mut more = Vec::new();
     if !record.tcp_flags.is_empty() {
         more.push(record.tcp_flags.clone());
@@ -72,6 +73,12 @@ fn line(record: &EventRecord, style: &Style) -> String {
         more.join(" "),
     );
     text.trim_end().to_owned() + "\n"
+}
+
+/// The date is the reader's own: `2026-11-22T01:03:16.250Z` -> `01:03:16.250`.
+fn clock(time: &str) -> &str {
+    time.split_once('T')
+        .map_or(time, |(_, time)| time.trim_end_matches('Z'))
 }
 
 /// From where to where, as far as the packet tells.

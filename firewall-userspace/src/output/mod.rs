@@ -3,6 +3,7 @@
 //! Each file renders one kind of record and is pure: records and a [`Style`] in, text out, so tables are tested
 //! against golden output. JSON is never made here: it is the record itself, as the agent sent it. Times are UTC.
 
+mod anomalies;
 mod check;
 mod counters;
 mod diff;
@@ -17,6 +18,7 @@ mod status;
 mod style;
 mod table;
 
+pub use anomalies::{anomalies, anomaly_sentence};
 pub use check::{CheckEgress, CheckFinding, CheckReport, CheckService, check};
 pub use counters::{Rates, counters};
 pub use diff::{applied, diff, ends};

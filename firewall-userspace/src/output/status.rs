@@ -1,6 +1,7 @@
 //! `ravelin status`: what a person woken at night needs, the verdict first.
 
 use super::Style;
+use super::anomalies::anomaly_table;
 use super::human::{bytes, duration, number, utc};
 use super::table::{indent, left, right, table, words};
 use crate::api::types::{InterfaceStatus, PublishedPort, Status, Uncovered};
@@ -124,6 +125,10 @@ pub fn status(record: &Status, now: u64, style: &Style) -> String {
     if !record.unmatched.is_empty() {
         let text = format!("No interface matches {}.", record.unmatched.join(", "));
         let _ = writeln!(out, "\n{}", style.warn(&text));
+    }
+    if !record.anomalies.is_empty() {
+        out.push('\n');
+        out.push_str(&anomaly_table(&record.anomalies, style));
     }
     if !policy.temporary.is_empty() {
         let _ = writeln!(out, "\n{}", style.bold("Temporary entries"));
