@@ -4,11 +4,12 @@ use anyhow::{Context, Result, ensure};
 use ravelin::api::types::{AnomalyList, AnomalyRow, MonitorRecord};
 use ravelin_tests::agent::binary;
 use ravelin_tests::lab::{FRIEND6, NODE_B, NODE6, STRANGER};
-use ravelin_tests::traffic::{Sink, Stream};
+use ravelin_tests::traffic::{self, Sink, Stream};
 use ravelin_tests::{Agent, Lab, wait};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 const POLICY: &str = "version = 1\n[[service]]\nname = \"web\"\nports = [\"udp/8080\", \"tcp/8080\"]\nallow = [\"2001:db8:1::/64\"]\n\
@@ -210,5 +211,32 @@ fn a_burst_of_traffic_is_told_by_prefix_and_what_is_off_tells_nothing() -> Resul
     assert!(agent.ok(&["anomalies"])?.contains("detection is off"));
     let (_, page) = agent.http(&lab.node, "/metrics")?;
     assert!(!page.contains("ravelin_anomaly"), "{page}");
+    Ok(())
+}
+
+#[test]
+fn a_burst_of_new_connections_is_told_with_its_source() -> Result<()> {
+    let lab = Lab::new()?;
+    let _echo = lab.serve(8080)?;
+    let (agent, _file) = agent(&lab, SETTINGS)?;
+    wait_warm(&agent);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let opener = scope.spawn(|| {
+            let to = SocketAddr::new(NODE6.into(), 8080);
+            lab.friend.run(|| {
+                let mut opened = 0_u64;
+                while !stop.load(Ordering::Relaxed) {
+                    opened += u64::from(traffic::tcp_open(to).is_ok());
+                }
+                opened
+            })
+        });
+        let row = wait_told(&agent, "web", "new_connections", "2001:db8:1::/64");
+        assert!(row.rate > row.limit, "{row:?}");
+        stop.store(true, Ordering::Relaxed);
+        assert!(opener.join().expect("no panic") > 20);
+    });
+    wait_over(&agent);
     Ok(())
 }

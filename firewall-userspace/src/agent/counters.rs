@@ -384,6 +384,10 @@ impl Ledger {
                 *sum += count;
             }
         };
+        // Of a rule and of the label that it counts under, the label.
+        for (key, count) in self.base.opened.iter().filter(|(key, _)| key.is_label()) {
+            add(&key.service, Some(Kind::NewConnections), *count);
+        }
         for (key, count) in &self.base.services {
             let kind = watched(&key.direction, &key.verdict);
             add(&key.service, kind, amount(kind, *count));
@@ -393,6 +397,13 @@ impl Ledger {
                 let Some(reason) = meaning(name) else {
                     continue;
                 };
+                if name.opens {
+                    add(
+                        &name.service,
+                        Some(Kind::NewConnections),
+                        counter.happened.packets,
+                    );
+                }
                 let verdict = verdict_word(reason);
                 for (verdict, counted) in [(verdict, &counter.happened), (WOULD_DROP, &counter.would_drop)] {
                     let kind = watched(&name.direction, verdict);
@@ -575,6 +586,52 @@ mod tests {
             .iter()
             .map(|(key, count)| (key.service.as_str(), *count));
         assert_eq!(opened.collect::<Vec<_>>(), [("api", 2), ("free", 1)]);
+    }
+
+    #[test]
+    fn detection_sees_services_and_what_belongs_to_none_over_a_switch() {
+        let answer = EndingName {
+            direction: "egress".into(),
+            ..name("api", Reason::Answer, Some(("allow", "@a")))
+        };
+        let leaves = EndingName {
+            direction: "egress".into(),
+            ..name("dns", Reason::EgressDenied, None)
+        };
+        let names = vec![
+            name("", Reason::Closed, None),
+            name("", Reason::Reply, None),
+            name("api", Reason::Allowed, Some(("allow", "@a"))),
+            name("api", Reason::NotAllowed, None),
+            answer,
+            leaves,
+            EndingName {
+                opens: true,
+                ..name("api", Reason::Allowed, Some(("allow", "192.0.2.7")))
+            },
+        ];
+        let seen = |ledger: &Ledger, live: &EndingCounters| -> Vec<(String, Kind, u64)> {
+            let samples = ledger.samples(live).into_iter();
+            samples
+                .map(|sample| (sample.service, sample.kind, sample.total))
+                .collect()
+        };
+        let expected = |drops: u64, new: u64, api: u64, bytes: u64| {
+            vec![
+                (String::new(), Kind::Drops, drops),
+                ("api".to_owned(), Kind::NewConnections, new),
+                ("api".to_owned(), Kind::Drops, api),
+                ("api".to_owned(), Kind::Bytes, bytes),
+            ]
+        };
+        let ledger = Ledger::new(7, names.clone(), Totals::default());
+        let mut live = counters(7, &[5, 1, 2, 4, 3, 9, 8]);
+        live.endings[3].would_drop.packets = 100;
+        assert_eq!(seen(&ledger, &live), expected(5, 8, 104, 1300));
+        let ledger = ledger.turn(Some(&live), 8, names);
+        assert_eq!(seen(&ledger, &counters(8, &[1; 7])), expected(6, 9, 105, 1600));
+        // Of another generation: what was known before.
+        assert_eq!(seen(&ledger, &counters(9, &[1; 7])), expected(5, 8, 104, 1300));
     }
 
     #[test]

@@ -9,7 +9,8 @@ use anyhow::{Context as _, bail};
 ///
 /// Events are sampled: per reason, CPU and second only so many are shown, and the rest are counted ("more were not
 /// shown"), at the latest after a second. Exact numbers are in `ravelin counters`. With -o json one object a line: an
-/// event, or {"time", "suppressed"} when none follows those that were not shown.
+/// event, or {"time", "suppressed"} when none follows those that were not shown, or {"time", "anomaly", ...} when an anomaly
+/// begins or ends (`ravelin anomalies`).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   ravelin monitor

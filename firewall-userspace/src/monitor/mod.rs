@@ -287,6 +287,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn anomalies_go_to_all_and_leave_what_was_suppressed_to_the_next_event() {
+        let hub = Hub::new(|_| ());
+        let mut listener = hub.listen(false);
+        hub.publish(record("drop", 1), 5);
+        let anomaly = AnomalyRecord {
+            anomaly: "begins".into(),
+            ..AnomalyRecord::default()
+        };
+        hub.publish_anomaly(anomaly.clone());
+        hub.publish(record("drop", 2), 9);
+        hub.close();
+        assert_eq!(event(&mut listener).await.suppressed, 5);
+        match listener.next().await {
+            Some(MonitorRecord::Anomaly(told)) => assert_eq!(*told, anomaly),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(event(&mut listener).await.suppressed, 4);
+    }
+
+    #[test]
+    fn records_are_told_apart_as_they_are_read() {
+        let text = r#"{"time":"t","anomaly":"ends","end":"usual","service":"web","kind":"drops","since":"s","seconds":1,
+            "rate":1.0,"peak":2.0,"baseline":0.5,"limit":1.5,"sources":[{"source":"192.0.2.1","share":0.9}]}"#;
+        let read: MonitorRecord = serde_json::from_str(text).expect("read");
+        assert!(matches!(read, MonitorRecord::Anomaly(record) if record.row.sources.len() == 1));
+        let read: MonitorRecord = serde_json::from_str(r#"{"time":"t","suppressed":3}"#).expect("read");
+        assert!(matches!(read, MonitorRecord::Suppressed(_)));
+    }
+
+    #[tokio::test]
     async fn passes_go_to_those_who_asked() {
         let hub = Hub::new(|_| ());
         let (mut drops, mut all) = (hub.listen(false), hub.listen(true));

@@ -109,7 +109,7 @@ fn dash(text: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::SuppressedRecord;
+    use crate::api::types::{AnomalyRecord, AnomalyRow, SuppressedRecord};
 
     #[test]
     fn events_line_up_under_their_header() {
@@ -167,12 +167,25 @@ mod tests {
             suppressed: 12,
             ..SuppressedRecord::default()
         };
+        let anomaly = AnomalyRecord {
+            time: "2026-11-22T01:03:17.000Z".into(),
+            anomaly: "begins".into(),
+            row: AnomalyRow {
+                service: "payments-api".into(),
+                kind: "new_connections".into(),
+                rate: 900.0,
+                baseline: 40.0,
+                ..AnomalyRow::default()
+            },
+            ..AnomalyRecord::default()
+        };
         let text: String = [
             MonitorRecord::Event(tcp.into()),
             MonitorRecord::Event(ping.into()),
             MonitorRecord::Event(arp.into()),
             MonitorRecord::Event(out.into()),
             MonitorRecord::Suppressed(more),
+            MonitorRecord::Anomaly(anomaly.into()),
         ]
         .iter()
         .map(|record| event(record, &style))
@@ -188,6 +201,7 @@ TIME         INTERFACE  WAY VERDICT REASON          NAME           PROTO  SOURCE
 01:03:16.250 eth0       in  drop    ethertype       -              -      ethertype 0x88b5                              74
 01:03:16.250 eth0       out drop    egress-denied   no-mail        tcp    192.0.2.1:40022 -> 203.0.113.9:25             74  SYN
 ... 12 more were not shown (sampled)
+01:03:17.000 anomaly begins: new connections of service payments-api at 900/s, usually 40/s
 "
         );
     }
