@@ -65,7 +65,7 @@ fn ban(both: &mut Both, prefix: &str, value: Ban) {
 fn unban(both: &mut Both, prefix: &str) {
     assert!(both.kernel.datapath.unban(key(prefix)).unwrap());
     assert!(!both.kernel.datapath.unban(key(prefix)).unwrap());
-    both.kernel.datapath.settle_bans().unwrap();
+    both.kernel.datapath.settle_bans(monotonic_s()).unwrap();
     both.flows.bans.remove(&key(prefix));
 }
 
@@ -204,7 +204,7 @@ fn any_bans_are_as_the_host_says() {
                 both.kernel.datapath.unban(key).unwrap();
             }
             both.flows.bans.clear();
-            both.kernel.datapath.settle_bans().unwrap();
+            both.kernel.datapath.settle_bans(monotonic_s()).unwrap();
             Ok(())
         })
         .unwrap();

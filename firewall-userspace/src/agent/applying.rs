@@ -1,6 +1,7 @@
 //! The owner's way with policies: it starts [`super::jobs`] one after the other, and does what is to be done with what
 //! comes of them. The kernel has the last word: only what it took is remembered, kept and told.
 
+use super::banning::banned_by;
 use super::counters::{Ledger, Totals};
 use super::handle::Outcome;
 use super::jobs::{Ready, Work, perform};
@@ -9,6 +10,7 @@ use super::reload::{Basis, Candidate, Origin, Refusal, chain};
 use super::views::hex;
 use crate::api::types::Applied;
 use crate::datapath::InForce;
+use crate::datapath::limits::Need;
 use crate::store::last_good::LastGood;
 use crate::store::policy_file::Seen;
 use std::path::PathBuf;
@@ -131,15 +133,13 @@ impl Owner {
     }
 
     /// Refuses a policy whose limits take more memory than the agent may use for them.
-    fn check_limits(&self, candidate: &Candidate) -> Result<(), Refusal> {
-        let Some(datapath) = &self.datapath else { return Ok(()) };
-        let need = datapath
-            .check_limits(&candidate.compiled)
-            .map_err(|error| Refusal::Invalid(error.to_string()))?;
-        if need.tables > 0 {
-            log::debug!("the limits take {need}");
-        }
-        Ok(())
+    fn check_limits(&self, candidate: &Candidate) -> Result<Need, Refusal> {
+        let need = self
+            .datapath
+            .as_ref()
+            .map(|datapath| datapath.check_limits(&candidate.compiled));
+        need.unwrap_or_else(|| Ok(Need::default()))
+            .map_err(|error| Refusal::Invalid(error.to_string()))
     }
 
     fn unchanged(&self) -> Applied {
@@ -182,13 +182,15 @@ impl Owner {
                     + 1
             }
         };
-        if changed {
-            self.check_limits(&candidate)?;
-        }
+        let need = match changed {
+            true => self.check_limits(&candidate)?,
+            false => Need::default(),
+        };
         let mut directory = self.out.directory.write().unwrap_or_else(PoisonError::into_inner);
         directory.add_generation(generation, &candidate.names);
         drop(directory);
         if changed {
+            self.look_at_bans();
             self.state.prepare(generation, &candidate.names);
             self.save_state();
             let Some(datapath) = self.datapath.as_mut() else {
@@ -258,6 +260,7 @@ impl Owner {
             log::warn!("{warning}");
         }
         let stats = candidate.compiled.stats;
+        self.bans.of_policy = banned_by(&candidate.compiled.image);
         self.desired = Some(Desired {
             policy: Arc::new(candidate.policy),
             text: candidate.source.text.into(),
@@ -268,6 +271,7 @@ impl Owner {
             applied_at: self.clock.wall().as_secs(),
         });
         self.count_connections();
+        self.look_at_bans();
         if changed {
             log::info!(
                 "generation {generation} is in force ({why}): {} services, {} rules, {} prefixes, {} classes, image {} \
@@ -280,6 +284,9 @@ impl Owner {
                 &digest[..16],
                 begun.elapsed().as_secs_f64() * 1e3,
             );
+            if need.tables > 0 {
+                log::info!("its limits take {need}");
+            }
         } else {
             log::info!("generation {generation} stays in force ({why}): the policy means the same");
         }

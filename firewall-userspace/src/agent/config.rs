@@ -3,11 +3,13 @@
 //! A [`Config`] is valid by construction: words are parsed into types while the file is read, so a mistake carries
 //! its line and column. Whether the things it names exist is found out later, by those who use them.
 
+use super::banned::BansSection;
 use super::limits;
 use super::timeouts::Timeouts;
 use crate::datapath::{Features, Hook, Options};
 use crate::detect::settings::Settings as Detect;
 use crate::policy::diagnostic::{Diagnostic, Text, did_you_mean};
+use firewall_common::ban::BanKey;
 use firewall_common::control::{Failsafe, LINK_EAPOL, LINK_LACP, LINK_LLDP, LINK_STP, MAX_FAILSAFE};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
@@ -54,7 +56,7 @@ pub struct Args {
     /// where frames have no Ethernet headers]
     #[arg(long = "hook", value_name = "HOOK")]
     pub hooks: Vec<HookRule>,
-    /// Kernel features not to use, though they are there: a list of native, frags and tcx [default: none]
+    /// Kernel features not to use, though they are there: a list of native, frags, tcx and sockops [default: none]
     #[arg(long, value_name = "LIST")]
     pub without: Option<Without>,
     /// Name of this instance: of its socket, state and pins [default: default]
@@ -123,6 +125,7 @@ struct File {
     failsafe: Option<OneOrMany<FailsafeRule>>,
     flows: Option<FlowsSection>,
     limits: Option<limits::Section>,
+    bans: Option<BansSection>,
     detect: Option<Detect>,
     link_control: Option<OneOrMany<LinkControl>>,
     detach_on_exit: Option<bool>,
@@ -158,6 +161,7 @@ pub struct Config {
     pub flow_timeouts: Timeouts,
     /// What limits may remember.
     pub limits: limits::Settings,
+    pub bans: BansSection,
     pub detect: Detect,
     /// Set of `firewall_common::control::LINK_*`.
     pub link_control: u32,
@@ -246,6 +250,7 @@ impl Config {
             flows_max: args.flows_max.or(flows.max).unwrap_or_default().0,
             flow_timeouts: flows.timeouts,
             limits: file.limits.unwrap_or_default().settings(),
+            bans: file.bans.unwrap_or_default(),
             detect: file.detect.unwrap_or_default(),
             link_control: args
                 .link_control
@@ -277,6 +282,14 @@ impl Config {
         first
             .or_else(|| self.hooks.iter().find(|rule| rule.of.is_none()))
             .map_or(Hook::Auto, |rule| rule.hook)
+    }
+
+    /// The failsafe rule that names a source of a network, which is never banned therefore.
+    pub fn failsafe_of(&self, network: &BanKey) -> Option<&FailsafeRule> {
+        self.failsafe.iter().find(|rule| {
+            let entries = rule.entries();
+            entries.iter().any(|entry| network.overlaps_failsafe(entry))
+        })
     }
 
     /// The failsafe rules as the kernel takes them.
@@ -608,10 +621,11 @@ impl FromStr for Without {
                 "native" => features.native = false,
                 "frags" => features.frags = false,
                 "tcx" => features.tcx = false,
+                "sockops" => features.sock_ops = false,
                 "none" => {}
                 _ => {
                     return Err(format!(
-                        "feature {word:?}: a list of native, frags and tcx with commas, or none"
+                        "feature {word:?}: a list of native, frags, tcx and sockops with commas, or none"
                     ));
                 }
             }
@@ -868,9 +882,13 @@ mod tests {
             ("link_control = \"lacp,foo\"", "1:16", "\"foo\""),
             ("log_level = \"loud\"", "1:13", "debug and trace"),
             ("hook = [\"tc\", \"eth1=xpd\"]", "1:8", "eth1=tc"),
-            ("without = \"dcx\"", "1:11", "native, frags and tcx"),
+            ("without = \"dcx\"", "1:11", "native, frags, tcx and sockops"),
             ("[flows]\nmax = 100", "2:7", "512 to 16777216"),
             ("[flows.timeouts]\nudp = \"1s\"", "2:7", "2s to 365d"),
+            ("[bans]\nmax = 3", "2:7", "16 to 1048576"),
+            ("[bans]\nescalation = 0.5", "2:14", "1 to 100"),
+            ("[bans]\nlongst = \"1h\"", "2:1", "did you mean \"longest\"?"),
+            ("bans = 3", "1:8", "expected a table: [bans]"),
             (
                 "[flows]\nmaximum = 1000",
                 "2:1",

@@ -4,7 +4,8 @@ use super::config::Mode;
 use super::counters::{ServiceKey, Totals};
 use super::reload::Refusal;
 use crate::api::types::{
-    AnomalyList, Applied, ApplyRequest, Count, CounterRow, Edit, LimitState, RuleRow, ServiceRow, Status,
+    AnomalyList, Applied, ApplyRequest, BanList, BanRequest, BanRow, Banned, Count, CounterRow, Edit, LimitState, RuleRow,
+    ServiceRow, Status, UnbanRequest, Unbanned,
 };
 use crate::datapath::{Flow, Part};
 use crate::detect::Kind;
@@ -12,9 +13,10 @@ use crate::detect::detector::Sample;
 use crate::policy::compile::{Compiled, Stats};
 use crate::policy::model::Policy;
 use crate::simulate::Flows;
+use firewall_common::ban::BanKey;
 use firewall_common::control::{AddressKey, Config as Control};
 use firewall_common::verdict::Reason;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -46,6 +48,9 @@ pub enum Command {
     },
     Edit(Edit, Reply<Outcome>),
     Apply(ApplyRequest, Reply<Outcome>),
+    Bans(Reply<BanList>),
+    Ban(BanRequest, Reply<Result<Banned, Refusal>>),
+    Unban(UnbanRequest, Reply<Result<Unbanned, Refusal>>),
     Mode(Mode, Reply<Result<(), Refusal>>),
     /// Takes the filter off everything; the agent stops then.
     Detach(Reply<Result<Vec<String>, Refusal>>),
@@ -72,9 +77,25 @@ pub struct Scrape {
     pub reload_success_at: f64,
     pub suppressed: Vec<(Reason, u64)>,
     pub flows: FlowScrape,
+    pub limits: Vec<LimitState>,
+    /// By how much counts of connections were corrected.
+    pub connections_mended: u64,
+    pub bans: BanScrape,
     /// By service and kind; empty if detection is off.
     pub anomalies: Vec<(String, Kind, bool)>,
     pub enforcing: bool,
+}
+
+/// Bans: how many are in force, and how many there were.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BanScrape {
+    pub by_operator: u64,
+    pub automatic: u64,
+    pub max: u64,
+    /// Ever begun, by service; those by command under no name.
+    pub begun: BTreeMap<String, u64>,
+    /// That could not be, for the table was full.
+    pub lost: u64,
 }
 
 /// The flow table: what it holds, and what happened to it since it was made.
@@ -131,6 +152,8 @@ pub struct ExplainBasis {
     pub compiled: Option<Arc<Compiled>>,
     pub control: Box<Control>,
     pub own: HashSet<AddressKey>,
+    /// The bans in force.
+    pub bans: Vec<(BanKey, BanRow)>,
     /// Without the sockets, which whoever explains looks up.
     pub flows: Flows,
     pub generation: u64,

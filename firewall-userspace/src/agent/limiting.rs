@@ -3,10 +3,11 @@
 use super::owner::Owner;
 use super::recount::{Recounts, Report};
 use super::reload::chain;
-use crate::api::types::{LimitState, LimitUsed};
+use crate::api::types::{LimitState, LimitStatus, LimitUsed};
 use crate::datapath::{Counting, Datapath, LimitUse};
 use crate::policy::compile::Scope;
-use firewall_common::limit::{COUNTS, Kind};
+use crate::policy::limits::{Kind, Limits};
+use firewall_common::limit;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -158,11 +159,6 @@ impl Owner {
         recounts.map(Recounts::report).unwrap_or_default()
     }
 
-    /// Challenges that began while this agent ran, for every limit of the policy.
-    pub(super) fn challenges_started(&self, name: &str) -> u64 {
-        self.limiting.started.get(name).copied().unwrap_or(0)
-    }
-
     /// Every limit of the policy in force: what it bears and what it holds now.
     pub(super) fn limit_states(&self) -> Vec<LimitState> {
         let (Some(desired), Some(datapath)) = (&self.desired, &self.datapath) else {
@@ -176,55 +172,65 @@ impl Owner {
         let states = desired.scopes.iter().enumerate().map(|(index, scope)| {
             let used = uses.get(index).copied().unwrap_or_default();
             let service = desired.policy.services.get(usize::from(scope.service.0));
-            state(scope, service.map_or("", |service| &service.name), &used, now_s)
+            let challenged = used
+                .challenged
+                .map(|(since, _)| now_s.saturating_sub(since).into());
+            LimitState {
+                scope: scope.name.clone(),
+                service: service.map_or_else(String::new, |service| service.name.clone()),
+                challenged_seconds: challenged,
+                challenges_started: self.limiting.started.get(&scope.name).copied().unwrap_or(0),
+                values: values(&used, service.and_then(|service| service.limits_of(&scope.name))),
+            }
         });
         states.collect()
     }
-}
 
-fn state(scope: &Scope, service: &str, used: &LimitUse, now_s: u32) -> LimitState {
-    let table = |kind: Kind| used.sources.get(kind as usize).copied().flatten();
-    let mut values = Vec::new();
-    for kind in Kind::ALL {
-        let (spent, fill) = (used.totals[kind as usize], table(kind));
-        if spent.is_some() || fill.is_some() {
-            values.push(LimitUsed {
-                what: word(kind).to_owned(),
-                total_spent: spent,
-                sources: fill.map(|fill| fill.sources),
-                room: fill.map(|fill| fill.room),
-                connections: None,
-            });
+    /// The same in short.
+    pub(super) fn limit_status(&self) -> LimitStatus {
+        let challenged = self.limiting.challenged.iter().flatten();
+        let need = self.config.limits.sizes.need(&self.scopes());
+        LimitStatus {
+            challenged: challenged.map(|(name, _)| name.clone()).collect(),
+            counting: match self.limiting.counting {
+                Counting::Off => "off",
+                Counting::Program => "program",
+                Counting::Recount(_) => "recount",
+            }
+            .to_owned(),
+            connections: self.recounts().connections,
+            memory: need.bytes,
+            memory_max: self.config.limits.sizes.memory,
         }
     }
-    if let Some(connections) = used.connections {
-        let fill = used.sources[COUNTS as usize];
-        values.push(LimitUsed {
-            what: "connections".to_owned(),
-            total_spent: None,
-            sources: fill.map(|fill| fill.sources),
-            room: fill.map(|fill| fill.room),
-            connections: Some(connections),
-        });
-    }
-    LimitState {
-        name: scope.name.clone(),
-        service: service.to_owned(),
-        challenged_seconds: used
-            .challenged
-            .map(|(since, _)| now_s.saturating_sub(since).into()),
-        values,
-    }
 }
 
-/// As in the policy file.
-fn word(kind: Kind) -> &'static str {
-    match kind {
-        Kind::New => "new_connections",
-        Kind::Packets => "packets",
-        Kind::Bytes => "bytes",
-    }
+/// What of limits is in use.
+fn values(used: &LimitUse, limits: Option<&Limits>) -> Vec<LimitUsed> {
+    let one = |kind: Kind| {
+        let table = kind as usize;
+        let fill = used.sources.get(table).copied().flatten();
+        let [per_source_value, total_value] = limits.map_or([None; 2], |limits| limits.numbers(kind));
+        Some(LimitUsed {
+            limit: limits?.value(kind)?,
+            per_source_value,
+            total_value,
+            total_spent: used.totals.get(table).copied().flatten(),
+            sources: fill.map(|fill| fill.sources),
+            room: fill.map(|fill| fill.room),
+            connections: used.connections.filter(|_| kind == Kind::Connections),
+        })
+    };
+    Kind::ALL.into_iter().filter_map(one).collect()
 }
+
+// The tables of the kernel are in the order of what is limited.
+const _: () = assert!(
+    Kind::NewConnections as u32 == limit::Kind::New as u32
+        && Kind::Packets as u32 == limit::Kind::Packets as u32
+        && Kind::Bytes as u32 == limit::Kind::Bytes as u32
+        && Kind::Connections as u32 == limit::COUNTS
+);
 
 #[cfg(test)]
 mod tests {

@@ -10,6 +10,9 @@
 
 mod applying;
 mod attaching;
+pub mod banned;
+mod banning;
+pub mod bans;
 pub mod challenge;
 pub mod clock;
 pub mod config;
@@ -199,8 +202,8 @@ fn own(
         let options = Options {
             features: config.features,
             flows: config.flows_max,
-            bans: Options::DEFAULT_BANS,
             limits: config.limits.sizes,
+            bans: config.bans.max,
         };
         let mut owner = Owner::new(config, Arc::new(SystemClock), &clock::boot_id(), outlets)?;
         // Without pins nothing is in force, so a mistake in the policy ends it here, before anything was changed.

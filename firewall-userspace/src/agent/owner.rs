@@ -7,6 +7,7 @@
 //!
 //! What always holds: a policy that was in force stays in force until another one is switched to, whatever fails.
 
+use super::banning::Bans;
 use super::challenge::Challenge;
 use super::clock::Clock;
 use super::config::{Config, Mode};
@@ -24,6 +25,7 @@ use crate::detect::watch::Board;
 use crate::monitor::{self, Hub, record::Directory};
 use crate::policy::compile::{Compiled, Scope, Stats};
 use crate::policy::model::Policy;
+use crate::store::Durable;
 use crate::store::policy_file::Seen;
 use crate::store::state::State;
 use std::collections::{BTreeMap, VecDeque};
@@ -74,6 +76,7 @@ pub struct Owner {
     /// That the flow table fills up was logged.
     flows_told: bool,
     pub(super) limiting: Limiting,
+    pub(super) bans: Bans,
     pub(super) challenge: Challenge,
     pub(super) keeper: Keeper,
     pub(super) out: Outlets,
@@ -160,6 +163,7 @@ impl Owner {
             started: Instant::now(),
             flows_told: false,
             limiting: Limiting::default(),
+            bans: Bans::new(boot_id),
             challenge: Challenge::new(),
             out,
         })
@@ -205,6 +209,8 @@ impl Owner {
         let list = netlink::interfaces().map_err(|error| StartError::Interfaces(boxed(error)))?;
         let todo = self.links.replace(list);
 
+        self.restore_bans()
+            .map_err(|error| StartError::Datapath(boxed(error)))?;
         self.note_mode();
         self.note_flows_max();
         // Whoever listened to an agent that was killed is gone.
@@ -242,6 +248,7 @@ impl Owner {
             }
         }
 
+        self.follow_bans_from_now_on();
         self.configure_now()
             .map_err(|error| StartError::Datapath(boxed(error)))?;
         let fresh = self.datapath.as_ref().is_some_and(Datapath::is_fresh);
@@ -367,6 +374,7 @@ impl Owner {
     fn wake(&self) -> Instant {
         let now = Instant::now();
         let mut wake = self.next_sweep.min(self.next_check).min(now + NAP);
+        wake = wake.min(self.next_tending());
         if let Some(retry) = self.links.next_retry() {
             wake = wake.min(retry);
         }
@@ -385,6 +393,7 @@ impl Owner {
             self.tell_flows();
         }
         self.look_at_limits(now);
+        self.tend_bans(now);
         for index in self.links.due(now) {
             self.attach(index, now);
         }
@@ -506,6 +515,9 @@ impl Owner {
                 work: Work::Apply(apply),
                 reply: Some(reply),
             }),
+            Command::Bans(reply) => drop(reply.send(self.ban_list())),
+            Command::Ban(request, reply) => drop(reply.send(self.ban(&request))),
+            Command::Unban(request, reply) => drop(reply.send(self.unban(&request))),
             Command::Mode(mode, reply) => drop(reply.send(self.set_mode(mode))),
             Command::Detach(reply) => {
                 let result = self.detach();
@@ -543,13 +555,13 @@ impl Owner {
             failsafe: self.config.failsafe_entries(),
             own: self.links.own_addresses(),
             flow_timeouts: self.config.flow_timeouts.0,
+            ban_lens: self.bans.lens(),
+            escalation: self.config.bans.escalation,
             challenge: self.challenge.settings,
-            ban_lens: firewall_common::control::Config::DEFAULT.ban_lens,
-            escalation: firewall_common::ban::Escalation::DEFAULT,
         }
     }
 
-    fn configure_now(&mut self) -> Result<(), datapath::DatapathError> {
+    pub(super) fn configure_now(&mut self) -> Result<(), datapath::DatapathError> {
         let config = self.node_config();
         self.configure = false;
         self.datapath
@@ -629,6 +641,7 @@ impl Owner {
                 }
             );
         }
+        self.save_bans(Durable::Yes);
         self.keeper.finish();
         match failure {
             Some(text) => Err(anyhow::anyhow!(text)),

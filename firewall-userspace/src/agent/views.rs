@@ -2,15 +2,15 @@
 //!
 //! Counters are read from the kernel's maps at the moment they are asked for.
 
-use super::clock;
 use super::config::Mode;
 use super::counters::{self, Totals};
-use super::handle::{ExplainBasis, FlowBasis, FlowScrape, InterfaceScrape, Readiness, Scrape};
+use super::handle::{BanScrape, ExplainBasis, FlowBasis, FlowScrape, InterfaceScrape, Readiness, Scrape};
 use super::links::State as LinkState;
 use super::owner::Owner;
 use super::reload::{Origin, chain};
 use crate::api::types::{
-    AnomalyList, Count, CounterRow, FlowStatus, InterfaceStatus, PolicyStatus, RuleRow, ServiceRow, Status, Uncovered,
+    AnomalyList, BanStatus, Count, CounterRow, FlowStatus, InterfaceStatus, LimitRow, LimitState, PolicyStatus, RuleRow,
+    ServiceRow, Status, Uncovered,
 };
 use crate::datapath::{Datapath, DatapathError, Ingress, Interface, Options, Part, TcMode};
 use crate::detect::Kind;
@@ -115,11 +115,13 @@ impl Owner {
             published: Vec::new(),
             unmatched: self.links.unmatched(),
             failsafe: self.config.failsafe.iter().map(ToString::to_string).collect(),
+            bans: self.ban_status(),
             flows: FlowStatus {
                 live: flows.live,
                 max: flows.max,
                 displaced: flows.displaced,
             },
+            limits: self.limit_status(),
             anomalies: self.anomalies().anomalies,
             warnings: self.config.warnings(),
             degraded,
@@ -242,6 +244,7 @@ impl Owner {
                 limits: Vec::new(),
             }
         };
+        let states = self.limit_states();
         let services = (0..).zip(&policy.services).map(|(number, service)| {
             let owner = model::Owner::Service(ServiceId(number));
             ServiceRow {
@@ -252,7 +255,7 @@ impl Owner {
                     .filter(|(key, _)| key.service == service.name && key.source != counters::PREFIXES)
                     .map(|(_, opened)| opened)
                     .sum(),
-                limits: service.limit_rows(),
+                limits: limits_now(service.limit_rows(), &states),
                 ..row(owner, &service.name, &service.ports_text, &service.place)
             }
         });
@@ -353,6 +356,9 @@ impl Owner {
             reload_success_at: self.reload.success_at.as_secs_f64(),
             suppressed: self.suppressed(),
             flows: self.flow_scrape(),
+            limits: self.limit_states(),
+            connections_mended: self.recounts().mended,
+            bans: self.ban_scrape(),
             anomalies: self.anomaly_flags(),
             enforcing: self.mode == Mode::Enforce,
         }
@@ -364,6 +370,7 @@ impl Owner {
         let mut control = Box::new(Control::DEFAULT);
         control.observe = node.observe.into();
         control.link_control = node.link_control;
+        control.ban_lens = node.ban_lens;
         for entry in node.failsafe {
             // The configuration holds no more than fit.
             let _ = control.add_failsafe(entry);
@@ -392,6 +399,29 @@ impl Owner {
         read()
             .inspect_err(|error: &DatapathError| log::warn!("cannot read the flow table: {}", chain(error)))
             .unwrap_or_default()
+    }
+
+    fn ban_status(&self) -> BanStatus {
+        let scrape = self.ban_scrape();
+        BanStatus {
+            by_operator: scrape.by_operator,
+            automatic: scrape.automatic,
+            max: scrape.max,
+        }
+    }
+
+    fn ban_scrape(&self) -> BanScrape {
+        let (by_operator, automatic, begun) = self.bans.book.counts(self.ban_clock());
+        let datapath = self.datapath.as_ref();
+        BanScrape {
+            by_operator,
+            automatic,
+            begun,
+            max: datapath.map_or(0, Datapath::bans_max) as u64,
+            lost: datapath
+                .and_then(|datapath| datapath.tally(Tally::BanLost).ok())
+                .unwrap_or(0),
+        }
     }
 
     /// A table keeps its size as long as its pins live, so that no flow is lost.
@@ -454,6 +484,7 @@ impl Owner {
 
     pub(super) fn explain_basis(&self) -> Option<ExplainBasis> {
         let desired = self.desired.as_ref()?;
+        let now = self.ban_clock();
         let (control, own) = self.control();
         let (gate, seed) = self
             .datapath
@@ -464,13 +495,15 @@ impl Owner {
         let flows = Flows {
             gate: RefCell::new(gate),
             seed,
-            now_s: clock::monotonic().as_secs() as u32,
+            now_s: now.kernel,
             generation: self.in_force.as_ref().map_or(0, |in_force| in_force.generation),
             flows: Memory::from_words(flows),
             fragments: Memory::from_words(fragments),
+            bans: self.bans.book.live(now).map(|(key, ban)| (*key, *ban)).collect(),
             ..Flows::unknown()
         };
         Some(ExplainBasis {
+            bans: self.bans.book.rows(now),
             flows,
             policy: desired.policy.clone(),
             text: desired.text.clone(),
@@ -480,6 +513,18 @@ impl Owner {
             generation: self.in_force.as_ref().map_or(0, |in_force| in_force.generation),
         })
     }
+}
+
+/// The limits of a service with what they hold now.
+fn limits_now(mut rows: Vec<LimitRow>, states: &[LimitState]) -> Vec<LimitRow> {
+    for row in &mut rows {
+        let Some(state) = states.iter().find(|state| state.scope == row.scope) else {
+            continue;
+        };
+        row.challenged = state.challenged_seconds.is_some();
+        row.connections = state.values.iter().find_map(|value| value.connections);
+    }
+    rows
 }
 
 pub fn hex(digest: &[u8; 32]) -> String {

@@ -4,12 +4,16 @@
 //! connected ([`Peer`]): file modes alone would let a group member do both. Records are those of [`super::types`];
 //! every answer that is not a success is an [`ApiError`].
 
-use super::types::{ApiError, ApplyRequest, Detached, Edit, ExplainRequest, FlowQuery, ModeRequest};
+use super::types::{
+    ApiError, ApplyRequest, BanRequest, Detached, Edit, ExplainRequest, Explanation, FlowQuery, ModeRequest,
+    UnbanRequest,
+};
 use crate::agent::handle::{Command, ExplainBasis, Handle, Outcome, Stopping};
 use crate::agent::reload::{Refusal, chain};
-use crate::agent::{flows, published, sockets};
+use crate::agent::{self, published, sockets};
 use crate::host;
 use crate::monitor::Hub;
+use crate::output;
 use crate::policy::{compile::compile, explain};
 use crate::simulate;
 use axum::Router;
@@ -21,6 +25,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use axum::serve::IncomingStream;
+use firewall_common::verdict::Reason;
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -84,6 +89,9 @@ fn router(shared: Shared) -> Router {
         .route("/v1/reload", post(reload))
         .route("/v1/apply", post(apply))
         .route("/v1/edit", post(edit))
+        .route("/v1/bans", get(bans))
+        .route("/v1/ban", post(ban))
+        .route("/v1/unban", post(unban))
         .route("/v1/mode", post(mode))
         .route("/v1/detach", post(detach))
         .fallback(async || {
@@ -156,7 +164,7 @@ async fn flows(
         .transpose()?;
     let basis = shared.agent.ask(Command::Flows).await?;
     let listed = tokio::task::spawn_blocking(move || {
-        flows::list(&basis, &host::sockets::table(), &query, peer)
+        agent::flows::list(&basis, &host::sockets::table(), &query, peer)
             .map_err(|error| Failure::from(Refusal::Failed(chain(&error))))
     });
     match listed.await {
@@ -210,6 +218,26 @@ async fn edit(
     JsonBody(change): JsonBody<Edit>,
 ) -> Result<Response, Failure> {
     applied(shared.agent.ask(|reply| Command::Edit(change, reply)).await?)
+}
+
+async fn bans(State(shared): State<Shared>) -> Result<Response, Failure> {
+    Ok(Json(shared.agent.ask(Command::Bans).await?).into_response())
+}
+
+async fn ban(
+    _: Writer,
+    State(shared): State<Shared>,
+    JsonBody(request): JsonBody<BanRequest>,
+) -> Result<Response, Failure> {
+    Ok(Json(shared.agent.ask(|reply| Command::Ban(request, reply)).await??).into_response())
+}
+
+async fn unban(
+    _: Writer,
+    State(shared): State<Shared>,
+    JsonBody(request): JsonBody<UnbanRequest>,
+) -> Result<Response, Failure> {
+    Ok(Json(shared.agent.ask(|reply| Command::Unban(request, reply)).await??).into_response())
 }
 
 async fn mode(
@@ -277,7 +305,25 @@ fn explained(basis: &ExplainBasis, packet: &str) -> Result<Response, Failure> {
     let mut explanation = explain::explain(&basis.policy, &basis.text, compiled, &node, packet)
         .map_err(|error| Failure::new(StatusCode::BAD_REQUEST, chain(&error)))?;
     explanation.generation = basis.generation;
+    if explanation.reason == Reason::Banned.word() {
+        name_ban(&mut explanation, basis, packet);
+    }
     Ok(Json(explanation).into_response())
+}
+
+/// Says which ban it is.
+fn name_ban(explanation: &mut Explanation, basis: &ExplainBasis, packet: &str) {
+    let Ok(spec) = explain::packet::parse(packet) else {
+        return;
+    };
+    let source = agent::bans::key(spec.ends().0.into());
+    let Some((_, ban)) = basis.bans.iter().find(|(key, _)| key.overlaps(&source)) else {
+        return;
+    };
+    if let Some(step) = explanation.steps.iter_mut().find(|step| step.step == "ban") {
+        step.finding = output::ban_sentence(ban);
+    }
+    explanation.hint = Some(format!("to let it in before: ravelin unban {}", ban.prefix));
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -27,6 +27,10 @@ pub struct Status {
     pub failsafe: Vec<String>,
     #[serde(default)]
     pub flows: FlowStatus,
+    #[serde(default)]
+    pub limits: LimitStatus,
+    #[serde(default)]
+    pub bans: BanStatus,
     /// What is far more than usual now.
     #[serde(default)]
     pub anomalies: Vec<AnomalyRow>,
@@ -190,6 +194,12 @@ pub struct LimitRow {
     /// `drop`, `challenge` or `ban 10m`.
     pub on_excess: String,
     pub place: Place,
+    /// New connections have to prove their address now.
+    #[serde(default)]
+    pub challenged: bool,
+    /// Established now, if connections are limited.
+    #[serde(default)]
+    pub connections: Option<u64>,
 }
 
 /// One limit as people read it; what is missing is not limited.
@@ -208,19 +218,25 @@ pub struct LimitValue {
 /// `GET /v1/limits`: the limits of the policy in force, and what they hold now.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LimitState {
-    /// `api`, or `api/@partners` for sources with limits of their own.
-    pub name: String,
+    /// `api`, or `api/@partners` for a `[[service.limit]]`.
+    pub scope: String,
     pub service: String,
     /// For how long new connections have had to prove their address; none if they need not.
     pub challenged_seconds: Option<u64>,
+    /// Challenges that began since the agent started.
+    pub challenges_started: u64,
     pub values: Vec<LimitUsed>,
 }
 
+/// One thing that is limited, and what of it is in use.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LimitUsed {
-    /// `new_connections`, `packets`, `bytes` or `connections`.
-    pub what: String,
-    /// How much of the burst of the total is spent, 0 to 1. None: no total, and always so of `connections`.
+    #[serde(flatten)]
+    pub limit: LimitValue,
+    /// The same as numbers; of rates a second.
+    pub per_source_value: Option<f64>,
+    pub total_value: Option<f64>,
+    /// How much of the burst of the total is spent, 0 to 1; never of `connections`.
     pub total_spent: Option<f64>,
     /// Sources that are remembered now, estimated, and for how many there is room. None: no limit by source.
     pub sources: Option<u64>,
@@ -426,6 +442,93 @@ pub struct FlowStatus {
     pub max: u64,
     /// As [`FlowList::displaced`].
     pub displaced: u64,
+}
+
+/// The limits of the policy in force, in short.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LimitStatus {
+    /// As [`LimitState::scope`]: new connections there have to prove their address now.
+    pub challenged: Vec<String>,
+    /// `program` when connections are counted as they come and go, `recount` when only each second, `off` when nothing limits
+    /// them.
+    pub counting: String,
+    /// Connections that limits count, by the last recount.
+    pub connections: u64,
+    /// Bytes of kernel memory that the tables take, and that agent.toml grants.
+    pub memory: u64,
+    pub memory_max: u64,
+}
+
+/// `GET /v1/bans`: those in force, the ones that end first before the others.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BanList {
+    /// Entries that the table holds at most.
+    pub max: u64,
+    /// Bans that are over, of sources that would be banned for longer if they gave reason again.
+    pub remembered: u64,
+    pub bans: Vec<BanRow>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BanRow {
+    /// An address or a prefix.
+    pub prefix: String,
+    /// Unix seconds.
+    pub since: u64,
+    /// Unix seconds; none: for ever.
+    pub until: Option<u64>,
+    pub seconds_left: Option<u64>,
+    /// `operator` or `automatic`.
+    pub origin: String,
+    /// Whose limit the source exceeded. Empty: by command.
+    pub service: String,
+    /// Automatic bans in a row, with this one; 0 by command.
+    pub strikes: u32,
+    /// As given with the command.
+    pub why: String,
+}
+
+/// How many bans are in force.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BanStatus {
+    pub by_operator: u64,
+    pub automatic: u64,
+    pub max: u64,
+}
+
+/// `POST /v1/ban`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BanRequest {
+    pub prefix: String,
+    /// None: for ever.
+    pub for_seconds: Option<u64>,
+    #[serde(default)]
+    pub why: String,
+    /// Also if that is likely a slip.
+    #[serde(default)]
+    pub force: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Banned {
+    pub ban: BanRow,
+    /// The ban that it takes the place of.
+    pub before: Option<BanRow>,
+    /// It survives a restart of the machine.
+    pub kept: bool,
+}
+
+/// `POST /v1/unban`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct UnbanRequest {
+    /// None: all of them, and what is remembered.
+    pub prefix: Option<String>,
+}
+
+/// The bans that were in force.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Unbanned {
+    pub unbanned: Vec<BanRow>,
 }
 
 /// `POST /v1/mode`: `enforce` or `observe`.

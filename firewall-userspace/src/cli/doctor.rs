@@ -19,7 +19,7 @@ use crate::policy::file::{self, Loaded};
 use crate::policy::model::Policy;
 use anyhow::Context as _;
 use std::collections::HashSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -348,7 +348,7 @@ fn socket_findings(
         holders: &holders,
         local_ports: sysctl::local_ports(),
         unfiltered,
-        session: session(),
+        session: super::session::peer(),
     };
     Ok(sockets::findings(&judge, &facts))
 }
@@ -369,14 +369,6 @@ fn challenge(policy: &Policy, interfaces: &[interfaces::Facts]) -> doctor::chall
         cookies: Cookies::read(),
         interfaces: interfaces.iter().filter_map(back).collect(),
     }
-}
-
-/// The peer of the ssh session that this is typed in.
-fn session() -> Option<SocketAddr> {
-    let text = std::env::var("SSH_CONNECTION").ok()?;
-    let mut words = text.split(' ');
-    let (address, port) = (words.next()?, words.next()?);
-    Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?))
 }
 
 /// Reached from elsewhere than its own link.

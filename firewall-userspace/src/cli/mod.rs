@@ -7,6 +7,8 @@ mod agent;
 mod allow;
 mod anomalies;
 mod apply;
+mod ban;
+mod bans;
 mod check;
 mod completions;
 mod counters;
@@ -17,6 +19,7 @@ pub mod duration;
 mod egress;
 mod explain;
 mod flows;
+mod limits;
 mod man;
 mod mode;
 mod monitor;
@@ -26,8 +29,10 @@ mod rules;
 mod schema;
 mod service;
 mod services;
+mod session;
 mod source;
 mod status;
+mod unban;
 mod undeny;
 
 use crate::agent::config::{self, Instance};
@@ -58,6 +63,7 @@ use std::time::SystemTime;
   ravelin status                                    is it in force, since when, on which interfaces
   ravelin explain tcp 10.20.3.4 to 8443             would this packet pass, which rule says so
   ravelin allow payments-api 198.51.100.7 --for 2h  let one in, until it ends by itself
+  ravelin ban 203.0.113.9 --for 1h                  shut one out for a time, whatever the policy says
   ravelin apply -f policy.toml --dry-run            who would gain and lose which port
   ravelin monitor                                   drops as they happen
   ravelin doctor                                    what would stop this host from working
@@ -95,6 +101,7 @@ enum Command {
     Rules(rules::Args),
     Counters(counters::Args),
     Flows(flows::Args),
+    Limits(limits::Args),
     Anomalies(anomalies::Args),
     Monitor(monitor::Args),
     Explain(explain::Args),
@@ -106,6 +113,9 @@ enum Command {
     Revoke(revoke::Args),
     Deny(deny::Args),
     Undeny(undeny::Args),
+    Ban(ban::Args),
+    Unban(unban::Args),
+    Bans(bans::Args),
     Service(service::Args),
     Egress(egress::Args),
     Observe(mode::ObserveArgs),
@@ -162,6 +172,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Answer> {
         Command::Rules(args) => rules::run(&args, &context),
         Command::Counters(args) => counters::run(&args, &context),
         Command::Flows(args) => flows::run(&args, &context),
+        Command::Limits(args) => limits::run(&args, &context),
         Command::Anomalies(args) => anomalies::run(&args, &context),
         Command::Monitor(args) => monitor::run(&args, &context),
         Command::Explain(args) => explain::run(&args, &context),
@@ -173,6 +184,9 @@ pub fn run(cli: Cli) -> anyhow::Result<Answer> {
         Command::Revoke(args) => revoke::run(args, &context),
         Command::Deny(args) => deny::run(args, &context),
         Command::Undeny(args) => undeny::run(args, &context),
+        Command::Ban(args) => ban::run(args, &context),
+        Command::Unban(args) => unban::run(&args, &context),
+        Command::Bans(args) => bans::run(&args, &context),
         Command::Service(args) => service::run(args, &context),
         Command::Egress(args) => egress::run(args, &context),
         Command::Observe(args) => mode::observe(&args, &context),
@@ -230,6 +244,14 @@ fn usage(command: &str, text: impl std::fmt::Display) -> anyhow::Error {
     found.error(clap::error::ErrorKind::ValueValidation, text).into()
 }
 
+/// Now.
+fn unix_seconds() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}
+
 /// What every command is given.
 struct Context {
     socket: PathBuf,
@@ -284,10 +306,7 @@ impl Context {
 
     /// Has the agent change the policy file, and tells what came of it.
     fn edit(&self, edit: &Edit) -> anyhow::Result<Answer> {
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs();
+        let now = unix_seconds();
         let lasts = match edit {
             Edit::Allow { for_seconds, .. } | Edit::Deny { for_seconds, .. } => Some(*for_seconds),
             _ => None,

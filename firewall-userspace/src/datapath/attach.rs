@@ -225,11 +225,14 @@ pub struct Features {
     pub tcx: bool,
     /// XDP in the driver.
     pub native: bool,
+    /// Programs at the sockets of cgroup v2, which count connections.
+    pub sock_ops: bool,
 }
 
 impl Features {
     /// All that the kernel has.
     pub const ALL: Features = Features {
+        sock_ops: true,
         frags: true,
         tcx: true,
         native: true,

@@ -39,12 +39,8 @@ impl Bans {
         Ok(elements.into_iter().map(decode).collect())
     }
 
-    pub fn is_empty(&self) -> Result<bool, DatapathError> {
-        match self.map.keys().next() {
-            None => Ok(true),
-            Some(Ok(_)) => Ok(false),
-            Some(Err(error)) => Err(DatapathError::map("BANS")(error)),
-        }
+    pub fn any_live(&self, now_s: u32) -> Result<bool, DatapathError> {
+        Ok(self.read()?.iter().any(|(_, ban)| ban.is_live(now_s)))
     }
 
     pub fn insert(&mut self, key: BanKey, ban: Ban) -> Result<(), DatapathError> {

@@ -36,7 +36,10 @@ use std::{
     fs,
     mem::offset_of,
     net::IpAddr,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     sync::atomic::Ordering,
 };
@@ -91,11 +94,17 @@ pub(super) fn detach(pins: &Path) -> Result<bool, DatapathError> {
 }
 
 /// Where cgroup v2 is mounted, whole.
-fn cgroup_root() -> Result<PathBuf, DatapathError> {
+pub(super) fn cgroup_root() -> Result<PathBuf, DatapathError> {
     let path = Path::new("/proc/thread-self/mountinfo");
     let text = fs::read_to_string(path).map_err(DatapathError::path("reading", path))?;
-    cgroup_mount(&text).ok_or(DatapathError::NoCgroup)
+    // In a cgroup namespace "/" is a part of the machine only, and so would be what is counted there.
+    cgroup_mount(&text)
+        .filter(|root| fs::metadata(root).is_ok_and(|root| root.ino() == ROOT))
+        .ok_or(DatapathError::NoCgroup)
 }
+
+/// Inode of the machine's root cgroup.
+const ROOT: u64 = 1;
 
 /// `36 35 98:0 / /mnt ... - cgroup2 none rw`: the mount that shows the root.
 fn cgroup_mount(text: &str) -> Option<PathBuf> {
@@ -176,7 +185,8 @@ impl Recounter {
             .collect();
         let mut counts: HashMap<Key, Seen> = HashMap::new();
         self.read(&limits, &tables, |key, count| {
-            counts.entry(key).or_default().before = count;
+            // A source may stand in two cells, where two CPUs made room for it at once.
+            counts.entry(key).or_default().before += count;
         });
         let own: HashSet<[u64; 2]> = self.own.keys().filter_map(Result::ok).collect();
         let sockets = sockets()?;
@@ -195,7 +205,7 @@ impl Recounter {
             }
         }
         self.read(&limits, &tables, |key, count| {
-            counts.entry(key).or_default().after = count;
+            counts.entry(key).or_default().after += count;
         });
         if self.selector() != selector {
             // Half by one policy and half by another; whoever switched asks again.

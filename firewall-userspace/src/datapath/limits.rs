@@ -104,12 +104,17 @@ impl fmt::Display for Need {
             tables,
             bytes,
         } = self;
+        let (table, limit) = (plural(*tables, "table"), plural(*scopes, "limit"));
         write!(
             f,
-            "{:.1} MB of kernel memory ({tables} tables of {scopes} limits)",
+            "{:.1} MB of kernel memory ({table} of {limit})",
             *bytes as f64 / 1e6
         )
     }
+}
+
+fn plural(count: usize, of: &str) -> String {
+    format!("{count} {of}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Numbers of the tables that a scope needs.
@@ -155,7 +160,7 @@ pub struct LimitUse {
     pub challenged: Option<(u32, u32)>,
 }
 
-/// Sources that a table holds now, estimated from some of its lines, and for how many it has room.
+/// Sources that a table holds now, of a large one estimated from some of its lines, and for how many it has room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fill {
     pub sources: u64,
@@ -390,7 +395,7 @@ impl Scopes {
     /// Cells of a table that hold a source.
     fn fill(&self, place: u32, table: u32, holds: impl Fn(u64) -> bool) -> Option<Fill> {
         /// Lines that are looked at.
-        const SAMPLE: usize = 2048;
+        const SAMPLE: usize = 16_384;
         let map = sys::open_pin(&self.pin_path(place, table)).ok()?;
         let lines = sys::map_info(map.as_fd()).ok()?.max_entries as usize;
         let cells = Mapping::new(map.as_fd(), lines * LINE, false).ok()?;

@@ -208,7 +208,10 @@ pub enum DatapathError {
     TooManyAddresses { count: usize },
     #[error("the table of bans is full: it holds {max}, as many as it was made for")]
     BansFull { max: usize },
-    #[error("the policy has {count} limits, more than the {} that fit", firewall_common::limit::MAX_LOCAL)]
+    #[error(
+        "the policy has {count} limits, more than the {} that fit",
+        firewall_common::limit::MAX_LOCAL
+    )]
     TooManyScopes { count: usize },
     #[error(
         "the limits of the policy take {need}, more than the {:.1} MB that `memory` of [limits] in agent.toml grants: \
@@ -216,7 +219,9 @@ pub enum DatapathError {
         *.granted as f64 / 1e6
     )]
     LimitMemory { need: Need, granted: u64 },
-    #[error("there is no cgroup v2 mounted that shows its root (`mount -t cgroup2 none DIRECTORY` makes one)")]
+    #[error(
+        "there is no cgroup v2 mounted that shows its root (`mount -t cgroup2 none DIRECTORY` makes one)"
+    )]
     NoCgroup,
     #[error("somebody reads the events already")]
     EventsTaken,
@@ -333,6 +338,7 @@ impl Datapath {
             frags: programs.frags,
             tcx: allowed.tcx && tc::has_tcx(programs.egress.fd.as_fd()),
             native: allowed.native,
+            sock_ops: allowed.sock_ops,
         };
         // Egress has kept the gate if it was attached to these maps.
         let fresh = slots.control().load_u64(offset_of!(Control, seed)) == 0
@@ -638,6 +644,11 @@ impl Datapath {
             connections::detach(&self.pins)?;
             return Ok(Counting::Off);
         }
+        if !self.features.sock_ops {
+            connections::detach(&self.pins)?;
+            let why = "the agent is told to do without programs at sockets";
+            return Ok(Counting::Recount(why.to_owned()));
+        }
         let attached = self
             .programs
             .need_connections(&self.directory)
@@ -751,18 +762,23 @@ impl Datapath {
         self.bans.remove(key)
     }
 
-    /// Lets packets ask the table of bans if there is something in it, and not otherwise.
-    pub fn settle_bans(&mut self) -> Result<(), DatapathError> {
+    /// Lets packets ask the table of bans if one is in force at this second of the kernel's clock, and not otherwise.
+    pub fn settle_bans(&mut self, now_s: u32) -> Result<(), DatapathError> {
         let control = self.slots.control();
-        if self.bans.is_empty()? {
+        if !self.bans.any_live(now_s)? {
             self.bans.ask(control, false);
             // An automatic ban is first an entry, then it is asked for: one that came in between is seen now.
-            if self.bans.is_empty()? {
+            if !self.bans.any_live(now_s)? {
                 return Ok(());
             }
         }
         self.bans.ask(control, true);
         Ok(())
+    }
+
+    /// Whether packets ask the table of bans.
+    pub fn asks_bans(&self) -> bool {
+        self.slots.control().load_u32(offset_of!(Control, bans)) != 0
     }
 
     /// The words of the flow table and of the fragment table, as they are.
@@ -817,6 +833,11 @@ impl Datapath {
 /// If this process may not do what the data path needs.
 pub fn check_privileges() -> Result<(), DatapathError> {
     load::check_privileges()
+}
+
+/// Whether programs at the sockets of the whole machine have a place: the root of cgroup v2.
+pub fn has_cgroup() -> bool {
+    connections::cgroup_root().is_ok()
 }
 
 /// Takes all of an instance out of the kernel, with or without a running agent. Says what it removed, a line each.

@@ -17,6 +17,8 @@ pub struct Facts {
     pub mtu: u32,
     /// An agent has loaded its programs into this kernel.
     pub agent: bool,
+    /// No mount shows the root of cgroup v2.
+    pub no_cgroup: bool,
 }
 
 const BPF_FS: &str = "/sys/fs/bpf";
@@ -54,6 +56,7 @@ impl Facts {
                 .collect(),
             mtu: interfaces.iter().map(|(_, mtu)| *mtu).max().unwrap_or(0),
             agent,
+            no_cgroup: !crate::datapath::has_cgroup(),
         }
     }
 }
@@ -69,6 +72,13 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
                 format!("no BPF file system is mounted at {BPF_FS}; the agent mounts one if it may"),
             )
             .fix(format!("mount -t bpf bpf {BPF_FS}, and keep it in /etc/fstab")),
+        );
+    }
+    if facts.no_cgroup {
+        let text = "cgroup v2 is not mounted: limits of concurrent connections are counted each second only";
+        found.push(
+            Finding::new(Severity::Info, Area::Kernel, "cgroup", text)
+                .fix("mount -t cgroup2 none /sys/fs/cgroup, or another directory"),
         );
     }
     found.extend(settings(facts));
@@ -270,6 +280,20 @@ mod tests {
         let mut strict = with("net.ipv4.conf.eth0.rp_filter", 0);
         strict.settings.push(("net.ipv4.conf.all.rp_filter".into(), 1));
         assert_eq!(severities(&strict), [Severity::Ok]);
+    }
+
+    #[test]
+    fn without_cgroups_connections_are_counted_otherwise() {
+        let facts = Facts {
+            no_cgroup: true,
+            ..facts("6.18.0", 1500)
+        };
+        let found = findings(&facts);
+        let cgroup = found.iter().find(|finding| finding.subject == "cgroup");
+        assert!(
+            cgroup.is_some_and(|finding| finding.text.contains("counted each second only")),
+            "{found:?}"
+        );
     }
 
     #[test]

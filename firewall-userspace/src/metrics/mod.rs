@@ -143,6 +143,7 @@ fn families(scrape: &Scrape) -> Vec<MetricFamily> {
     }
     out.push(suppressed);
 
+    out.extend(limits(scrape));
     for (name, help, value) in [
         (
             "ravelin_flows_created_total",
@@ -165,6 +166,29 @@ fn families(scrape: &Scrape) -> Vec<MetricFamily> {
         out.push(family);
     }
 
+    let mut begun = Family::counter(
+        "ravelin_bans_total",
+        "Bans begun, by the service whose limit was exceeded; those by command have no service.",
+    );
+    for (service, count) in &scrape.bans.begun {
+        let origin = if service.is_empty() {
+            "operator"
+        } else {
+            "automatic"
+        };
+        begun.add(&[("origin", origin), ("service", service)], *count as f64);
+    }
+    out.push(begun);
+    let mut lost = Family::counter(
+        "ravelin_bans_lost_total",
+        "Sources that were to be banned and were not, because the table of bans was full.",
+    );
+    lost.add(&[], scrape.bans.lost as f64);
+    out.push(lost);
+    let mut bans = Family::gauge("ravelin_bans", "Bans in force, by who asked for them.");
+    bans.add(&[("origin", "operator")], scrape.bans.by_operator as f64);
+    bans.add(&[("origin", "automatic")], scrape.bans.automatic as f64);
+    out.push(bans);
     let mut anomalies = Family::gauge(
         "ravelin_anomaly",
         "1 while a service has far more of something than usual, else 0.",
@@ -260,6 +284,12 @@ fn families(scrape: &Scrape) -> Vec<MetricFamily> {
         scrape.flows.max as f64,
     );
     gauge(
+        "ravelin_bans_max",
+        "Entries that the table of bans holds at most: bans in force, and those that are remembered.",
+        &[],
+        scrape.bans.max as f64,
+    );
+    gauge(
         "ravelin_enforcing",
         "1 if drops are carried out, 0 if only counted.",
         &[],
@@ -281,6 +311,82 @@ fn families(scrape: &Scrape) -> Vec<MetricFamily> {
         .filter(|family| !family.metrics.is_empty())
         .map(Family::finish)
         .collect()
+}
+
+/// Limits and what they hold. A limit is a service, or a group of its sources.
+fn limits(scrape: &Scrape) -> Vec<Family> {
+    let mut challenged = Family::gauge(
+        "ravelin_challenge_active",
+        "1 while new connections have to prove their address.",
+    );
+    let mut started = Family::counter(
+        "ravelin_challenges_started_total",
+        "Challenges that began since the agent started.",
+    );
+    let mut connections = Family::gauge(
+        "ravelin_connections",
+        "Established connections that a limit counts.",
+    );
+    let mut configured = Family::gauge(
+        "ravelin_limit",
+        "What the policy allows; of rates a second.",
+    );
+    let mut spent = Family::gauge(
+        "ravelin_limit_total_spent_ratio",
+        "How much of the burst of a total is spent.",
+    );
+    let mut sources = Family::gauge(
+        "ravelin_limit_sources",
+        "Sources that a limit remembers, estimated.",
+    );
+    let mut room = Family::gauge(
+        "ravelin_limit_sources_max",
+        "Sources that a limit has room for.",
+    );
+    for state in &scrape.limits {
+        let labels = [("service", &*state.service), ("limit", &*state.scope)];
+        challenged.add(&labels, f64::from(u8::from(state.challenged_seconds.is_some())));
+        started.add(&labels, state.challenges_started as f64);
+        for value in &state.values {
+            let of = |what: &str, add: &mut dyn FnMut(&[(&str, &str)])| {
+                let kind = format!("{}{what}", value.limit.what);
+                add(&[labels[0], labels[1], ("kind", &kind)]);
+            };
+            if let Some(count) = value.connections {
+                connections.add(&labels, count as f64);
+            }
+            if let Some(limit) = value.per_source_value {
+                of("_per_source", &mut |labels| configured.add(labels, limit));
+            }
+            if let Some(limit) = value.total_value {
+                of("_total", &mut |labels| configured.add(labels, limit));
+            }
+            if let Some(ratio) = value.total_spent {
+                of("", &mut |labels| spent.add(labels, ratio));
+            }
+            if let Some(count) = value.sources {
+                of("", &mut |labels| sources.add(labels, count as f64));
+            }
+            if let Some(count) = value.room {
+                of("", &mut |labels| room.add(labels, count as f64));
+            }
+        }
+    }
+    let mut mended = Family::counter(
+        "ravelin_connections_mended_total",
+        "By how much counts of connections were corrected since the agent started.",
+    );
+    mended.add(&[], scrape.connections_mended as f64);
+    vec![
+        challenged,
+        started,
+        connections,
+        configured,
+        spent,
+        sources,
+        room,
+        mended,
+    ]
 }
 
 fn both(packets: &mut Family, bytes: &mut Family, labels: &[(&str, &str)], count: Count) {
@@ -348,7 +454,8 @@ impl Family {
 mod tests {
     use super::*;
     use crate::agent::counters::{EndingName, RuleKey, Totals, ingress};
-    use crate::agent::handle::InterfaceScrape;
+    use crate::agent::handle::{BanScrape, InterfaceScrape};
+    use crate::api::types::{LimitState, LimitUsed, LimitValue};
     use crate::datapath::Part;
     use crate::detect::Kind;
     use firewall_common::verdict::Reason;
@@ -395,6 +502,39 @@ mod tests {
                 anomalies: vec![("api".into(), Kind::Drops, true), ("api".into(), Kind::Bytes, false)],
                 generation: 3,
                 digest: "abc".into(),
+                limits: vec![LimitState {
+                    scope: "api/@web".into(),
+                    service: "api".into(),
+                    challenged_seconds: Some(3),
+                    challenges_started: 2,
+                    values: vec![
+                        LimitUsed {
+                            limit: LimitValue {
+                                what: "packets".into(),
+                                ..LimitValue::default()
+                            },
+                            per_source_value: Some(0.5),
+                            total_value: Some(1000.0),
+                            total_spent: Some(0.25),
+                            sources: Some(7),
+                            room: Some(1024),
+                            ..LimitUsed::default()
+                        },
+                        LimitUsed {
+                            limit: LimitValue {
+                                what: "connections".into(),
+                                ..LimitValue::default()
+                            },
+                            total_value: Some(20_000.0),
+                            connections: Some(42),
+                            ..LimitUsed::default()
+                        },
+                    ],
+                }],
+                bans: BanScrape {
+                    begun: [("api".to_owned(), 4)].into(),
+                    ..BanScrape::default()
+                },
                 suppressed: Reason::ALL.iter().map(|reason| (*reason, 0)).collect(),
                 ..Scrape::default()
             })
@@ -431,7 +571,20 @@ mod tests {
             "ravelin_policy_last_reload_successful 0",
             "ravelin_policy_prefixes{family=\"ipv6\"} 0",
             "ravelin_events_suppressed_total{reason=\"closed\"} 0",
+            "ravelin_bans{origin=\"automatic\"} 0",
+            "ravelin_bans_total{origin=\"automatic\",service=\"api\"} 4",
+            "ravelin_bans_lost_total 0",
             "ravelin_enforcing 0",
+            "ravelin_challenge_active{service=\"api\",limit=\"api/@web\"} 1",
+            "ravelin_challenges_started_total{service=\"api\",limit=\"api/@web\"} 2",
+            "ravelin_connections{service=\"api\",limit=\"api/@web\"} 42",
+            "ravelin_limit{service=\"api\",limit=\"api/@web\",kind=\"packets_per_source\"} 0.5",
+            "ravelin_limit{service=\"api\",limit=\"api/@web\",kind=\"packets_total\"} 1000",
+            "ravelin_limit{service=\"api\",limit=\"api/@web\",kind=\"connections_total\"} 20000",
+            "ravelin_limit_total_spent_ratio{service=\"api\",limit=\"api/@web\",kind=\"packets\"} 0.25",
+            "ravelin_limit_sources{service=\"api\",limit=\"api/@web\",kind=\"packets\"} 7",
+            "ravelin_limit_sources_max{service=\"api\",limit=\"api/@web\",kind=\"packets\"} 1024",
+            "ravelin_connections_mended_total 0",
         ] {
             assert!(text.lines().any(|one| one == line), "{line} is not in\n{text}");
         }

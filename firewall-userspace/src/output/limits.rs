@@ -1,6 +1,7 @@
 //! What services bear, a limit a row.
 
 use super::Style;
+use super::human::number;
 use super::table::{left, list, table, words};
 use crate::api::types::{LimitRow, LimitValue};
 use crate::policy::limits::{Kind, SourceLengths};
@@ -13,7 +14,10 @@ pub fn limits<'r>(services: impl IntoIterator<Item = (&'r str, &'r [LimitRow])>,
         let mut name = name;
         for limit in limits {
             let mut whom = whom(limit, limits.len() > 1);
-            let mut on_excess = limit.on_excess.as_str();
+            let mut on_excess = match limit.challenged {
+                true => format!("{}, challenged now", limit.on_excess),
+                false => limit.on_excess.clone(),
+            };
             let mut row = |what: &str, source: String, total: String| {
                 rows.push(vec![
                     Cell::new(std::mem::take(&mut name)),
@@ -25,7 +29,13 @@ pub fn limits<'r>(services: impl IntoIterator<Item = (&'r str, &'r [LimitRow])>,
                 ]);
             };
             for value in &limit.limits {
-                let (source, total) = cells(value);
+                let (source, mut total) = cells(value);
+                if let Some(now) = limit
+                    .connections
+                    .filter(|_| value.what == Kind::Connections.key())
+                {
+                    total = format!("{total}, {} now", number(now));
+                }
                 row(what(value), source, total);
             }
             if limit.limits.is_empty() {

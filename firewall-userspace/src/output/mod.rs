@@ -4,6 +4,7 @@
 //! against golden output. JSON is never made here: it is the record itself, as the agent sent it. Times are UTC.
 
 mod anomalies;
+mod bans;
 mod check;
 mod counters;
 mod diff;
@@ -13,12 +14,14 @@ mod explain;
 mod flows;
 mod human;
 mod limits;
+mod limit_states;
 mod services;
 mod status;
 mod style;
 mod table;
 
 pub use anomalies::{anomalies, anomaly_sentence};
+pub use bans::{ban_sentence, banned, bans, unbanned};
 pub use check::{CheckEgress, CheckFinding, CheckReport, CheckService, check};
 pub use counters::{Rates, counters};
 pub use diff::{applied, diff, ends};
@@ -28,6 +31,7 @@ pub use explain::explanation;
 pub use flows::flows;
 pub use human::{bytes, duration, number, utc};
 pub use limits::limits;
+pub use limit_states::limit_states;
 pub use services::{rules, services};
 pub use status::status;
 pub use style::Style;

@@ -82,6 +82,35 @@ pub fn status(record: &Status, now: u64, style: &Style) -> String {
         let text = format!("{} of {}{displaced}", number(flows.live), number(flows.max));
         field("flows", &text);
     }
+    let limits = &record.limits;
+    if policy.stats.limits > 0 {
+        let mut text = format!(
+            "tables of {} of {}",
+            bytes(limits.memory),
+            bytes(limits.memory_max)
+        );
+        if limits.counting != "off" {
+            text = format!("{text}, {}", plural(limits.connections as usize, "connection"));
+        }
+        field("limits", &text);
+    }
+    if !limits.challenged.is_empty() {
+        let text = format!(
+            "{}: new connections have to prove their address",
+            limits.challenged.join(", ")
+        );
+        field("challenged", &style.warn(&text));
+    }
+    let bans = &record.bans;
+    if bans.by_operator + bans.automatic > 0 {
+        let text = format!(
+            "{} by command, {} automatic, of {}",
+            number(bans.by_operator),
+            number(bans.automatic),
+            number(bans.max)
+        );
+        field("bans", &text);
+    }
     if record.failsafe.is_empty() {
         field("failsafe", &style.dim("none"));
     }
@@ -283,7 +312,7 @@ pub fn plural(count: usize, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::{Count, PolicyStatus, Temporary};
+    use crate::api::types::{Count, LimitStatus, PolicyStatus, Temporary};
     use crate::policy::compile::Stats;
 
     fn record() -> Status {
@@ -299,6 +328,13 @@ mod tests {
                 "tcp/22 from 203.0.113.9/32".into(),
                 "tcp/22 from 2001:db8::/48".into(),
             ],
+            limits: LimitStatus {
+                challenged: vec!["api/@web".into()],
+                counting: "program".into(),
+                connections: 1,
+                memory: 1_572_864,
+                memory_max: 256_000_000,
+            },
             policy: PolicyStatus {
                 path: "/etc/ravelin/policy.toml".into(),
                 generation: 12,
@@ -384,6 +420,8 @@ default: enforcing
   applied    2026-11-22 01:03:16 UTC (3m 20s ago)
   digest     5f2b8c1d
   content    3 services, 2 egress rules, 1 rule, 2 limits, 1,000,123 IPv4 and 12 IPv6 prefixes in 14 classes, image 1.2 MiB
+  limits     tables of 1.5 MiB of 244 MiB, 1 connection
+  challenged api/@web: new connections have to prove their address
   failsafe   tcp/22 from 203.0.113.9/32
              tcp/22 from 2001:db8::/48
 
@@ -425,6 +463,8 @@ default: observing: drops are counted, nothing is dropped
   applied    2026-11-22 01:03:16 UTC (0s ago)
   digest     5f2b8c1d
   content    3 services, 2 egress rules, 1 rule, 2 limits, 1,000,123 IPv4 and 12 IPv6 prefixes in 14 classes, image 1.2 MiB
+  limits     tables of 1.5 MiB of 244 MiB, 1 connection
+  challenged api/@web: new connections have to prove their address
   failsafe   none
 
 The last reload failed; generation 12 stays in force:

@@ -210,7 +210,17 @@ impl Limits {
         kinds.filter_map(|kind| self.value(kind)).collect()
     }
 
-    fn value(&self, kind: Kind) -> Option<LimitValue> {
+    /// What one source may, and all together, as numbers; rates a second.
+    pub fn numbers(&self, kind: Kind) -> [Option<f64>; 2] {
+        let second = |rate: &Rate| rate.amount as f64 / rate.per.seconds() as f64;
+        match self.rates.get(kind as usize) {
+            Some(rates) => [rates.per_source, rates.total].map(|rate| rate.as_ref().map(second)),
+            None => [self.connections.per_source, self.connections.total].map(|count| count.map(f64::from)),
+        }
+    }
+
+    /// One thing that is limited, as people read it.
+    pub fn value(&self, kind: Kind) -> Option<LimitValue> {
         let mut value = LimitValue {
             what: kind.key().to_owned(),
             ..LimitValue::default()
@@ -291,6 +301,16 @@ impl Service {
         }
     }
 
+    /// The limits of a scope, by [`Service::scope_name`].
+    pub fn limits_of(&self, scope: &str) -> Option<&Limits> {
+        let group = self
+            .groups
+            .iter()
+            .find(|group| self.scope_name(Some(group)) == scope);
+        let own = (self.name == scope).then_some(&self.limits);
+        group.map(|group| &group.limits).or(own)
+    }
+
     /// All that is limited: groups first, as the file has them, then everybody else.
     pub fn limit_rows(&self) -> Vec<LimitRow> {
         let row = |group: Option<&LimitGroup>, limits: &Limits| LimitRow {
@@ -305,6 +325,8 @@ impl Service {
                 .or(limits.place.as_ref())
                 .cloned()
                 .unwrap_or_default(),
+            challenged: false,
+            connections: None,
         };
         let groups = self.groups.iter().map(|group| row(Some(group), &group.limits));
         let rest = (!self.limits.is_empty()).then(|| row(None, &self.limits));
