@@ -1,0 +1,385 @@
+//! Bans on real interfaces: they cut what is open, end by themselves, survive the agent, and never shut out the failsafe.
+
+use anyhow::{Context, Result};
+use ravelin::api::types::{BanList, BanRow, Banned, Explanation, Unbanned};
+use ravelin_tests::lab::{FRIEND, FRIEND6, NODE, NODE6, STRANGER};
+use ravelin_tests::traffic::{tcp_echoes, tcp_open, tcp_reaches};
+use ravelin_tests::{Agent, Lab, wait};
+use std::net::SocketAddr;
+
+const POLICY: &str = r#"
+version = 1
+
+[[service]]
+name = "web"
+ports = ["tcp/8080", "udp/8080"]
+allow = ["any"]
+
+[[service]]
+name = "ssh"
+ports = ["tcp/8022"]
+allow = ["any"]
+"#;
+
+const PORT: u16 = 8080;
+const SSH: u16 = 8022;
+
+/// An agent with a configuration file, in which `[bans]` stands.
+fn agent(lab: &Lab, config: &str, flags: &[&str]) -> Result<(Agent, tempfile::TempDir)> {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("agent.toml");
+    std::fs::write(&path, config)?;
+    let path = path.to_str().context("a path of text")?.to_owned();
+    let agent = lab.agent_with(POLICY, &[&["--config", &path], flags].concat())?;
+    Ok((agent, dir))
+}
+
+fn bans(agent: &Agent) -> Result<Vec<BanRow>> {
+    Ok(agent.json::<BanList>(&["bans"])?.bans)
+}
+
+fn prefixes(agent: &Agent) -> Result<Vec<String>> {
+    Ok(bans(agent)?.into_iter().map(|row| row.prefix).collect())
+}
+
+/// What a command that has to fail says.
+#[track_caller]
+fn refused(agent: &Agent, arguments: &[&str], words: &str) -> Result<()> {
+    let output = agent.cli(arguments)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{arguments:?} succeeded");
+    assert!(said.contains(words), "{arguments:?} said: {said}");
+    Ok(())
+}
+
+fn at(node: impl Into<std::net::IpAddr>, port: u16) -> SocketAddr {
+    SocketAddr::new(node.into(), port)
+}
+
+#[test]
+fn a_ban_cuts_what_is_open_and_what_is_new_until_it_is_taken_back() -> Result<()> {
+    let lab = Lab::new()?;
+    let _servers = [lab.serve(PORT)?, lab.serve(SSH)?];
+    let agent = lab.agent(POLICY)?;
+    let mut open = lab.friend.run(|| tcp_open(at(NODE, PORT)))?;
+    assert!(tcp_echoes(&mut open), "before the ban");
+
+    let done: Banned = agent.json(&["ban", &FRIEND.to_string(), "--why", "scans, ticket 7"])?;
+    assert_eq!((done.ban.until, done.kept), (None, true));
+    assert!(!tcp_echoes(&mut open), "a connection that was open goes on");
+    assert!(
+        !tcp_reaches(&lab.friend, at(NODE, PORT)),
+        "a new connection comes in"
+    );
+    assert!(
+        !tcp_reaches(&lab.friend, at(NODE, SSH)),
+        "another service is open"
+    );
+    assert!(
+        tcp_reaches(&lab.friend, at(NODE6, PORT)),
+        "another family is shut"
+    );
+    assert!(lab.stranger_reaches(PORT)[0], "a stranger is shut out");
+    assert!(agent.counts()?.of("", "drop", "banned") > 0);
+
+    // What there is to see of it.
+    let text = agent.ok(&["bans"])?;
+    assert!(
+        text.contains("192.0.2.2") && text.contains("for ever") && text.contains("scans, ticket 7"),
+        "{text}"
+    );
+    let text = agent.ok(&["status"])?;
+    assert!(text.contains("1 by command, 0 automatic"), "{text}");
+    let told: Explanation = agent.json(&["explain", "tcp", &FRIEND.to_string(), "to", "8080"])?;
+    assert_eq!((told.verdict.as_str(), told.reason.as_str()), ("drop", "banned"));
+    let step = told
+        .steps
+        .iter()
+        .find(|step| step.step == "ban")
+        .context("a step")?;
+    assert_eq!(
+        step.finding,
+        "192.0.2.2 is banned for ever, by the operator: scans, ticket 7"
+    );
+    assert_eq!(
+        told.hint.as_deref(),
+        Some("to let it in before: ravelin unban 192.0.2.2")
+    );
+    assert_eq!(
+        agent.metric(&lab.node, "ravelin_bans", &[("origin", "operator")])?,
+        1.0
+    );
+    assert_eq!(
+        agent.metric(&lab.node, "ravelin_bans_total", &[("origin", "operator")])?,
+        1.0
+    );
+
+    let lifted: Unbanned = agent.json(&["unban", &FRIEND.to_string()])?;
+    assert_eq!(lifted.unbanned.len(), 1);
+    // TCP has kept what was lost meanwhile.
+    wait::until("the connection to go on", || match tcp_echoes(&mut open) {
+        true => Ok(()),
+        false => Err("no answer".to_owned()),
+    });
+    assert!(tcp_reaches(&lab.friend, at(NODE, PORT)), "still banned");
+    assert_eq!(bans(&agent)?, []);
+    assert_eq!(
+        agent.metric(&lab.node, "ravelin_bans", &[("origin", "operator")])?,
+        0.0
+    );
+    assert!(
+        agent
+            .log()
+            .contains("banned 192.0.2.2 for ever, by command: \"scans, ticket 7\"")
+    );
+    assert!(agent.log().contains("the ban of 192.0.2.2 is over, by command"));
+    Ok(())
+}
+
+#[test]
+fn a_ban_ends_by_itself_though_the_agent_is_dead() -> Result<()> {
+    let lab = Lab::new()?;
+    let _servers = lab.serve(PORT)?;
+    let mut agent = lab.agent(POLICY)?;
+    let prefix = "2001:db8:1::/64";
+    // The node's own network, so that it has to be meant.
+    agent.ok(&["ban", prefix, "--for", "4s", "--force"])?;
+    agent.ok(&["ban", &FRIEND.to_string(), "--for", "1h"])?;
+    agent.kill()?;
+    // In force without an agent, and over without one.
+    wait::until("the ban to end", || {
+        match tcp_reaches(&lab.friend, at(NODE6, PORT)) {
+            true => Ok(()),
+            false => Err("shut out".to_owned()),
+        }
+    });
+    assert!(
+        !tcp_reaches(&lab.friend, at(NODE, PORT)),
+        "the longer ban is over, too"
+    );
+    agent.launch(&lab.node)?;
+    agent.wait_ready()?;
+    assert_eq!(prefixes(&agent)?, ["192.0.2.2"]);
+    assert!(
+        !tcp_reaches(&lab.friend, at(NODE, PORT)),
+        "the agent has lifted it"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_live_ban_is_in_force_while_the_agent_is_dead() -> Result<()> {
+    let lab = Lab::new()?;
+    let _servers = lab.serve(PORT)?;
+    let mut agent = lab.agent(POLICY)?;
+    agent.ok(&["ban", &FRIEND.to_string(), "--for", "1h"])?;
+    agent.ok(&["ban", &FRIEND6.to_string(), "--for", "1h"])?;
+    agent.kill()?;
+    assert_eq!(lab.friend_reaches(PORT), [false; 4]);
+    assert!(lab.stranger_reaches(PORT)[0]);
+    Ok(())
+}
+
+#[test]
+fn bans_survive_a_restart_and_even_the_loss_of_their_table() -> Result<()> {
+    let lab = Lab::new()?;
+    let _servers = lab.serve(PORT)?;
+    let mut agent = lab.agent(POLICY)?;
+    agent.ok(&["ban", &FRIEND.to_string(), "--for", "1h", "--why", "first"])?;
+    agent.ok(&["ban", &FRIEND6.to_string(), "--why", "second"])?;
+    let before = bans(&agent)?;
+    agent.terminate()?;
+    agent.launch(&lab.node)?;
+    agent.wait_ready()?;
+    let same = |list: &[BanRow]| -> Vec<(String, u64, Option<u64>, String)> {
+        let one = |row: &BanRow| (row.prefix.clone(), row.since, row.until, row.why.clone());
+        list.iter().map(one).collect()
+    };
+    // To the second, of clocks that are cut to seconds.
+    let close = |one: &[BanRow], other: &[BanRow]| {
+        let (one, other) = (same(one), same(other));
+        one.len() == other.len()
+            && one.iter().zip(&other).all(|(one, other)| {
+                (&one.0, one.1, &one.3) == (&other.0, other.1, &other.3)
+                    && match (one.2, other.2) {
+                        (Some(one), Some(other)) => one.abs_diff(other) <= 1,
+                        (one, other) => one == other,
+                    }
+            })
+    };
+    let after = bans(&agent)?;
+    assert!(close(&before, &after), "{before:?}\n{after:?}");
+    assert_eq!(lab.friend_reaches(PORT), [false; 4]);
+    assert_eq!(
+        agent.metric(&lab.node, "ravelin_bans_total", &[("origin", "operator")])?,
+        2.0
+    );
+
+    // As after a restart of the machine: nothing is left in the kernel.
+    agent.ok(&["detach", "--yes"])?;
+    agent.terminate()?;
+    agent.launch(&lab.node)?;
+    agent.wait_ready()?;
+    let after = bans(&agent)?;
+    assert!(close(&before, &after), "{before:?}\n{after:?}");
+    assert_eq!(lab.friend_reaches(PORT), [false; 4]);
+    Ok(())
+}
+
+#[test]
+fn the_failsafe_stays_open_to_who_is_banned_and_its_sources_never_are() -> Result<()> {
+    let lab = Lab::new()?;
+    let _servers = [lab.serve(PORT)?, lab.serve(SSH)?];
+    let mut agent = lab.agent_with(POLICY, &["--failsafe", "tcp/8022 from any"])?;
+    agent.ok(&["ban", &FRIEND.to_string()])?;
+    assert!(!tcp_reaches(&lab.friend, at(NODE, PORT)), "not banned");
+    assert!(tcp_reaches(&lab.friend, at(NODE, SSH)), "the failsafe is shut");
+
+    // A failsafe that names the source ends its ban.
+    agent.set_flag("--failsafe", "tcp/8022 from 192.0.2.2");
+    agent.terminate()?;
+    agent.launch(&lab.node)?;
+    agent.wait_ready()?;
+    assert!(tcp_reaches(&lab.friend, at(NODE, PORT)), "still banned");
+    assert_eq!(bans(&agent)?, []);
+    for prefix in ["192.0.2.2", "192.0.2.0/30"] {
+        refused(
+            &agent,
+            &["ban", prefix, "--force"],
+            &format!("{prefix} is not banned: the failsafe \"tcp/8022 from 192.0.2.2\" names sources of it"),
+        )?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_refused_says_what_can_be_done() -> Result<()> {
+    let lab = Lab::new()?;
+    let agent = lab.agent(POLICY)?;
+    for (arguments, words) in [
+        (&["ban", "192.0.2.1"][..], "192.0.2.1 is an address of this host"),
+        (
+            &["ban", "192.0.2.0/24"],
+            "holds 192.0.2.1, an address of this host",
+        ),
+        (
+            &["ban", "4.0.0.0/6"],
+            "prefixes shorter than /8 are banned with --force only",
+        ),
+        (
+            &["ban", "2400::/12"],
+            "prefixes shorter than /16 are banned with --force only",
+        ),
+        (&["ban", "0.0.0.0/0", "--force"], "everybody"),
+        (
+            &["ban", "203.0.113.9/24"],
+            "write 203.0.113.0/24 for the network, 203.0.113.9 for the host",
+        ),
+        (&["ban", "@web"], "ravelin deny"),
+        (&["ban", "203.0.113.9", "--for", "10"], "has no unit"),
+        (&["ban", "203.0.113.9", "--why", "a\nb"], "one line"),
+        (
+            &["unban", "203.0.113.9"],
+            "203.0.113.9 is not banned; `ravelin bans` lists what is",
+        ),
+        (&["unban"], "--all"),
+    ] {
+        refused(&agent, arguments, words)?;
+    }
+    assert_eq!(bans(&agent)?, []);
+
+    agent.ok(&["ban", "203.0.113.0/24"])?;
+    refused(
+        &agent,
+        &["unban", "203.0.113.9"],
+        "203.0.113.9 itself is not banned, but 203.0.113.0/24 around it is",
+    )?;
+    refused(
+        &agent,
+        &["unban", "203.0.0.0/16"],
+        "but 203.0.113.0/24 within it is",
+    )?;
+
+    // Eight lengths of a family, and a ninth.
+    for len in 25..32 {
+        agent.ok(&["ban", &format!("203.0.113.0/{len}")])?;
+    }
+    refused(
+        &agent,
+        &["ban", "198.51.100.7"],
+        "the kernel looks for no more: /24, /25, /26, /27, /28, /29, /30, /31",
+    )?;
+    agent.ok(&["ban", "198.51.100.128/25"])?;
+    agent.ok(&["ban", "2001:db8:7::/48"])?;
+    // One that is not used any more makes room.
+    agent.ok(&["unban", "203.0.113.0/31"])?;
+    agent.ok(&["ban", "198.51.100.7"])?;
+
+    // A second word on the same prefix takes the place of the first.
+    let done: Banned = agent.json(&["ban", "198.51.100.7", "--for", "1h", "--why", "again"])?;
+    assert!(done.before.is_some_and(|before| before.until.is_none()));
+    assert_eq!(done.ban.why, "again");
+    let lifted: Unbanned = agent.json(&["unban", "--all"])?;
+    assert_eq!(lifted.unbanned.len(), 10);
+    assert_eq!(bans(&agent)?, []);
+    Ok(())
+}
+
+#[test]
+fn nobody_bans_the_session_that_they_type_in() -> Result<()> {
+    let lab = Lab::new()?;
+    let agent = lab.agent(POLICY)?;
+    let typed = |arguments: &[&str]| {
+        std::process::Command::new(ravelin_tests::agent::binary()?)
+            .args(arguments)
+            .arg("--socket")
+            .arg(agent.socket())
+            .env("SSH_CONNECTION", "203.0.113.9 40000 192.0.2.1 22")
+            .output()
+            .context("starting ravelin")
+    };
+    let output = typed(&["ban", "203.0.113.0/24"])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && said.contains("holds 203.0.113.9, from which you are logged in"),
+        "{said}"
+    );
+    assert!(typed(&["ban", "203.0.113.128/25"])?.status.success());
+    assert!(typed(&["ban", "203.0.113.0/24", "--force"])?.status.success());
+    assert_eq!(bans(&agent)?.len(), 2);
+    Ok(())
+}
+
+#[test]
+fn a_full_table_refuses_and_forgets_nothing() -> Result<()> {
+    let lab = Lab::new()?;
+    let _servers = lab.serve(PORT)?;
+    let (agent, _dir) = agent(&lab, "[bans]\nmax = 16\n", &[])?;
+    agent.ok(&["ban", &STRANGER.to_string()])?;
+    for host in 1..16 {
+        agent.ok(&["ban", &format!("203.0.113.{host}")])?;
+    }
+    refused(
+        &agent,
+        &["ban", &FRIEND.to_string()],
+        "the table of bans is full: it holds 16; `ravelin unban` makes room",
+    )?;
+    assert!(lab.friend_reaches(PORT)[0], "not banned, but shut out");
+    assert!(!lab.stranger_reaches(PORT)[0], "a ban that was there is gone");
+    let list: BanList = agent.json(&["bans"])?;
+    assert_eq!((list.max, list.bans.len()), (16, 16));
+    // What ends makes room.
+    agent.ok(&["ban", "203.0.113.1", "--for", "1s"])?;
+    wait::until("the agent to take out what is over", || {
+        let output = agent
+            .cli(&["ban", &FRIEND.to_string()])
+            .map_err(|error| error.to_string())?;
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    });
+    assert!(!lab.friend_reaches(PORT)[0], "not banned");
+    assert!(agent.log().contains("the ban of 203.0.113.1 is over"));
+    Ok(())
+}
