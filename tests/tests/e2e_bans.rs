@@ -90,7 +90,9 @@ fn a_ban_cuts_what_is_open_and_what_is_new_until_it_is_taken_back() -> Result<()
     );
     let text = agent.ok(&["status"])?;
     assert!(text.contains("1 by command, 0 automatic"), "{text}");
-    let told: Explanation = agent.json(&["explain", "tcp", &FRIEND.to_string(), "to", "8080"])?;
+    // No, it would not pass: that is exit status 1.
+    let output = agent.cli(&["explain", "tcp", &FRIEND.to_string(), "to", "8080", "-o", "json"])?;
+    let told: Explanation = serde_json::from_slice(&output.stdout)?;
     assert_eq!((told.verdict.as_str(), told.reason.as_str()), ("drop", "banned"));
     let step = told
         .steps
@@ -103,7 +105,7 @@ fn a_ban_cuts_what_is_open_and_what_is_new_until_it_is_taken_back() -> Result<()
     );
     assert_eq!(
         told.hint.as_deref(),
-        Some("to let it in before: ravelin unban 192.0.2.2")
+        Some("to let it in: ravelin unban 192.0.2.2")
     );
     assert_eq!(
         agent.metric(&lab.node, "ravelin_bans", &[("origin", "operator")])?,

@@ -323,7 +323,7 @@ fn name_ban(explanation: &mut Explanation, basis: &ExplainBasis, packet: &str) {
     if let Some(step) = explanation.steps.iter_mut().find(|step| step.step == "ban") {
         step.finding = output::ban_sentence(ban);
     }
-    explanation.hint = Some(format!("to let it in before: ravelin unban {}", ban.prefix));
+    explanation.hint = Some(format!("to let it in: ravelin unban {}", ban.prefix));
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -1,6 +1,6 @@
 //! `ravelin unban`
 
-use super::{Answer, Context, ban};
+use super::{Answer, Context, ban, usage};
 use crate::api::types::{UnbanRequest, Unbanned};
 use crate::output;
 use crate::policy::prefix;
@@ -15,7 +15,7 @@ use ipnetwork::IpNetwork;
   ravelin unban --all")]
 pub struct Args {
     /// Address or prefix
-    #[arg(value_name = "PREFIX", value_parser = ban::network, required_unless_present = "all", conflicts_with = "all")]
+    #[arg(value_name = "PREFIX", value_parser = ban::network, conflicts_with = "all")]
     network: Option<IpNetwork>,
     /// All of them, and what is remembered of bans that are over
     #[arg(long)]
@@ -23,6 +23,12 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
+    if args.network.is_none() && !args.all {
+        return Err(usage(
+            "unban",
+            "say whose ban is over: a PREFIX as `ravelin bans` has it, or --all",
+        ));
+    }
     let request = UnbanRequest {
         prefix: args.network.map(prefix::show),
     };
