@@ -16,7 +16,7 @@ const POLICY: &str = "version = 1\n[[service]]\nname = \"web\"\nports = [\"udp/8
                       [[service]]\nname = \"idle\"\nports = [\"tcp/9\"]\nallow = [\"2001:db8:1::/64\"]\n";
 
 /// A sample each 100 ms, judged after two seconds.
-const SETTINGS: &str = "[detect]\ninterval = \"100ms\"\nwarm_up = \"2s\"\nends_after = \"500ms\"\n\
+const SETTINGS: &str = "[detect]\ninterval = \"100ms\"\nwarm_up = \"2s\"\nends_after = \"3s\"\n\
                         [detect.floors]\ndrops = 200\nnew_connections = 20\nbytes = 100000\n";
 
 /// An agent with these lines in its agent.toml.
