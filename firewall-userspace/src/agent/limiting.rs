@@ -3,14 +3,15 @@
 use super::owner::Owner;
 use super::recount::{Recounts, Report};
 use super::reload::chain;
-use crate::api::types::{LimitState, LimitStatus, LimitUsed};
+use crate::api::types::{ChallengeRecord, LimitState, LimitStatus, LimitUsed};
 use crate::datapath::{Counting, Datapath, LimitUse};
+use crate::monitor::time::rfc3339;
 use crate::policy::compile::Scope;
 use crate::policy::limits::{Kind, Limits};
 use firewall_common::limit;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Between looks at what is challenged.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
@@ -142,16 +143,36 @@ impl Owner {
         let found = challenged(datapath, &scopes);
         let now_s = super::clock::monotonic().as_secs() as u32;
         for change in self.limiting.look(&found, now_s) {
-            match change {
-                Change::Began(name) => {
-                    log::warn!("challenge of {name} started: new connections have to prove their address")
-                }
-                Change::Ended(name, seconds) => log::info!("challenge of {name} ended after {seconds} s"),
-            }
+            self.tell_challenge(change, &scopes);
         }
         let error = self.recounts().error;
         let text = error.map(|error| format!("connections cannot be counted anew: {error}"));
         self.note("recount", text);
+    }
+
+    fn tell_challenge(&self, change: Change, scopes: &[Scope]) {
+        let (word, limit, seconds) = match change {
+            Change::Began(name) => {
+                log::warn!("challenge of {name} started: new connections have to prove their address");
+                ("starts", name, None)
+            }
+            Change::Ended(name, seconds) => {
+                log::info!("challenge of {name} ended after {seconds} s");
+                ("ends", name, Some(seconds.into()))
+            }
+        };
+        let scope = scopes.iter().find(|scope| scope.name == limit);
+        let service = scope.and_then(|scope| {
+            let policy = &self.desired.as_ref()?.policy;
+            Some(policy.services.get(usize::from(scope.service.0))?.name.clone())
+        });
+        self.out.hub.publish_challenge(ChallengeRecord {
+            time: rfc3339(SystemTime::now()),
+            challenge: word.to_owned(),
+            service: service.unwrap_or_default(),
+            limit,
+            seconds,
+        });
     }
 
     pub(super) fn recounts(&self) -> Report {

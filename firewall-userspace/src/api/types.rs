@@ -590,6 +590,8 @@ pub enum MonitorRecord {
     Event(Box<EventRecord>),
     /// An anomaly begins or ends.
     Anomaly(Box<AnomalyRecord>),
+    /// New connections have to prove their address from now on, or no more.
+    Challenge(ChallengeRecord),
     /// No event followed those that were suppressed: told after a second.
     Suppressed(SuppressedRecord),
 }
@@ -637,6 +639,21 @@ pub struct EventRecord {
     pub generation: u64,
     /// Events suppressed since the record before, all reasons.
     pub suppressed: u64,
+}
+
+/// A challenge of a limit starts or ends.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ChallengeRecord {
+    /// As [`EventRecord::time`].
+    pub time: String,
+    /// `starts` or `ends`.
+    pub challenge: String,
+    pub service: String,
+    /// As [`LimitState::scope`].
+    pub limit: String,
+    /// How long it lasted, once it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<u64>,
 }
 
 /// `GET /v1/anomalies`: what is far more than usual now.

@@ -8,7 +8,7 @@ pub mod record;
 pub mod time;
 
 use crate::agent::counters::PASS;
-use crate::api::types::{AnomalyRecord, EventRecord, MonitorRecord, SuppressedRecord};
+use crate::api::types::{AnomalyRecord, ChallengeRecord, EventRecord, MonitorRecord, SuppressedRecord};
 use firewall_common::control::{EVENTS_DROP, EVENTS_PASS};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -31,6 +31,7 @@ struct Published {
 enum News {
     Event(Arc<EventRecord>),
     Anomaly(Arc<AnomalyRecord>),
+    Challenge(ChallengeRecord),
     /// Only to tell how many were suppressed.
     Suppressed,
 }
@@ -100,6 +101,12 @@ impl Hub {
     pub fn publish_anomaly(&self, record: AnomalyRecord) {
         let suppressed = self.change(|listeners| listeners.suppressed);
         self.send(News::Anomaly(Arc::new(record)), suppressed);
+    }
+
+    /// Hands the start or the end of a challenge to all listeners.
+    pub fn publish_challenge(&self, record: ChallengeRecord) {
+        let suppressed = self.change(|listeners| listeners.suppressed);
+        self.send(News::Challenge(record), suppressed);
     }
 
     /// Tells all listeners the total that the kernel has suppressed so far, when no record does.
@@ -179,8 +186,9 @@ impl Listener {
     fn take(&mut self, published: Published) -> Option<MonitorRecord> {
         match &published.news {
             News::Event(record) if !self.passes && record.verdict == PASS => return None,
-            // It says nothing about events: what was suppressed is told by the next record.
+            // These say nothing about events: what was suppressed is told by the next record.
             News::Anomaly(record) => return Some(MonitorRecord::Anomaly(Box::new((**record).clone()))),
+            News::Challenge(record) => return Some(MonitorRecord::Challenge(record.clone())),
             _ => {}
         }
         let suppressed = published.suppressed.saturating_sub(self.suppressed) + self.missed;

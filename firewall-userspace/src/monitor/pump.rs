@@ -74,7 +74,8 @@ pub async fn log_drops(hub: Arc<Hub>) {
                 log::info!(target: TARGET, "{} more were not reported", record.suppressed);
             }
             // Logged by who found it.
-            MonitorRecord::Anomaly(_) => {}
+            // The log has them from who found them.
+            MonitorRecord::Anomaly(_) | MonitorRecord::Challenge(_) => {}
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use super::Style;
 use super::anomalies::anomaly_sentence;
-use super::human::number;
+use super::human::{duration, number};
 use crate::api::types::{EventRecord, MonitorRecord};
 use firewall_common::verdict::Direction;
+use std::time::Duration;
 
 /// The titles over the columns of [`event`].
 pub fn event_header(style: &Style) -> String {
@@ -31,6 +32,19 @@ pub fn event(record: &MonitorRecord, style: &Style) -> String {
         MonitorRecord::Suppressed(record) => suppressed(record.suppressed, style),
         MonitorRecord::Anomaly(record) => {
             let text = format!("{:<12} {}", clock(&record.time), anomaly_sentence(record));
+            style.warn(&text) + "\n"
+        }
+        MonitorRecord::Challenge(record) => {
+            let more = match record.seconds {
+                None => ": new connections have to prove their address".to_owned(),
+                Some(seconds) => format!(" after {}", duration(Duration::from_secs(seconds))),
+            };
+            let text = format!(
+                "{:<12} challenge of {} {}{more}",
+                clock(&record.time),
+                record.limit,
+                record.challenge
+            );
             style.warn(&text) + "\n"
         }
     }
@@ -109,7 +123,7 @@ fn dash(text: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::{AnomalyRecord, AnomalyRow, SuppressedRecord};
+    use crate::api::types::{AnomalyRecord, AnomalyRow, ChallengeRecord, SuppressedRecord};
 
     #[test]
     fn events_line_up_under_their_header() {
@@ -179,6 +193,15 @@ mod tests {
             },
             ..AnomalyRecord::default()
         };
+        let challenge = |word: &str, seconds| {
+            MonitorRecord::Challenge(ChallengeRecord {
+                time: "2026-11-22T01:03:18.000Z".into(),
+                challenge: word.into(),
+                service: "api".into(),
+                limit: "api/@web".into(),
+                seconds,
+            })
+        };
         let text: String = [
             MonitorRecord::Event(tcp.into()),
             MonitorRecord::Event(ping.into()),
@@ -186,6 +209,8 @@ mod tests {
             MonitorRecord::Event(out.into()),
             MonitorRecord::Suppressed(more),
             MonitorRecord::Anomaly(anomaly.into()),
+            challenge("starts", None),
+            challenge("ends", Some(75)),
         ]
         .iter()
         .map(|record| event(record, &style))
@@ -202,6 +227,8 @@ TIME         INTERFACE  WAY VERDICT REASON          NAME           PROTO  SOURCE
 01:03:16.250 eth0       out drop    egress-denied   no-mail        tcp    192.0.2.1:40022 -> 203.0.113.9:25             74  SYN
 ... 12 more were not shown (sampled)
 01:03:17.000 anomaly begins: new connections of service payments-api at 900/s, usually 40/s
+01:03:18.000 challenge of api/@web starts: new connections have to prove their address
+01:03:18.000 challenge of api/@web ends after 1m 15s
 "
         );
     }
