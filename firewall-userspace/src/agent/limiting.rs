@@ -5,9 +5,11 @@ use super::recount::{Recounts, Report};
 use super::reload::chain;
 use crate::api::types::{ChallengeRecord, LimitState, LimitStatus, LimitUsed};
 use crate::datapath::{Counting, Datapath, LimitUse};
+use crate::host::netstat;
 use crate::monitor::time::rfc3339;
 use crate::policy::compile::Scope;
-use crate::policy::limits::{Kind, Limits};
+use crate::policy::limits::{Kind, Limits, OnExcess};
+use firewall_common::control::{CHALLENGE_ALWAYS, CHALLENGE_GIVE};
 use firewall_common::limit;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,6 +24,8 @@ pub(super) struct Limiting {
     recounts: Option<Recounts>,
     /// By name: since which second of the monotonic clock. `None` before the first look.
     challenged: Option<BTreeMap<String, u32>>,
+    /// [`netstat::queue_overflows`] at the last look.
+    overflows: Option<u64>,
     /// By name: challenges that began while this agent ran.
     started: BTreeMap<String, u64>,
 }
@@ -33,6 +37,7 @@ impl Default for Limiting {
             counting: Counting::Off,
             recounts: None,
             challenged: None,
+            overflows: None,
             started: BTreeMap::new(),
         }
     }
@@ -138,6 +143,7 @@ impl Owner {
             return;
         }
         self.limiting.next_look = now + LOOK;
+        self.look_at_overflows();
         let Some(datapath) = &self.datapath else { return };
         let scopes = self.scopes();
         let found = challenged(datapath, &scopes);
@@ -173,6 +179,32 @@ impl Owner {
             limit,
             seconds,
         });
+    }
+
+    /// Where the queue of a listener overflows below every limit, who asks for challenges gets them all the same. Which
+    /// listener it was the kernel does not tell. Where it always gives cookies, it counts each as an overflow.
+    fn look_at_overflows(&mut self) {
+        let settings = self.challenge.settings;
+        let now = netstat::queue_overflows();
+        let before = std::mem::replace(&mut self.limiting.overflows, now);
+        let grew = matches!((before, now), (Some(before), Some(now)) if now > before);
+        if !grew || settings & CHALLENGE_GIVE == 0 || settings & CHALLENGE_ALWAYS != 0 {
+            return;
+        }
+        let (Some(desired), Some(datapath)) = (&self.desired, &self.datapath) else {
+            return;
+        };
+        let asks = |number: usize| {
+            let scope = desired.scopes.get(number);
+            let limits = scope.and_then(|scope| {
+                let service = desired.policy.services.get(usize::from(scope.service.0))?;
+                service.limits_of(&scope.name)
+            });
+            limits.is_some_and(|limits| limits.on_excess != OnExcess::Drop)
+        };
+        if let Err(error) = datapath.challenge(asks) {
+            log::warn!("cannot start a challenge: {}", chain(&error));
+        }
     }
 
     pub(super) fn recounts(&self) -> Report {

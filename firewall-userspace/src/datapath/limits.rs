@@ -341,6 +341,13 @@ impl Scopes {
         (until > now_s).then_some((since, until))
     }
 
+    /// Challenges the new connections of a scope from now on, until a second of the monotonic clock.
+    pub fn challenge(&self, place: u32, now_s: u32, until_s: u32) {
+        let since = self.challenged(place, now_s).map_or(now_s, |(since, _)| since);
+        self.word(place, scope::CHALLENGED)
+            .store(u64::from(since) << 32 | u64::from(until_s), Ordering::Relaxed);
+    }
+
     /// What each scope of an image holds, by its number there; up to the last one that has limits.
     pub fn uses(&self, slot: u32, image: &Mapping, now_ns: u64) -> Vec<LimitUse> {
         let pages = MappedPages(image);

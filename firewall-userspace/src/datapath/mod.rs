@@ -630,6 +630,26 @@ impl Datapath {
         Ok(scopes.bound(slot).iter().map(challenged).collect())
     }
 
+    /// Challenges the new connections of scopes, by their number in [`Compiled::scopes`], for as long as it takes until they
+    /// are quiet.
+    ///
+    /// # Errors
+    /// The clock cannot be read.
+    pub fn challenge(&self, wanted: impl Fn(usize) -> bool) -> Result<(), DatapathError> {
+        let now_s = flows::now_s()?;
+        let until_s = now_s + Config::DEFAULT.challenge_quiet_s;
+        let scopes = self.slots.scopes();
+        let bound = scopes.bound(self.slots.selector().image());
+        for (number, place) in bound.into_iter().enumerate() {
+            if let Some(place) = place
+                && wanted(number)
+            {
+                scopes.challenge(place, now_s, until_s);
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the policy in force limits concurrent connections.
     pub fn limits_connections(&self) -> bool {
         self.slots.limits_connections()
