@@ -674,3 +674,21 @@ fn a_published_port_is_not_challenged_though_something_listens_on_it() -> Result
     assert!(traffic::tcp_hears(&mut near, &mut far) && traffic::tcp_hears(&mut far, &mut near));
     Ok(())
 }
+
+#[test]
+fn a_queue_that_overflows_below_every_limit_starts_a_challenge() -> Result<()> {
+    let policy = POLICY.replace("total = \"3/h\", total_burst = 60", "total = \"100000/s\"");
+    let (lab, agent) = stage("1", "1", &[], &policy)?;
+    wait_ready(&agent);
+    let wire = Wire::open((&lab.friend, "eth0"), (&lab.node, INTERFACES[0]))?;
+    let to = SocketAddr::new(NODE.into(), PORT);
+    let listener = listen(&lab.node, to, 4)?;
+    start_challenge(&agent, &wire, to)?;
+    assert_eq!(agent.counts()?.of("web", "drop", "limit-total-new"), 0);
+    wait::until("the log to tell", || match agent.log() {
+        log if log.contains("challenge of web started") => Ok(()),
+        log => Err(log),
+    });
+    exchange(&lab.friend, &listener, to)?;
+    Ok(())
+}
