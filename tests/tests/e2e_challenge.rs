@@ -553,6 +553,32 @@ fn a_syn_is_answered_in_every_form_of_frame_in_generic_mode() -> Result<()> {
     every_form_is_answered(&["--without", "native"])
 }
 
+#[test]
+fn a_challenge_is_told_when_it_begins_and_ends_by_itself() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let config = dir.path().join("agent.toml");
+    std::fs::write(&config, "[limits]\nquiet = \"1s\"\n")?;
+    let (lab, agent) = stage("2", "1", &["--config", &config.to_string_lossy()], POLICY)?;
+    wait_ready(&agent);
+    let to = SocketAddr::new(NODE.into(), PORT);
+    let _listener = listen(&lab.node, to, 128)?;
+    let metric = |name: &str| agent.metric(&lab.node, name, &[("service", "web")]);
+    assert_eq!(metric("ravelin_challenge_active")?, 0.0);
+    let wire = Wire::open((&lab.friend, "eth0"), (&lab.node, INTERFACES[0]))?;
+    start_challenge(&agent, &wire, to)?;
+    let told = |what: &str| {
+        wait::until(what, || match agent.log() {
+            log if log.contains(what) => Ok(()),
+            log => Err(log),
+        });
+    };
+    told("challenge of web started");
+    told("challenge of web ended");
+    assert_eq!(metric("ravelin_challenge_active")?, 0.0);
+    assert!(metric("ravelin_challenges_started_total")? >= 1.0);
+    Ok(())
+}
+
 /// What cannot be challenged drops, and the status and `ravelin doctor` say why.
 fn excess_drops(stage: (Lab, Agent), words: &[&str]) -> Result<()> {
     let (lab, agent) = stage;

@@ -2,6 +2,7 @@
 
 use crate::cli::duration;
 use crate::datapath::limits::Sizes;
+use firewall_common::control::CHALLENGE_QUIET_S;
 use serde::Deserialize;
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ pub struct Settings {
     pub sizes: Sizes,
     /// Between counts of the connections that there are.
     pub recount: Duration,
+    /// Seconds without excess after which a challenge ends.
+    pub quiet_s: u32,
 }
 
 impl Default for Settings {
@@ -18,6 +21,7 @@ impl Default for Settings {
         Settings {
             sizes: Sizes::default(),
             recount: Duration::from_secs(10),
+            quiet_s: CHALLENGE_QUIET_S,
         }
     }
 }
@@ -33,6 +37,7 @@ pub struct Section {
     connections: Option<Sources>,
     memory: Option<Memory>,
     recount: Option<Interval>,
+    quiet: Option<Quiet>,
 }
 
 impl Section {
@@ -45,6 +50,7 @@ impl Section {
                 memory: self.memory.map_or(usual.sizes.memory, |given| given.0),
             },
             recount: self.recount.map_or(usual.recount, |given| given.0),
+            quiet_s: self.quiet.map_or(usual.quiet_s, |given| given.0),
         }
     }
 }
@@ -125,6 +131,21 @@ impl TryFrom<String> for Interval {
     }
 }
 
+/// Whole seconds.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct Quiet(u32);
+
+impl TryFrom<String> for Quiet {
+    type Error = String;
+    fn try_from(text: String) -> Result<Quiet, String> {
+        match u32::try_from(duration::parse(&text)?.as_secs()) {
+            Ok(seconds) if (1..=3600).contains(&seconds) => Ok(Quiet(seconds)),
+            _ => Err(format!("a challenge that ends after {text} of quiet: 1s to 1h")),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,7 +159,9 @@ mod tests {
     #[test]
     fn what_is_not_written_stays() {
         assert_eq!(read(""), Ok(Settings::default()));
-        let settings = read("sources = 1048576\nconnections = 4096\nmemory = \"1GiB\"\nrecount = \"30s\"");
+        let settings = read(
+            "sources = 1048576\nconnections = 4096\nmemory = \"1GiB\"\nrecount = \"30s\"\nquiet = \"1m\"",
+        );
         assert_eq!(
             settings,
             Ok(Settings {
@@ -147,7 +170,8 @@ mod tests {
                     connections: 4096,
                     memory: 1 << 30
                 },
-                recount: Duration::from_secs(30)
+                recount: Duration::from_secs(30),
+                quiet_s: 60,
             })
         );
         assert_eq!(
@@ -168,6 +192,7 @@ mod tests {
             ("memory = \"99999999999999999999GB\"", "such as"),
             ("recount = \"2h\"", "1s to 1h"),
             ("recount = \"10\"", "has no unit"),
+            ("quiet = \"0s\"", "1s to 1h"),
             ("size = 1", "unknown field `size`"),
         ] {
             let error = read(text).expect_err(text);

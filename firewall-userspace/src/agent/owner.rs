@@ -558,6 +558,7 @@ impl Owner {
             ban_lens: self.bans.lens(),
             escalation: self.config.bans.escalation,
             challenge: self.challenge.settings,
+            challenge_quiet_s: self.config.limits.quiet_s,
         }
     }
 

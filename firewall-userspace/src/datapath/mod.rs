@@ -48,7 +48,7 @@ use bans::Bans;
 
 use firewall_common::{
     ban::{self, Ban, BanKey, Escalation},
-    control::{AddressKey, Config, Control, Failsafe, MAX_FAILSAFE, SLOTS, Selector},
+    control::{AddressKey, CHALLENGE_QUIET_S, Config, Control, Failsafe, MAX_FAILSAFE, SLOTS, Selector},
     counter::{InterfaceCounter, Tally, interface_cell},
     flow::{SET_WORDS, SETS, State, WAYS},
     fragment,
@@ -87,6 +87,8 @@ pub struct NodeConfig {
     pub flow_timeouts: [u32; State::COUNT],
     /// Set of `firewall_common::control::CHALLENGE_*`.
     pub challenge: u32,
+    /// Seconds without excess after which a challenge ends.
+    pub challenge_quiet_s: u32,
     /// As `firewall_common::control::Config::ban_lens`.
     pub ban_lens: [[u8; ban::LENGTHS]; 2],
     pub escalation: Escalation,
@@ -101,6 +103,7 @@ impl Default for NodeConfig {
             own: Vec::new(),
             flow_timeouts: firewall_common::flow::TIMEOUTS,
             challenge: 0,
+            challenge_quiet_s: CHALLENGE_QUIET_S,
             ban_lens: Config::DEFAULT.ban_lens,
             escalation: Escalation::DEFAULT,
         }
@@ -948,6 +951,7 @@ fn node_config(config: &NodeConfig, own: &HashSet<[u64; 2]>) -> Result<Config, D
         link_control: config.link_control,
         flow_timeouts: config.flow_timeouts,
         challenge: config.challenge,
+        challenge_quiet_s: config.challenge_quiet_s,
         ban_lens: config.ban_lens,
         ban_percent: config.escalation.percent,
         ban_longest_s: config.escalation.longest_s,
