@@ -49,6 +49,8 @@ pub struct Book {
     begun: BTreeMap<String, u64>,
     /// How long the machine has slept, as of the last look.
     asleep: u64,
+    /// The table has not been looked at yet: what is new in it may be older than this book.
+    fresh: bool,
     /// Something that is kept has changed since the last write.
     changed: bool,
 }
@@ -104,6 +106,7 @@ impl Book {
             entries: BTreeMap::new(),
             begun: BTreeMap::new(),
             asleep: 0,
+            fresh: false,
             changed: false,
         }
     }
@@ -112,6 +115,7 @@ impl Book {
     pub fn read(state_dir: &Path, boot_id: &str, now: Now) -> Book {
         let mut book = Book {
             asleep: now.asleep(),
+            fresh: true,
             ..Book::new(boot_id)
         };
         let Some(kept) = read_json::<Kept>(&state_dir.join(FILE)) else {
@@ -240,6 +244,7 @@ impl Book {
         forget_s: u32,
     ) -> Looked {
         let mut looked = Looked::default();
+        let fresh = std::mem::take(&mut self.fresh);
         let mut entries = std::mem::take(&mut self.entries);
         for (key, ban) in table {
             let known = entries.remove(key);
@@ -257,18 +262,22 @@ impl Book {
                         ban: *ban,
                         why: String::new(),
                         since: now.wall_of(ban.since_s),
-                        ended: false,
+                        // Told by the agent before.
+                        ended: fresh && !ban.is_live(now.kernel),
                     };
                     // All strikes since the last look, of which there may have been several.
                     let before = known.filter(|known| known.ban.origin != OPERATOR);
                     let before = before.map_or(0, |known| known.ban.strikes);
                     let more = match ban.strikes > before {
+                        _ if fresh => 1,
                         true => ban.strikes - before,
                         false => ban.strikes.max(1),
                     };
-                    *self.begun.entry(entry.service.clone()).or_default() += u64::from(more);
-                    looked.begun.push(begins(key, &entry));
-                    self.changed = true;
+                    if !entry.ended {
+                        *self.begun.entry(entry.service.clone()).or_default() += u64::from(more);
+                        looked.begun.push(begins(key, &entry));
+                        self.changed = true;
+                    }
                     entry
                 }
             };
@@ -585,6 +594,14 @@ mod tests {
             (rows[1].service.as_str(), rows[1].origin.as_str()),
             ("service-2", "automatic")
         );
+
+        // What the table remembers of before was told then.
+        let over = next(None, NOW.kernel - 900, 600, 2, Escalation::DEFAULT);
+        let table = [(host("198.51.100.10"), over)];
+        let begun = same.counts(now).2;
+        let looked = same.look(&table, names, now, 5000);
+        assert_eq!((looked.begun.len(), same.counts(now).2), (0, begun));
+        assert_eq!(same.list(16, now).remembered, 1);
 
         // Another boot: the boot clock does not matter.
         let now = Now {
