@@ -2,7 +2,9 @@
 
 use anyhow::{Context, Result};
 use ravelin::api::types::{BanList, BanRow, Banned, Explanation, Unbanned};
-use ravelin_tests::lab::{FRIEND, FRIEND6, NODE, NODE6, STRANGER};
+use ravelin_tests::lab::{FRIEND, FRIEND6, INTERFACES, NODE, NODE6, STRANGER};
+use ravelin_tests::packet::{self, ACK, FIN, RST, SYN, Wire};
+use ravelin_tests::program;
 use ravelin_tests::traffic::{tcp_echoes, tcp_open, tcp_reaches};
 use ravelin_tests::{Agent, Lab, wait};
 use std::net::SocketAddr;
@@ -383,5 +385,147 @@ fn a_full_table_refuses_and_forgets_nothing() -> Result<()> {
     });
     assert!(!lab.friend_reaches(PORT)[0], "not banned");
     assert!(agent.log().contains("the ban of 203.0.113.1 is over"));
+    Ok(())
+}
+
+/// Three connections of a source, then one an hour; more, and a source that has proven its address is banned.
+fn limited(ban: &str) -> String {
+    let limits = format!(
+        "ports = [\"tcp/8080\", \"udp/8080\"]\nallow = [\"any\"]\n[service.limits]\n\
+         new_connections = {{ per_source = \"1/h\", burst = 4 }}\non_excess = \"ban {ban}\"\n"
+    );
+    POLICY.replacen(
+        "ports = [\"tcp/8080\", \"udp/8080\"]\nallow = [\"any\"]\n",
+        &limits,
+        1,
+    )
+}
+
+/// A node whose peers take what XDP sends back, which answers with cookies.
+fn proving(ban: &str, flags: &[&str]) -> Result<(Lab, Agent)> {
+    let lab = Lab::new()?;
+    for peer in [&lab.friend, &lab.stranger] {
+        program::run(peer, "ethtool", &["-K", "eth0", "gro", "on"])?;
+    }
+    lab.node.sysctl("net/ipv4/tcp_syncookies", "2")?;
+    let agent = lab.agent_with(&limited(ban), flags)?;
+    wait::until("challenges", || match agent.log() {
+        log if log.contains("challenges can be given") => Ok(()),
+        log => Err(log),
+    });
+    Ok((lab, agent))
+}
+
+/// Opens connections until the condition holds.
+fn insist(lab: &Lab, what: &str, mut until: impl FnMut() -> Result<bool>) {
+    wait::until(what, || {
+        let _ = lab.friend.run(|| tcp_open(at(NODE, PORT)));
+        match until() {
+            Ok(true) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+}
+
+#[test]
+fn who_proved_the_address_and_exceeds_is_banned_and_longer_each_time() -> Result<()> {
+    let (lab, mut agent) = proving("2s", &[])?;
+    let _servers = [lab.serve(PORT)?, lab.serve(SSH)?];
+    let row = |agent: &Agent| -> Result<Option<BanRow>> { Ok(bans(agent)?.into_iter().next()) };
+    let mut first = None;
+    insist(&lab, "the first ban", || {
+        first = row(&agent)?;
+        Ok(first.is_some())
+    });
+    let first = first.context("a ban")?;
+    assert_eq!(
+        (
+            first.prefix.as_str(),
+            first.origin.as_str(),
+            first.service.as_str()
+        ),
+        ("192.0.2.2", "automatic", "web")
+    );
+    assert!(agent.counts()?.of("web", "drop", "limit-source-new") > 0);
+    assert!(lab.stranger_reaches(SSH)[0], "somebody else is shut out");
+    // It ends, and what gives reason again ends later: 4 s, 8 s. The agent may die in between.
+    insist(&lab, "the second ban", || {
+        Ok(row(&agent)?.is_some_and(|row| row.strikes >= 2))
+    });
+    agent.kill()?;
+    agent.launch(&lab.node)?;
+    agent.wait_ready()?;
+    insist(&lab, "the third ban", || {
+        Ok(row(&agent)?.is_some_and(|row| row.strikes >= 3))
+    });
+    let third = row(&agent)?.context("a ban")?;
+    assert_eq!(
+        (
+            third.service.as_str(),
+            third.until.map(|until| until - third.since)
+        ),
+        ("web", Some(8))
+    );
+    // For the whole host, not only for the service.
+    assert!(
+        !tcp_reaches(&lab.friend, at(NODE, SSH)),
+        "another service is open"
+    );
+    assert!(
+        tcp_reaches(&lab.friend, at(NODE6, SSH)),
+        "another address is shut out"
+    );
+    // Of those before the kill only the one in force is known.
+    assert!(agent.metric(&lab.node, "ravelin_bans_total", &[("service", "web")])? >= 2.0);
+    let log = agent.log();
+    assert!(log.contains("banned 192.0.2.2 for 2s, by service web"), "{log}");
+    assert!(
+        log.contains("banned 192.0.2.2 for 8s, by service web, strike 3"),
+        "{log}"
+    );
+    Ok(())
+}
+
+#[test]
+fn forged_packets_ban_nobody() -> Result<()> {
+    let (lab, agent) = proving("1h", &[])?;
+    let _servers = lab.serve(PORT)?;
+    let wire = Wire::open((&lab.stranger, "eth0"), (&lab.node, INTERFACES[1]))?;
+    // The friend's own address, from where it is not; all that can be made up without hearing an answer.
+    let counted = || -> Result<u64> { Ok(agent.counts()?.0.values().sum()) };
+    let before = counted()?;
+    let (to, mut sent) = (at(NODE, PORT), 0);
+    for number in 0..2000_u16 {
+        let from = at(FRIEND, 20_000 + number);
+        for flags in [SYN, ACK, FIN | ACK, RST] {
+            wire.send(&packet::tcp(from, to, flags, u32::from(number) * 7919))?;
+        }
+        wire.send(&packet::udp(from, to, b"flood"))?;
+        sent += 5;
+    }
+    wait::until("all of it to be judged", || match counted() {
+        Ok(now) if now >= before + sent => Ok(()),
+        other => Err(format!("{other:?} of {}", before + sent)),
+    });
+    let counts = agent.counts()?;
+    assert!(counts.of("web", "drop", "challenged") > 0, "{counts:?}");
+    assert_eq!((bans(&agent)?, counts.of("", "drop", "banned")), (vec![], 0));
+    assert!(
+        tcp_reaches(&lab.friend, to),
+        "who was forged is shut out: {counts:?}"
+    );
+    assert_eq!(bans(&agent)?, []);
+    Ok(())
+}
+
+#[test]
+fn a_source_of_the_failsafe_is_limited_and_not_banned() -> Result<()> {
+    let (lab, agent) = proving("1h", &["--failsafe", "tcp/8022 from 192.0.2.2"])?;
+    let _servers = [lab.serve(PORT)?, lab.serve(SSH)?];
+    insist(&lab, "excess", || {
+        Ok(agent.counts()?.of("web", "drop", "limit-source-new") > 3)
+    });
+    assert_eq!(bans(&agent)?, []);
+    assert!(tcp_reaches(&lab.friend, at(NODE, SSH)), "the failsafe is shut");
     Ok(())
 }
