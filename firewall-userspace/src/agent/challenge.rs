@@ -189,8 +189,8 @@ pub struct Challenge {
     pub(super) settings: u32,
 }
 
-impl Challenge {
-    pub fn new() -> Challenge {
+impl Default for Challenge {
+    fn default() -> Self {
         Challenge {
             next_look: Instant::now(),
             next_list: Instant::now(),
@@ -200,7 +200,9 @@ impl Challenge {
             settings: 0,
         }
     }
+}
 
+impl Challenge {
     /// Something changed that matters.
     pub fn look_soon(&mut self) {
         self.next_look = Instant::now();

@@ -131,7 +131,7 @@ impl TryFrom<String> for Interval {
     }
 }
 
-/// Whole seconds.
+/// Whole seconds, more than pass between looks at what is challenged.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(try_from = "String")]
 struct Quiet(u32);
@@ -140,8 +140,8 @@ impl TryFrom<String> for Quiet {
     type Error = String;
     fn try_from(text: String) -> Result<Quiet, String> {
         match u32::try_from(duration::parse(&text)?.as_secs()) {
-            Ok(seconds) if (1..=3600).contains(&seconds) => Ok(Quiet(seconds)),
-            _ => Err(format!("a challenge that ends after {text} of quiet: 1s to 1h")),
+            Ok(seconds) if (2..=3600).contains(&seconds) => Ok(Quiet(seconds)),
+            _ => Err(format!("a challenge that ends after {text} of quiet: 2s to 1h")),
         }
     }
 }
@@ -192,7 +192,7 @@ mod tests {
             ("memory = \"99999999999999999999GB\"", "such as"),
             ("recount = \"2h\"", "1s to 1h"),
             ("recount = \"10\"", "has no unit"),
-            ("quiet = \"0s\"", "1s to 1h"),
+            ("quiet = \"1s\"", "2s to 1h"),
             ("size = 1", "unknown field `size`"),
         ] {
             let error = read(text).expect_err(text);

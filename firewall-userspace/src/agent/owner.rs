@@ -164,7 +164,7 @@ impl Owner {
             flows_told: false,
             limiting: Limiting::default(),
             bans: Bans::new(boot_id),
-            challenge: Challenge::new(),
+            challenge: Challenge::default(),
             out,
         })
     }
