@@ -327,10 +327,7 @@ fn limits(scrape: &Scrape) -> Vec<Family> {
         "ravelin_connections",
         "Established connections that a limit counts.",
     );
-    let mut configured = Family::gauge(
-        "ravelin_limit",
-        "What the policy allows; of rates a second.",
-    );
+    let mut configured = Family::gauge("ravelin_limit", "What the policy allows; of rates a second.");
     let mut spent = Family::gauge(
         "ravelin_limit_total_spent_ratio",
         "How much of the burst of a total is spent.",
@@ -339,36 +336,30 @@ fn limits(scrape: &Scrape) -> Vec<Family> {
         "ravelin_limit_sources",
         "Sources that a limit remembers, estimated.",
     );
-    let mut room = Family::gauge(
-        "ravelin_limit_sources_max",
-        "Sources that a limit has room for.",
-    );
+    let mut room = Family::gauge("ravelin_limit_sources_max", "Sources that a limit has room for.");
     for state in &scrape.limits {
         let labels = [("service", &*state.service), ("limit", &*state.scope)];
         challenged.add(&labels, f64::from(u8::from(state.challenged_seconds.is_some())));
         started.add(&labels, state.challenges_started as f64);
         for value in &state.values {
-            let of = |what: &str, add: &mut dyn FnMut(&[(&str, &str)])| {
-                let kind = format!("{}{what}", value.limit.what);
-                add(&[labels[0], labels[1], ("kind", &kind)]);
-            };
             if let Some(count) = value.connections {
                 connections.add(&labels, count as f64);
             }
-            if let Some(limit) = value.per_source_value {
-                of("_per_source", &mut |labels| configured.add(labels, limit));
-            }
-            if let Some(limit) = value.total_value {
-                of("_total", &mut |labels| configured.add(labels, limit));
-            }
-            if let Some(ratio) = value.total_spent {
-                of("", &mut |labels| spent.add(labels, ratio));
-            }
-            if let Some(count) = value.sources {
-                of("", &mut |labels| sources.add(labels, count as f64));
-            }
-            if let Some(count) = value.room {
-                of("", &mut |labels| room.add(labels, count as f64));
+            let what = value.limit.what.as_str();
+            let (of_source, of_all) = (format!("{what}_per_source"), format!("{what}_total"));
+            let add = |family: &mut Family, kind: &str, number: Option<f64>| {
+                if let Some(number) = number {
+                    family.add(&[labels[0], labels[1], ("kind", kind)], number);
+                }
+            };
+            add(&mut configured, &of_source, value.per_source_value);
+            add(&mut configured, &of_all, value.total_value);
+            for (family, kind, number) in [
+                (&mut spent, what, value.total_spent),
+                (&mut sources, what, value.sources.map(|count| count as f64)),
+                (&mut room, what, value.room.map(|count| count as f64)),
+            ] {
+                add(family, kind, number);
             }
         }
     }
@@ -499,7 +490,10 @@ mod tests {
                     ..InterfaceScrape::default()
                 }],
                 repairs: vec![("eth0".into(), Part::Egress, 2)],
-                anomalies: vec![("api".into(), Kind::Drops, true), ("api".into(), Kind::Bytes, false)],
+                anomalies: vec![
+                    ("api".into(), Kind::Drops, true),
+                    ("api".into(), Kind::Bytes, false),
+                ],
                 generation: 3,
                 digest: "abc".into(),
                 limits: vec![LimitState {

@@ -89,7 +89,6 @@ mod tests {
                             burst: text("100"),
                             total: text("5,000/s"),
                             total_burst: text("5,000"),
-                            ..LimitValue::default()
                         },
                         total_spent: Some(0.001),
                         sources: Some(1204),
