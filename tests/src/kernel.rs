@@ -145,6 +145,20 @@ impl Kernel {
         Ok(())
     }
 
+    /// Writes a word of a scope: of the first one that was ever bound, 0, and so on.
+    ///
+    /// # Errors
+    /// The pinned map cannot be opened.
+    pub fn set_scope_word(&self, scope: u32, word: u32, value: u64) -> Result<()> {
+        let path = self.pins.join(format!("v{LAYOUT_VERSION}/SCOPES"));
+        let map = MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))?;
+        let mut scopes: Array<MapData, [u64; 16]> = Map::Array(map).try_into()?;
+        let mut words = scopes.get(&scope, 0)?;
+        words[word as usize] = value;
+        scopes.set(scope, words, 0)?;
+        Ok(())
+    }
+
     /// The key of the tables' hashes.
     ///
     /// # Errors

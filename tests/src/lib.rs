@@ -4,6 +4,7 @@
 //! processes never meet. What a killed test left behind is swept away by the next one.
 
 pub mod agent;
+pub mod barrage;
 pub mod bench;
 pub mod bpf;
 pub mod both;
