@@ -35,11 +35,36 @@ const FAMILIES: [(&str, &str, &str); 2] = [
 
 /// (row, whether the packets open connections, limits, goal)
 const ROWS: [(&str, bool, &str, Option<f64>); 6] = [
-    ("packets per source", false, "packets = { per_source = \"1000/s\" }", Some(40.0)),
-    ("packets per source, in excess", false, "packets = { per_source = \"1/h\", burst = 1 }", None),
-    ("new connections per source", true, "new_connections = { per_source = \"50/s\", burst = 100 }", Some(40.0)),
-    ("packets in total", false, "packets = { total = \"100M/s\" }", None),
-    ("packets in total, in excess", false, "packets = { total = \"1000/s\" }", None),
+    (
+        "packets per source",
+        false,
+        "packets = { per_source = \"1000/s\" }",
+        Some(40.0),
+    ),
+    (
+        "packets per source, in excess",
+        false,
+        "packets = { per_source = \"1/h\", burst = 1 }",
+        None,
+    ),
+    (
+        "new connections per source",
+        true,
+        "new_connections = { per_source = \"50/s\", burst = 100 }",
+        Some(40.0),
+    ),
+    (
+        "packets in total",
+        false,
+        "packets = { total = \"100M/s\" }",
+        None,
+    ),
+    (
+        "packets in total, in excess",
+        false,
+        "packets = { total = \"1000/s\" }",
+        None,
+    ),
     (
         "packets, bytes and new connections, per source and in total",
         true,
@@ -75,9 +100,18 @@ fn limits() -> Result<()> {
     for (row, opens, limits, goal) in ROWS {
         let limited = Range::new(&policy(limits))?;
         for (column, from, to) in FAMILIES {
-            let vary = Vary { sources: SOURCES, ports: true, sequence: opens, fragment: false };
+            let vary = Vary {
+                sources: SOURCES,
+                ports: true,
+                sequence: opens,
+                fragment: false,
+            };
             let frame = shot(from, to, 80, opens)?;
-            let [base, full] = fastest([&bare, &limited].map(|range| range.kernel.datapath.ingress_program()), &frame, vary)?;
+            let [base, full] = fastest(
+                [&bare, &limited].map(|range| range.kernel.datapath.ingress_program()),
+                &frame,
+                vary,
+            )?;
             let record = Record::new(LIMITS, row, column, full - base, "ns");
             match goal {
                 Some(goal) => record.at_most(goal),
@@ -110,16 +144,26 @@ fn fastest<const N: usize>(programs: [BorrowedFd; N], frame: &[u8], vary: Vary) 
 /// While a scope is challenged: SYNs that are answered, segments of a connection that stands, and of none.
 fn challenge((column, from, to): (&str, &str, &str)) -> Result<()> {
     let namespace = Namespace::unique(PREFIX, "host")?;
-    for route in ["route add local 10.0.0.0/8 dev lo", "-6 route add local 2001:db8::/64 dev lo"] {
+    for route in [
+        "route add local 10.0.0.0/8 dev lo",
+        "-6 route add local 2001:db8::/64 dev lo",
+    ] {
         namespace.ip(route)?;
     }
     namespace.ip(&format!("address add {to} dev lo"))?;
     namespace.sysctl("net/ipv4/tcp_syncookies", "2")?;
-    let mut range = Range::new(&policy("new_connections = { total = \"10/s\" }\non_excess = \"challenge\""))?;
-    range.kernel.datapath.configure(&NodeConfig { challenge: 1, ..NodeConfig::default() })?;
+    let mut range = Range::new(&policy(
+        "new_connections = { total = \"10/s\" }\non_excess = \"challenge\"",
+    ))?;
+    range.kernel.datapath.configure(&NodeConfig {
+        challenge: 1,
+        ..NodeConfig::default()
+    })?;
     // As if it had begun just now and did not end while this runs.
     let now = monotonic_s();
-    range.kernel.set_scope_word(0, scope::CHALLENGED, u64::from(now) << 32 | u64::from(now + 600))?;
+    range
+        .kernel
+        .set_scope_word(0, scope::CHALLENGED, u64::from(now) << 32 | u64::from(now + 600))?;
     namespace.run(|| -> Result<()> {
         let at = SocketAddr::new(to.parse()?, 80);
         let listener = TcpListener::bind(at).context("listening")?;
@@ -134,16 +178,37 @@ fn challenge((column, from, to): (&str, &str, &str)) -> Result<()> {
         };
         let own = segment(near.local_addr()?);
         let one = Vary::default();
-        let many = Vary { sources: SOURCES, ports: true, sequence: true, fragment: false };
+        let many = Vary {
+            sources: SOURCES,
+            ports: true,
+            sequence: true,
+            fragment: false,
+        };
         let (drop, pass) = (empty_drop()?, empty_pass()?);
         for (row, frame, vary, empty, reason) in [
-            ("SYN, answered with a cookie", &syn, many, &drop, Reason::Challenged),
+            (
+                "SYN, answered with a cookie",
+                &syn,
+                many,
+                &drop,
+                Reason::Challenged,
+            ),
             ("segment of a connection", &own, one, &pass, Reason::Allowed),
-            ("segment of no connection", &segment(SocketAddr::new(from.parse()?, 1)), many, &drop, Reason::NoConnection),
+            (
+                "segment of no connection",
+                &segment(SocketAddr::new(from.parse()?, 1)),
+                many,
+                &drop,
+                Reason::NoConnection,
+            ),
         ] {
-            let before = range.ended(0, |of| of == reason)?;
-            let [base, full] = fastest([empty.as_fd(), range.kernel.datapath.ingress_program()], frame, vary)?;
-            let ended = range.ended(0, |of| of == reason)? - before;
+            let before = range.ended(0, |ending| ending.reason == Some(reason))?;
+            let [base, full] = fastest(
+                [empty.as_fd(), range.kernel.datapath.ingress_program()],
+                frame,
+                vary,
+            )?;
+            let ended = range.ended(0, |ending| ending.reason == Some(reason))? - before;
             ensure!(ended >= 1 << 16, "{row}: {ended} packets ended as {reason:?}");
             Record::new(CHALLENGE, row, column, full - base, "ns").write()?;
         }

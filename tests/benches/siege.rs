@@ -60,10 +60,19 @@ name = "web"
 ports = ["tcp/80", "tcp/7000"]
 allow = ["10.0.0.0/8", "2001:db8::/32"]
 
+[service.limits]
+new_connections = { per_source = "200/s", burst = 400, total = "5000/s" }
+packets = { per_source = "5000/s", total = "100000/s" }
+connections = { per_source = 200 }
+on_excess = "challenge"
+
 [[service]]
 name = "other"
 ports = ["udp/5300"]
 allow = ["10.0.0.0/8", "2001:db8::/32"]
+
+[service.limits]
+packets = { per_source = "1000/s", total = "20000/s" }
 "#;
 
 fn main() -> Result<()> {

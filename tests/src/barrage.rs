@@ -8,9 +8,12 @@ use crate::packet::{self, SYN};
 use crate::rotate::End;
 use anyhow::{Context, Result};
 use firewall_common::verdict::{Direction, Reason};
-use ravelin::policy::compile::Compiled;
+use ravelin::datapath::EndingCounters;
+use ravelin::datapath::limits::Sizes;
+use ravelin::policy::compile::{Compiled, Ending};
 use ravelin::policy::file::load;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -24,18 +27,30 @@ impl Range {
     /// # Errors
     /// Needs root; the policy does not compile.
     pub fn new(policy: &str) -> Result<Range> {
-        let mut kernel = Kernel::new()?;
+        Range::with_room_for(Sizes::default().sources, policy)
+    }
+
+    /// [`Range::new`] with sketches that tell so many sources apart.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_room_for(sources: u32, policy: &str) -> Result<Range> {
+        let mut kernel = Kernel::with_limits(Sizes {
+            sources,
+            ..Sizes::default()
+        })?;
         let compiled = enforce(&mut kernel, policy)?;
         Ok(Range { kernel, compiled })
     }
 
-    /// Puts another policy in force. What was counted is forgotten.
+    /// Puts another policy in force; gives what this service took in under the one before.
     ///
     /// # Errors
     /// It does not compile.
-    pub fn reload(&mut self, policy: &str) -> Result<()> {
-        self.compiled = enforce(&mut self.kernel, policy)?;
-        Ok(())
+    pub fn reload(&mut self, policy: &str, service: usize) -> Result<u64> {
+        let before = std::mem::replace(&mut self.compiled, enforce(&mut self.kernel, policy)?);
+        let counters = self.kernel.retired.take().context("a policy was in force")?;
+        Ok(sum(&before, &counters, service, is_allowed))
     }
 
     /// Generators of these packets in front of the ingress program, one for each processor.
@@ -58,19 +73,17 @@ impl Range {
             .collect()
     }
 
-    /// Packets that came in and ended so, at this service.
+    /// Packets that came in and ended so, at this service, under the policy in force.
     ///
     /// # Errors
     /// Counters cannot be read.
-    pub fn ended(&self, service: usize, which: impl Fn(Reason) -> bool) -> Result<u64> {
-        let counters = self.kernel.datapath.counters()?;
-        let endings = self.compiled.endings.iter().zip(&counters.endings);
-        Ok(endings
-            .filter(|(ending, _)| ending.direction == Direction::Ingress)
-            .filter(|(ending, _)| ending.service.is_some_and(|of| usize::from(of.0) == service))
-            .filter(|(ending, _)| ending.reason.is_some_and(&which))
-            .map(|(_, counter)| counter.happened.packets)
-            .sum())
+    pub fn ended(&self, service: usize, which: impl Fn(&Ending) -> bool) -> Result<u64> {
+        Ok(sum(
+            &self.compiled,
+            &self.kernel.datapath.counters()?,
+            service,
+            which,
+        ))
     }
 
     /// Packets that this service took in.
@@ -78,8 +91,29 @@ impl Range {
     /// # Errors
     /// Counters cannot be read.
     pub fn passed(&self, service: usize) -> Result<u64> {
-        self.ended(service, |reason| reason == Reason::Allowed)
+        self.ended(service, is_allowed)
     }
+}
+
+fn is_allowed(ending: &Ending) -> bool {
+    ending.reason == Some(Reason::Allowed)
+}
+
+fn sum(
+    compiled: &Compiled,
+    counters: &EndingCounters,
+    service: usize,
+    which: impl Fn(&Ending) -> bool,
+) -> u64 {
+    compiled
+        .endings
+        .iter()
+        .zip(&counters.endings)
+        .filter(|(ending, _)| ending.direction == Direction::Ingress)
+        .filter(|(ending, _)| ending.service.is_some_and(|of| usize::from(of.0) == service))
+        .filter(|(ending, _)| which(ending))
+        .map(|(_, counter)| counter.happened.packets)
+        .sum()
 }
 
 fn enforce(kernel: &mut Kernel, policy: &str) -> Result<Compiled> {
@@ -98,15 +132,18 @@ pub fn while_firing<T>(generators: &[Generator], work: impl FnOnce() -> Result<T
     /// Packets between two looks at the clock.
     const CALL: u32 = 8192;
     let stop = AtomicBool::new(false);
-    let begin = Instant::now();
-    let done = std::thread::scope(|scope| -> Result<T> {
+    let processors = std::thread::available_parallelism()?.get();
+    let ready = Barrier::new(generators.len() + 1);
+    let (done, begin) = std::thread::scope(|scope| -> Result<(T, Instant)> {
         let threads: Vec<_> = generators
             .iter()
             .enumerate()
             .map(|(index, generator)| {
-                let stop = &stop;
+                let (stop, ready) = (&stop, &ready);
                 scope.spawn(move || -> Result<()> {
-                    pin_to(index % std::thread::available_parallelism()?.get())?;
+                    let pinned = pin_to(index % processors);
+                    ready.wait();
+                    pinned?;
                     while !stop.load(Ordering::Relaxed) {
                         test_run(generator.program(), generator.frame(), CALL)?;
                     }
@@ -114,6 +151,8 @@ pub fn while_firing<T>(generators: &[Generator], work: impl FnOnce() -> Result<T
                 })
             })
             .collect();
+        ready.wait();
+        let begin = Instant::now();
         let done = work();
         stop.store(true, Ordering::Relaxed);
         for thread in threads {
@@ -121,7 +160,7 @@ pub fn while_firing<T>(generators: &[Generator], work: impl FnOnce() -> Result<T
                 .join()
                 .map_err(|_| anyhow::anyhow!("a generator panicked"))??;
         }
-        done
+        Ok((done?, begin))
     })?;
     Ok((done, begin.elapsed()))
 }

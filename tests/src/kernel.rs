@@ -6,7 +6,8 @@ use firewall_common::LAYOUT_VERSION;
 use firewall_common::counter::Counter;
 use firewall_common::gate::{Bank, Cell};
 use firewall_common::verdict::Verdict;
-use ravelin::datapath::{Datapath, NodeConfig, Options, Way, detach_all};
+use ravelin::datapath::limits::Sizes;
+use ravelin::datapath::{Datapath, EndingCounters, NodeConfig, Options, Way, detach_all};
 use ravelin::policy::compile::{Compiled, compile};
 use ravelin::policy::model::Policy;
 use std::mem::{size_of, zeroed};
@@ -19,6 +20,8 @@ pub struct Kernel {
     pub datapath: Datapath,
     pins: PathBuf,
     generation: u64,
+    /// What the policy before counted to its end.
+    pub retired: Option<EndingCounters>,
 }
 
 /// What one frame added to the counters: (ending, would have dropped, packets, bytes).
@@ -37,6 +40,25 @@ impl Kernel {
     /// # Errors
     /// As there.
     pub fn with_flows(flows: u32) -> Result<Kernel> {
+        Kernel::with(Options {
+            flows,
+            ..Options::default()
+        })
+    }
+
+    /// [`Kernel::new`] with room for what limits remember.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_limits(limits: Sizes) -> Result<Kernel> {
+        Kernel::with(Options {
+            flows: 512,
+            limits,
+            ..Options::default()
+        })
+    }
+
+    fn with(options: Options) -> Result<Kernel> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!(
             "test-{}-{}",
@@ -44,16 +66,13 @@ impl Kernel {
             NUMBER.fetch_add(1, Ordering::Relaxed)
         );
         let pins = Path::new("/sys/fs/bpf/ravelin").join(name);
-        let options = Options {
-            flows,
-            ..Options::default()
-        };
         let mut datapath = Datapath::open_with(&pins, options)?;
         datapath.configure(&NodeConfig::default())?;
         Ok(Kernel {
             datapath,
             pins,
             generation: 0,
+            retired: None,
         })
     }
 
@@ -64,7 +83,7 @@ impl Kernel {
     pub fn enforce(&mut self, policy: &Policy) -> Result<Compiled> {
         let compiled = compile(policy)?;
         self.generation += 1;
-        self.datapath.switch(&compiled, self.generation)?;
+        self.retired = self.datapath.switch(&compiled, self.generation)?;
         Ok(compiled)
     }
 
