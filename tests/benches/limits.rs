@@ -5,6 +5,8 @@
 //! machine only ever adds.
 
 use anyhow::{Context, Result, ensure};
+use firewall_common::control::{CHALLENGE_ALWAYS, CHALLENGE_GIVE};
+use firewall_common::cookie::back;
 use firewall_common::limit::scope;
 use firewall_common::verdict::Reason;
 use ravelin::datapath::NodeConfig;
@@ -19,6 +21,7 @@ use ravelin_tests::lab;
 use ravelin_tests::netns::Namespace;
 use ravelin_tests::packet::{self, ACK};
 use ravelin_tests::rotate::End;
+use ravelin_tests::siege;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -141,6 +144,9 @@ fn fastest<const N: usize>(programs: [BorrowedFd; N], frame: &[u8], vary: Vary) 
     Ok(fastest)
 }
 
+/// By which frames come in that BPF_PROG_TEST_RUN makes.
+const LOOPBACK: u32 = 1;
+
 /// While a scope is challenged: SYNs that are answered, segments of a connection that stands, and of none.
 fn challenge((column, from, to): (&str, &str, &str)) -> Result<()> {
     let namespace = Namespace::unique(PREFIX, "host")?;
@@ -150,15 +156,18 @@ fn challenge((column, from, to): (&str, &str, &str)) -> Result<()> {
     ] {
         namespace.ip(route)?;
     }
-    namespace.ip(&format!("address add {to} dev lo"))?;
+    let len = if to.contains(':') { 128 } else { 32 };
+    namespace.address("lo", &format!("{to}/{len}"))?;
     namespace.sysctl("net/ipv4/tcp_syncookies", "2")?;
     let mut range = Range::new(&policy(
         "new_connections = { total = \"10/s\" }\non_excess = \"challenge\"",
     ))?;
     range.kernel.datapath.configure(&NodeConfig {
-        challenge: 1,
+        challenge: CHALLENGE_GIVE | CHALLENGE_ALWAYS,
+        own: vec![to.parse()?],
         ..NodeConfig::default()
     })?;
+    range.kernel.datapath.set_answers(LOOPBACK, back::TX)?;
     // As if it had begun just now and did not end while this runs.
     let now = monotonic_s();
     range
@@ -170,9 +179,14 @@ fn challenge((column, from, to): (&str, &str, &str)) -> Result<()> {
         let client: IpAddr = if at.is_ipv4() { "10.0.0.7" } else { "2001:db8::7" }.parse()?;
         let near = open(client, at)?;
         let _far = listener.accept().context("accepting")?;
-        let syn = shot(from, to, 80, true)?;
+        let ethernet = shot(from, to, 80, true)?[..14].to_vec();
+        let syn = [
+            ethernet.clone(),
+            siege::syn(SocketAddr::new(from.parse()?, 40_000), at),
+        ]
+        .concat();
         let segment = |source: SocketAddr| {
-            let mut frame = syn[..14].to_vec();
+            let mut frame = ethernet.clone();
             frame.extend(packet::tcp(source, at, ACK, 1));
             frame
         };

@@ -134,20 +134,20 @@ pub fn while_firing<T>(generators: &[Generator], work: impl FnOnce() -> Result<T
     let stop = AtomicBool::new(false);
     let processors = std::thread::available_parallelism()?.get();
     let ready = Barrier::new(generators.len() + 1);
-    let (done, begin) = std::thread::scope(|scope| -> Result<(T, Instant)> {
+    std::thread::scope(|scope| -> Result<(T, Duration)> {
         let threads: Vec<_> = generators
             .iter()
             .enumerate()
             .map(|(index, generator)| {
                 let (stop, ready) = (&stop, &ready);
-                scope.spawn(move || -> Result<()> {
+                scope.spawn(move || -> Result<Instant> {
                     let pinned = pin_to(index % processors);
                     ready.wait();
                     pinned?;
                     while !stop.load(Ordering::Relaxed) {
                         test_run(generator.program(), generator.frame(), CALL)?;
                     }
-                    Ok(())
+                    Ok(Instant::now())
                 })
             })
             .collect();
@@ -155,14 +155,16 @@ pub fn while_firing<T>(generators: &[Generator], work: impl FnOnce() -> Result<T
         let begin = Instant::now();
         let done = work();
         stop.store(true, Ordering::Relaxed);
+        let mut end = begin;
         for thread in threads {
-            thread
-                .join()
-                .map_err(|_| anyhow::anyhow!("a generator panicked"))??;
+            end = end.max(
+                thread
+                    .join()
+                    .map_err(|_| anyhow::anyhow!("a generator panicked"))??,
+            );
         }
-        Ok((done?, begin))
-    })?;
-    Ok((done, begin.elapsed()))
+        Ok((done?, end - begin))
+    })
 }
 
 /// [`while_firing`] for so long.

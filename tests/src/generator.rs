@@ -62,7 +62,10 @@ impl Generator {
             counter,
             begun_at: number,
             _programs: programs,
-            frame: frame.to_vec(),
+            frame: match end {
+                End::Program(_) => frame.to_vec(),
+                End::Redirect(_) => [frame, &[0; SPARE]].concat(),
+            },
         })
     }
 
@@ -95,6 +98,10 @@ struct Layout {
 }
 
 const NETWORK: usize = 14;
+/// Behind a frame that is redirected.
+const SPARE: usize = 4;
+/// `bpf_xdp_adjust_tail`
+const ADJUST_TAIL: i32 = 65;
 const TCP: u8 = 6;
 
 impl Layout {
@@ -132,6 +139,7 @@ impl Layout {
 mod code {
     pub const ADD: u8 = 0x07;
     pub const ADD_REGISTER: u8 = 0x0f;
+    pub const SUBTRACT_REGISTER: u8 = 0x1f;
     pub const MULTIPLY_REGISTER: u8 = 0x2f;
     pub const OR: u8 = 0x47;
     pub const AND: u8 = 0x57;
@@ -188,6 +196,20 @@ fn code(
 
     // 6: context, 7: data, 8: its end, 9: the number of this packet.
     let mut code = vec![mov(6, 1), insn(LOAD, 7, 6, 0, 0), insn(LOAD, 8, 6, 4, 0)];
+    if let End::Program(_) = end {
+        // As long as it was: the program behind may have answered in it.
+        code.extend([
+            mov(3, 8),
+            insn(SUBTRACT_REGISTER, 3, 7, 0, 0),
+            mov_imm(2, frame.len() as i32),
+            insn(SUBTRACT_REGISTER, 2, 3, 0, 0),
+            insn(IF_EQUAL, 2, 0, 2, 0),
+            mov(1, 6),
+            call(ADJUST_TAIL),
+            insn(LOAD, 7, 6, 0, 0),
+            insn(LOAD, 8, 6, 4, 0),
+        ]);
+    }
     code.extend([
         mov(2, 7),
         insn(ADD, 2, 0, 0, frame.len() as i32),
@@ -308,9 +330,17 @@ fn code(
             code.extend(load_map(2, programs));
             code.extend([mov_imm(3, 0), call(12)]);
         }
-        End::Redirect(ifindex) => {
-            code.extend([mov_imm(1, ifindex.cast_signed()), mov_imm(2, 0), call(23), EXIT])
-        }
+        End::Redirect(ifindex) => code.extend([
+            // Shorter by the spare bytes: a frame that comes back has the length of what was sent back in it, and the
+            // kernel sets that right only for who changes it.
+            mov(1, 6),
+            mov_imm(2, -(SPARE as i32)),
+            call(ADJUST_TAIL),
+            mov_imm(1, ifindex.cast_signed()),
+            mov_imm(2, 0),
+            call(23),
+            EXIT,
+        ]),
     }
     leave_at_end(&mut code);
     code

@@ -56,9 +56,14 @@ pub fn tcp(src: SocketAddr, dst: SocketAddr, flags: u8, sequence: u32) -> Vec<u8
     let mut segment = [src.port(), dst.port()].map(u16::to_be_bytes).concat();
     segment.extend(sequence.to_be_bytes());
     segment.extend([0, 0, 0, 0, 0x50, flags, 0x40, 0, 0, 0, 0, 0]);
-    let sum = transport_checksum(src.ip(), dst.ip(), TCP, &segment);
+    with_checksum(src.ip(), dst.ip(), segment)
+}
+
+/// A TCP segment in its packet; its checksum is filled in.
+pub fn with_checksum(src: IpAddr, dst: IpAddr, mut segment: Vec<u8>) -> Vec<u8> {
+    let sum = transport_checksum(src, dst, TCP, &segment);
     segment[16..18].copy_from_slice(&sum.to_be_bytes());
-    ip(src.ip(), dst.ip(), TCP, &segment)
+    ip(src, dst, TCP, &segment)
 }
 
 /// An ICMP message of the addresses' family in its packet: type, code, the four bytes behind the checksum, the rest.

@@ -10,7 +10,7 @@
 //! the kernel moves the work of a queue to another processor is a weakness of this place, not of a defence.
 
 use crate::agent::PREFIX;
-use crate::bpf::{EXIT, Insn, empty_drop, insn, load, mov, mov_imm};
+use crate::bpf::{EXIT, Insn, call, empty_drop, insn, load, mov, mov_imm};
 use crate::frame::hardware_address;
 use crate::generator::{Attack, Generator, Vary};
 use crate::honest::{self, Fared, Held, PAGE, SlowClients};
@@ -19,7 +19,7 @@ use crate::netns::{Namespace, ip};
 use crate::packet::{self, ACK, FIN, Piece, RST, SYN, Wire};
 use crate::program::{Daemon, fetched, run};
 use crate::rotate::End;
-use crate::stack::wait_for_port;
+use crate::stack::{established, wait_for_port};
 use anyhow::{Context, Result, ensure};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
@@ -199,9 +199,20 @@ impl Assault {
                     fragment: true,
                 },
             ),
-            _ => tcp(SYN),
+            _ => (syn(src, SocketAddr::new(server, WEB)), vary),
         })
     }
+}
+
+/// A SYN as Linux sends it, with all its options.
+pub fn syn(src: SocketAddr, dst: SocketAddr) -> Vec<u8> {
+    const HEADER_WORDS: u8 = 10;
+    let mut segment = [src.port(), dst.port()].map(u16::to_be_bytes).concat();
+    segment.extend([0; 8]);
+    segment.extend([HEADER_WORDS << 4, SYN, 0xfa, 0xf0, 0, 0, 0, 0]);
+    // MSS, SACK permitted, timestamps, window scale.
+    segment.extend([2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7]);
+    packet::with_checksum(src.ip(), dst.ip(), segment)
 }
 
 /// What came of one attack.
@@ -214,7 +225,7 @@ pub struct Outcome {
     /// What all processors spent in soft interrupts for each of those packets, in nanoseconds, by /proc/stat: there the
     /// server's side of the link runs, while generators run in system time.
     pub shed_ns: f64,
-    /// Connections with half a header that stand at the end.
+    /// Connections with half a header that the server has at the end.
     pub slow: usize,
 }
 
@@ -377,7 +388,10 @@ impl Siege {
         let held = echoes
             .join()
             .map_err(|_| anyhow::anyhow!("the client panicked"))??;
-        let open = slow.as_ref().map_or(0, SlowClients::open);
+        let open = match &slow {
+            Some(_) => established(&self.server, WEB)?,
+            None => 0,
+        };
         attack.stop()?;
         trickle.map(Trickle::stop).transpose()?;
         slow.map(SlowClients::stop).transpose()?;
@@ -506,18 +520,31 @@ fn softirq() -> Result<Duration> {
     Ok(TICK * ticks)
 }
 
-/// Passes what is for an honest client, its neighbours and the link; drops the rest.
+/// Passes what is for an honest client, its neighbours and the link; drops the rest. Of SYN-ACKs it passes those that the client
+/// asked for: like most clients, this one is behind something that knows its connections, and sends no RST for the others.
 fn door() -> Result<Vec<Insn>> {
     const LOAD: u8 = 0x61;
     const LOAD_HALF: u8 = 0x69;
     const LOAD_BYTE: u8 = 0x71;
+    const STORE: u8 = 0x63;
+    const AND: u8 = 0x57;
+    const ADD: u8 = 0x07;
     const IF_EQUAL: u8 = 0x15;
+    const IF_NOT_EQUAL: u8 = 0x55;
     const IF_EQUAL_32: u8 = 0x16;
     const IF_GREATER_REGISTER: u8 = 0x2d;
+    const JUMP: u8 = 0x05;
+    const SKC_LOOKUP_TCP: i32 = 99;
+    const SK_RELEASE: i32 = 86;
+    const THIS_NAMESPACE: i32 = -1;
+    const ICMPV6: i32 = 58;
+    const TCP: i32 = 6;
+    const SYN_ACK: i32 = 0x12;
+    // Places to jump to.
     const PASS: i16 = i16::MAX;
     const DROP: i16 = i16::MAX - 1;
-    const NEXT: i16 = i16::MAX - 2;
-    const ICMPV6: i32 = 58;
+    const IPV6: i16 = i16::MAX - 2;
+    const CLIENT: [i16; 2] = [i16::MAX - 3, i16::MAX - 4];
     let word = |text: &str| -> Result<i32> {
         let octets = match text.parse::<IpAddr>()? {
             IpAddr::V4(v4) => v4.octets(),
@@ -525,42 +552,75 @@ fn door() -> Result<Vec<Insn>> {
         };
         Ok(i32::from_ne_bytes(octets))
     };
+    // 6: context, 7: data, 8: its end.
     let mut code = vec![
-        insn(LOAD, 2, 1, 0, 0),
-        insn(LOAD, 3, 1, 4, 0),
-        mov(4, 2),
-        insn(0x07, 4, 0, 0, 54),
-        insn(IF_GREATER_REGISTER, 4, 3, PASS, 0),
-        insn(LOAD_HALF, 5, 2, 12, 0),
-        insn(IF_EQUAL, 5, 0, NEXT, i32::from(0x86dd_u16.to_be())),
-        insn(0x55, 5, 0, PASS, i32::from(0x0800_u16.to_be())),
-        insn(LOAD, 4, 2, 30, 0),
+        mov(6, 1),
+        insn(LOAD, 7, 1, 0, 0),
+        insn(LOAD, 8, 1, 4, 0),
+        mov(4, 7),
+        insn(ADD, 4, 0, 0, 54),
+        insn(IF_GREATER_REGISTER, 4, 8, PASS, 0),
+        insn(LOAD_HALF, 5, 7, 12, 0),
+        insn(IF_EQUAL, 5, 0, IPV6, i32::from(0x86dd_u16.to_be())),
+        insn(IF_NOT_EQUAL, 5, 0, PASS, i32::from(0x0800_u16.to_be())),
     ];
-    for address in [V4.client, V4.slow, V4.gateway] {
-        code.push(insn(IF_EQUAL_32, 4, 0, PASS, word(address)?));
+    let mut places = Vec::new();
+    for (family, [client, slow, gateway], destination, protocol, addresses, ports, size) in [
+        (0, [V4.client, V4.slow, V4.gateway], 30, 23, 26..34, 34, 12),
+        (1, [V6.client, V6.slow, V6.gateway], 50, 20, 22..54, 54, 36),
+    ] {
+        if family == 1 {
+            places.push((IPV6, code.len()));
+            code.extend([
+                insn(LOAD_BYTE, 4, 7, protocol, 0),
+                insn(IF_EQUAL, 4, 0, PASS, ICMPV6),
+            ]);
+        }
+        code.push(insn(LOAD, 4, 7, destination, 0));
+        code.push(insn(IF_EQUAL_32, 4, 0, CLIENT[family], word(client)?));
+        for address in [slow, gateway] {
+            code.push(insn(IF_EQUAL_32, 4, 0, PASS, word(address)?));
+        }
+        code.push(insn(JUMP, 0, 0, DROP, 0));
+
+        places.push((CLIENT[family], code.len()));
+        code.extend([
+            insn(LOAD_BYTE, 4, 7, protocol, 0),
+            insn(IF_NOT_EQUAL, 4, 0, PASS, TCP),
+            mov(4, 7),
+            insn(ADD, 4, 0, 0, i32::from(ports) + 14),
+            insn(IF_GREATER_REGISTER, 4, 8, DROP, 0),
+            insn(LOAD_BYTE, 4, 7, ports + 13, 0),
+            insn(AND, 4, 0, 0, SYN_ACK),
+            insn(IF_NOT_EQUAL, 4, 0, PASS, SYN_ACK),
+        ]);
+        // `struct bpf_sock_tuple`: addresses, then ports, as they stand in the packet.
+        let fields = addresses.step_by(4).chain([ports]);
+        for (at, field) in (-40_i16..).step_by(4).zip(fields) {
+            code.extend([insn(LOAD, 4, 7, field, 0), insn(STORE, 10, 4, at, 0)]);
+        }
+        code.extend([
+            mov(1, 6),
+            mov(2, 10),
+            insn(ADD, 2, 0, 0, -40),
+            mov_imm(3, size),
+            mov_imm(4, THIS_NAMESPACE),
+            mov_imm(5, 0),
+            call(SKC_LOOKUP_TCP),
+            insn(IF_EQUAL, 0, 0, DROP, 0),
+            mov(1, 0),
+            call(SK_RELEASE),
+            insn(JUMP, 0, 0, PASS, 0),
+        ]);
     }
-    code.push(insn(0x05, 0, 0, DROP, 0));
-    let ipv6 = code.len() as i16;
-    code.extend([
-        insn(LOAD_BYTE, 4, 2, 20, 0),
-        insn(IF_EQUAL, 4, 0, PASS, ICMPV6),
-        insn(LOAD, 4, 2, 50, 0),
-    ]);
-    for address in [V6.client, V6.slow, V6.gateway] {
-        code.push(insn(IF_EQUAL_32, 4, 0, PASS, word(address)?));
-    }
-    let drop = code.len() as i16;
+    places.push((DROP, code.len()));
     code.extend([mov_imm(0, 1), EXIT]);
-    let pass = code.len() as i16;
+    places.push((PASS, code.len()));
     code.extend([mov_imm(0, 2), EXIT]);
     for (index, insn) in code.iter_mut().enumerate() {
-        let target = match insn.offset {
-            PASS => pass,
-            DROP => drop,
-            NEXT => ipv6,
-            _ => continue,
-        };
-        insn.offset = target - index as i16 - 1;
+        if let Some((_, place)) = places.iter().find(|(name, _)| *name == insn.offset) {
+            insn.offset = (place - index - 1) as i16;
+        }
     }
     Ok(code)
 }
@@ -639,7 +699,7 @@ impl Trickle {
                 while !stop.load(Ordering::Relaxed) {
                     while f64::from(sent) < begin.elapsed().as_secs_f64() * Trickle::PER_SECOND {
                         let src = SocketAddr::new(source(sent), 1024 + (sent / 7 % 60_000) as u16);
-                        wire.send(&packet::tcp(src, SocketAddr::new(server, WEB), SYN, sent))?;
+                        wire.send(&syn(src, SocketAddr::new(server, WEB)))?;
                         sent += 1;
                     }
                     std::thread::sleep(Duration::from_millis(1));

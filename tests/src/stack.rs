@@ -91,6 +91,21 @@ fn has_port(namespace: &Namespace, protocol: &str, port: u16) -> Result<bool> {
     Ok(false)
 }
 
+/// Established TCP connections at a port of the namespace.
+///
+/// # Errors
+/// The kernel's tables cannot be read.
+pub fn established(namespace: &Namespace, port: u16) -> Result<usize> {
+    const ESTABLISHED: &str = "01";
+    let wanted = format!(":{port:04X}");
+    let text = read(namespace, "tcp")? + &read(namespace, "tcp6")?;
+    let rows = text.lines().map(|line| line.split_whitespace().skip(1));
+    Ok(rows
+        .filter_map(|mut row| Some((row.next()?, row.nth(1)?)))
+        .filter(|(local, state)| local.ends_with(&wanted) && *state == ESTABLISHED)
+        .count())
+}
+
 /// A file of `/proc/net` as the namespace sees it.
 fn read(namespace: &Namespace, name: &str) -> Result<String> {
     // Not /proc/net: that is the namespace of the process's first thread.

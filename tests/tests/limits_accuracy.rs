@@ -120,8 +120,8 @@ fn a_hundred_sources_get_their_rates() -> Result<()> {
 
 #[test]
 fn ten_thousand_sources_get_their_rates() -> Result<()> {
-    sources(10_000, 20, 60, false, V4)?;
-    sources(10_000, 20, 60, true, V6)
+    sources(10_000, 10, 40, false, V4)?;
+    sources(10_000, 10, 40, true, V6)
 }
 
 /// A word for all processors: not one packet too many, and hardly one too few.
