@@ -150,14 +150,14 @@ const LOOPBACK: u32 = 1;
 /// While a scope is challenged: SYNs that are answered, segments of a connection that stands, and of none.
 fn challenge((column, from, to): (&str, &str, &str)) -> Result<()> {
     let namespace = Namespace::unique(PREFIX, "host")?;
-    for route in [
-        "route add local 10.0.0.0/8 dev lo",
-        "-6 route add local 2001:db8::/64 dev lo",
-    ] {
-        namespace.ip(route)?;
+    let (client, len) = if to.contains(':') {
+        ("2001:db8::7", 128)
+    } else {
+        ("10.0.0.7", 32)
+    };
+    for address in [to, client] {
+        namespace.address("lo", &format!("{address}/{len}"))?;
     }
-    let len = if to.contains(':') { 128 } else { 32 };
-    namespace.address("lo", &format!("{to}/{len}"))?;
     namespace.sysctl("net/ipv4/tcp_syncookies", "2")?;
     let mut range = Range::new(&policy(
         "new_connections = { total = \"10/s\" }\non_excess = \"challenge\"",
@@ -176,7 +176,7 @@ fn challenge((column, from, to): (&str, &str, &str)) -> Result<()> {
     namespace.run(|| -> Result<()> {
         let at = SocketAddr::new(to.parse()?, 80);
         let listener = TcpListener::bind(at).context("listening")?;
-        let client: IpAddr = if at.is_ipv4() { "10.0.0.7" } else { "2001:db8::7" }.parse()?;
+        let client: IpAddr = client.parse()?;
         let near = open(client, at)?;
         let _far = listener.accept().context("accepting")?;
         let ethernet = shot(from, to, 80, true)?[..14].to_vec();

@@ -140,30 +140,30 @@ pub fn while_firing<T>(generators: &[Generator], work: impl FnOnce() -> Result<T
             .enumerate()
             .map(|(index, generator)| {
                 let (stop, ready) = (&stop, &ready);
-                scope.spawn(move || -> Result<Instant> {
+                scope.spawn(move || -> Result<(Instant, Instant)> {
                     let pinned = pin_to(index % processors);
                     ready.wait();
                     pinned?;
+                    let begin = Instant::now();
                     while !stop.load(Ordering::Relaxed) {
                         test_run(generator.program(), generator.frame(), CALL)?;
                     }
-                    Ok(Instant::now())
+                    Ok((begin, Instant::now()))
                 })
             })
             .collect();
         ready.wait();
-        let begin = Instant::now();
         let done = work();
         stop.store(true, Ordering::Relaxed);
-        let mut end = begin;
+        let mut span: Option<(Instant, Instant)> = None;
         for thread in threads {
-            end = end.max(
-                thread
-                    .join()
-                    .map_err(|_| anyhow::anyhow!("a generator panicked"))??,
-            );
+            let (begin, end) = thread
+                .join()
+                .map_err(|_| anyhow::anyhow!("a generator panicked"))??;
+            span = Some(span.map_or((begin, end), |(first, last)| (first.min(begin), last.max(end))));
         }
-        Ok((done?, end - begin))
+        let time = span.map_or(Duration::ZERO, |(begin, end)| end - begin);
+        Ok((done?, time))
     })
 }
 
