@@ -8,6 +8,7 @@
 //!
 //! Who is answered is [`crate::decide`]'s business.
 
+use crate::flow::mix;
 use crate::packet::{Frame, Packet, Window as _, tcp};
 
 /// TCP options by their kinds (RFC 9293, RFC 7323, RFC 2018).
@@ -68,6 +69,25 @@ pub struct Segment {
     pub ack: u32,
     /// Bytes of options.
     pub options: u32,
+}
+
+/// Slots of the map `ASKED` (`u64` each): the [`asked`] of challenges that were given lately.
+pub const ASKED: u32 = 1 << 19;
+
+/// Keyed mark of a challenge: who was asked, and the sequence number of the SYN. The answer has the next one.
+///
+/// A cookie says nothing of the SYN: for two minutes it fits any segment of the same ports whose numbers are as far apart.
+/// The socket of a peer that waits out the end of an earlier connection sends just such a segment when a SYN that was forged in
+/// its name is answered. So a cookie proves an address only together with the mark of its own challenge. Marks that were
+/// written over are forgotten; their answers count as handshakes that somebody else remembers.
+#[inline(always)]
+pub const fn asked(packet: &Packet, seq: u32, seed: u64) -> u64 {
+    let mut mixed = mix(seed ^ packet.src.high ^ packet.dst.high.rotate_left(29));
+    mixed = mix(mixed ^ packet.src.low);
+    mixed = mix(mixed ^ packet.dst.low.rotate_left(7));
+    let ports = (packet.src_port as u64) << 48 | (packet.dst_port as u64) << 32;
+    // Never that of an empty slot.
+    mix(mixed ^ ports ^ seq as u64 ^ seed.rotate_left(32)) | 1 << 63
 }
 
 /// The TCP header of a packet that was read before.

@@ -16,7 +16,7 @@ use crate::control::Config;
 use crate::flow::Set;
 use crate::image::{Image, Page, Pages};
 use crate::limit::{self, Charge, Kind, Profile, Rate, count, flag, profile, scope, source_hash};
-use crate::packet::{Packet, protocol};
+use crate::packet::{Packet, protocol, tcp};
 use crate::verdict::Reason;
 
 /// What is known of a packet beside itself: a plain word, as it crosses between functions of the kernel.
@@ -30,7 +30,8 @@ impl Told {
     pub const UNKNOWN: Told = Told(1);
     /// Of a connection.
     pub const CONNECTED: Told = Told(2);
-    /// It ends a handshake that a listener remembers.
+    /// It ends a handshake that a listener remembers, or brings back a cookie that was not given for it here: the kernel's own, or
+    /// one that fits by chance (see [`crate::cookie::asked`]).
     pub const REMEMBERED: Told = Told(3);
     /// It brings a valid cookie back.
     pub const PROVEN: Told = Told(4);
@@ -472,7 +473,7 @@ impl<'a, L: Limiter, P: Page> Meter<'a, L, P> {
         if self.told.is(Told::DECLINED) {
             // The listener takes it: charged when the handshake ends.
             self.turn_on(scope::CHALLENGED);
-            return Metered(Metered::OPENS.0 | Metered::FREE);
+            return Metered(Metered::FREE);
         }
         let challenged = self.challenges && self.is_on(scope::CHALLENGED);
         if challenged && opens {
@@ -498,11 +499,11 @@ impl<'a, L: Limiter, P: Page> Meter<'a, L, P> {
             if full != 0 && !asked {
                 return Metered::ASK;
             }
-            if full != 0 && (self.told.is(Told::REMEMBERED) || self.told.is(Told::PROVEN)) {
+            if full != 0 && self.completes() {
                 return self.convict(Metered(full));
             }
         }
-        let opens = opens || self.told.is(Told::PROVEN) || (challenged && self.told.is(Told::REMEMBERED));
+        let opens = opens || (self.completes() && (challenged || self.told.is(Told::PROVEN)));
         let proven = self.told.is(Told::CONNECTED) || self.told.is(Told::PROVEN);
         let opens = if opens { Metered::OPENS.0 } else { 0 };
         let reserves = if self.challenges && !proven {
@@ -511,6 +512,13 @@ impl<'a, L: Limiter, P: Page> Meter<'a, L, P> {
             0
         };
         Metered(opens | reserves)
+    }
+
+    /// Whether it ends a handshake: a reset of one passes, for it makes room.
+    #[inline(always)]
+    fn completes(&self) -> bool {
+        (self.told.is(Told::REMEMBERED) || self.told.is(Told::PROVEN))
+            && self.packet.tcp_flags & tcp::RST == 0
     }
 
     #[inline(always)]
@@ -541,6 +549,11 @@ impl<'a, L: Limiter, P: Page> Meter<'a, L, P> {
             let hash = self.hash();
             let line = hash as u32 & self.words.word(scope::COUNT_MASK) as u32;
             let count = self.limiter.count(sketch, line, hash);
+            // A quarter is for those who proved their address: others may have been made to open connections in their name.
+            let most = match self.challenges && self.told.is(Told::REMEMBERED) {
+                true => most - most / 4,
+                false => most,
+            };
             if count >= most as u64 {
                 return self.excess(Reason::LimitSourceConnections).0;
             }

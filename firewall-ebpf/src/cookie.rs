@@ -4,8 +4,8 @@
 //! not translated, and a listener in the socket table.
 
 use crate::frame::XdpFrame;
-use crate::maps::{ANSWERS, LOCAL, PUBLISHED, Room};
-use crate::state::{config, room};
+use crate::maps::{ANSWERS, ASKED, LOCAL, PUBLISHED, Room};
+use crate::state::{config, control, room};
 use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
 use aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as TupleV4;
 use aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as TupleV6;
@@ -130,6 +130,11 @@ pub extern "C" fn challenge_send(ctx: *mut xdp_md, packet: *const Packet, config
     let len = cookie::write(packet, &answer, &mut room.answer);
     let network_at = packet.network_at as u32;
     if replace(ctx, network_at, len, room) {
+        let mark = cookie::asked(packet, room.seq, seed());
+        if let Some(slot) = ASKED.get_ptr_mut(mark as u32 & (cookie::ASKED - 1)) {
+            // SAFETY: an aligned word of a map, written by whole words only.
+            unsafe { slot.write_volatile(mark) };
+        }
         ANSWERED
     } else {
         FAILED
@@ -276,7 +281,8 @@ fn handshake(ctx: *mut c_void, packet: &Packet, segment: Segment, room: &mut Roo
             TCP_LISTEN => {
                 let (ip, tcp) = (room.ip.as_mut_ptr().cast(), room.tcp.as_mut_ptr().cast());
                 match bpf_tcp_check_syncookie(socket.cast(), ip, ip_len, tcp, 24) {
-                    0 => PROVEN,
+                    0 if was_asked(packet, segment.seq.wrapping_sub(1)) => PROVEN,
+                    0 => REMEMBERED,
                     _ => STRANGER,
                 }
             }
@@ -286,6 +292,22 @@ fn handshake(ctx: *mut c_void, packet: &Packet, segment: Segment, room: &mut Roo
         bpf_sk_release(socket.cast());
         answer
     }
+}
+
+/// Whether a SYN of this number was challenged.
+#[inline(always)]
+fn was_asked(packet: &Packet, seq: u32) -> bool {
+    let mark = cookie::asked(packet, seq, seed());
+    // SAFETY: as in `challenge_send`.
+    let found = ASKED
+        .get_ptr(mark as u32 & (cookie::ASKED - 1))
+        .map_or(0, |slot| unsafe { slot.read_volatile() });
+    found == mark
+}
+
+#[inline(always)]
+fn seed() -> u64 {
+    control().map_or(0, |control| control.seed)
 }
 
 /// The socket of a packet, or its listener. It has to be released.

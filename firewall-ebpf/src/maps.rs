@@ -107,6 +107,10 @@ pub static ROOM: PerCpuArray<Room, 1> = PerCpuArray::new();
 #[btf_map]
 pub static ANSWERS: Array<u32, { INTERFACE_CELLS as usize }> = Array::new();
 
+/// Challenges that were given lately, see [`cookie::asked`].
+#[btf_map]
+pub static ASKED: Array<u64, { cookie::ASKED as usize }> = Array::new();
+
 /// By TCP port, a bit each: what comes to this port goes on to another host or port, so no listener here may answer for it.
 #[btf_map]
 pub static PUBLISHED: Array<u64, { cookie::PUBLISHED_WORDS as usize }> = Array::new();

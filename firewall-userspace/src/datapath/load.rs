@@ -90,6 +90,7 @@ const MAPS: &[Shape] = &[
         Reason::COUNT as u32,
     ),
     Shape("ANSWERS", ARRAY, 4, 4, INTERFACE_CELLS),
+    Shape("ASKED", ARRAY, 4, 8, cookie::ASKED),
     Shape("PUBLISHED", ARRAY, 4, 8, cookie::PUBLISHED_WORDS),
 ];
 
