@@ -211,7 +211,7 @@ fn replace(ctx: *mut xdp_md, network_at: u32, len: u32, room: &mut Room) -> bool
         } else {
             new
         };
-        if len < 40 || len > 80 || new > old {
+        if !(40..=80).contains(&len) || new > old {
             return false;
         }
         if new != old && bpf_xdp_adjust_tail(ctx, new as i32 - old as i32) != 0 {

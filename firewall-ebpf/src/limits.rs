@@ -18,7 +18,7 @@ pub struct Given(pub u32);
 impl Given {
     #[inline(always)]
     pub const fn new(image: u32, config: u32, told: Told) -> Given {
-        Given(image % SLOTS | (config % SLOTS) << 8 | told.0 << 16)
+        Given((image % SLOTS) | ((config % SLOTS) << 8) | (told.0 << 16))
     }
     #[inline(always)]
     const fn image(self) -> u32 {

@@ -7,10 +7,10 @@
 use anyhow::{Context, Result};
 use ravelin_tests::agent::PREFIX;
 use ravelin_tests::bench::{Record, quick, wanted};
+use ravelin_tests::bpf::empty_pass;
 use ravelin_tests::kernel::attach_xdp;
 use ravelin_tests::netns::{Namespace, link};
 use ravelin_tests::program::{Daemon, nft, run};
-use ravelin_tests::bpf::empty_pass;
 use ravelin_tests::stack::wait_for_port;
 use ravelin_tests::{Agent, lab};
 use std::os::fd::AsFd;

@@ -6,8 +6,8 @@
 pub mod agent;
 pub mod barrage;
 pub mod bench;
-pub mod bpf;
 pub mod both;
+pub mod bpf;
 pub mod frame;
 pub mod generator;
 pub mod honest;

@@ -132,7 +132,16 @@ fn segment(
     let mut segment = [src.port(), dst.port()].map(u16::to_be_bytes).concat();
     segment.extend(sequence.to_be_bytes());
     segment.extend(acknowledged.to_be_bytes());
-    segment.extend([((20 + options.len()) / 4 << 4) as u8, flags, 0x40, 0, 0, 0, 0, 0]);
+    segment.extend([
+        (((20 + options.len()) / 4) << 4) as u8,
+        flags,
+        0x40,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ]);
     segment.extend(options);
     segment.extend(payload);
     let sum = checksum(&pseudo(src.ip(), dst.ip(), &segment));

@@ -101,16 +101,32 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
         "firewall-userspace/src/datapath/",
         "raw bpf() calls, mmap of images and counters",
     ),
+    (
+        "tests/src/bpf.rs",
+        "programs assembled by hand, loaded by raw bpf() calls",
+    ),
     ("tests/src/frame.rs", "packet sockets have no safe constructor"),
+    (
+        "tests/src/generator.rs",
+        "signals that end runs of its own threads",
+    ),
+    (
+        "tests/src/honest.rs",
+        "socket options that the standard library does not offer",
+    ),
     (
         "tests/src/kernel.rs",
         "BPF_PROG_TEST_RUN with a context, which aya does not offer",
     ),
     (
-        "tests/src/rotate.rs",
-        "a program assembled by hand, loaded by raw bpf() calls",
+        "tests/src/siege.rs",
+        "real-time scheduling, which nix does not offer",
     ),
     ("tests/src/tun.rs", "the ioctl that makes a TUN device"),
+    (
+        "tests/tests/e2e_challenge.rs",
+        "listen() with a backlog, and TCP_INFO, which the standard library does not offer",
+    ),
 ];
 
 pub fn run(args: &Args) -> Result<()> {

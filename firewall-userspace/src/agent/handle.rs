@@ -4,8 +4,8 @@ use super::config::Mode;
 use super::counters::{ServiceKey, Totals};
 use super::reload::Refusal;
 use crate::api::types::{
-    AnomalyList, Applied, ApplyRequest, BanList, BanRequest, BanRow, Banned, Count, CounterRow, Edit, LimitState, RuleRow,
-    ServiceRow, Status, UnbanRequest, Unbanned,
+    AnomalyList, Applied, ApplyRequest, BanList, BanRequest, BanRow, Banned, Count, CounterRow, Edit,
+    LimitState, RuleRow, ServiceRow, Status, UnbanRequest, Unbanned,
 };
 use crate::datapath::{Flow, Part};
 use crate::detect::Kind;

@@ -143,7 +143,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     if config.detect.enabled {
         let (state_dir, hub) = (config.state_dir.clone(), hub.clone());
-        tasks.spawn(detect::watch::run(config.detect, state_dir, agent.clone(), hub, board));
+        tasks.spawn(detect::watch::run(
+            config.detect,
+            state_dir,
+            agent.clone(),
+            hub,
+            board,
+        ));
     }
     let hinted = agent.clone();
     tasks.spawn(watch::run(files, move || {

@@ -9,8 +9,8 @@ use super::links::State as LinkState;
 use super::owner::Owner;
 use super::reload::{Origin, chain};
 use crate::api::types::{
-    AnomalyList, BanStatus, Count, CounterRow, FlowStatus, InterfaceStatus, LimitRow, LimitState, PolicyStatus, RuleRow,
-    ServiceRow, Status, Uncovered,
+    AnomalyList, BanStatus, Count, CounterRow, FlowStatus, InterfaceStatus, LimitRow, LimitState,
+    PolicyStatus, RuleRow, ServiceRow, Status, Uncovered,
 };
 use crate::datapath::{Datapath, DatapathError, Ingress, Interface, Options, Part, TcMode};
 use crate::detect::Kind;

@@ -3,10 +3,10 @@
 use super::kernel::ONE_BUFFER;
 use super::{Area, Finding, Severity};
 use crate::api::types::InterfaceStatus;
-use crate::datapath::{Ingress, Interface, TcMode};
 use crate::datapath::device::Device;
 use crate::datapath::netlink::Headers;
 use crate::datapath::others::{Occupant, Point};
+use crate::datapath::{Ingress, Interface, TcMode};
 use std::collections::HashSet;
 
 /// One of them.

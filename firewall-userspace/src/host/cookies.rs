@@ -81,9 +81,18 @@ mod tests {
         };
         assert!(all.given() && all.carry_options());
         for one in [
-            Cookies { timestamps: Some(1), ..all.clone() },
-            Cookies { sack: Some(0), ..all.clone() },
-            Cookies { window_scaling: Some(0), ..all.clone() },
+            Cookies {
+                timestamps: Some(1),
+                ..all.clone()
+            },
+            Cookies {
+                sack: Some(0),
+                ..all.clone()
+            },
+            Cookies {
+                window_scaling: Some(0),
+                ..all.clone()
+            },
         ] {
             assert!(!one.carry_options(), "{one:?}");
         }
