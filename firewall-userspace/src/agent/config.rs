@@ -313,13 +313,105 @@ fn mistake(text: &str, path: &Path, error: &toml::de::Error) -> Diagnostic {
             };
             (format!("unknown key \"{key}\" ({})", known.join(", ")), hint)
         }
-        None => (told.replace(", expected i64", ", expected a number"), None),
+        None => {
+            let key = error.span().and_then(|span| key_before(text, span.start));
+            reworded(told, key.unwrap_or("the value"))
+                .unwrap_or_else(|| (told.replace(", expected i64", ", expected a number"), None))
+        }
     };
     let found = match error.span() {
         Some(span) => Text::new(path, text).diagnostic(span, message),
         None => Diagnostic::whole_file(path, message),
     };
     Diagnostic { hint, ..found }
+}
+
+/// The key whose value starts here, if it stands in the same line.
+fn key_before(text: &str, start: usize) -> Option<&str> {
+    let line = text.get(..start)?.rsplit('\n').next()?;
+    let before = line.trim_end().strip_suffix('=')?.trim_end();
+    let key = before.rsplit(['{', ',', ' ', '\t', '.']).next()?;
+    (!key.is_empty()).then_some(key)
+}
+
+/// A value of another type than its key takes, and a word that is none of those it takes, with what to write.
+fn reworded(told: &str, key: &str) -> Option<(String, Option<String>)> {
+    if let Some(rest) = told.strip_prefix("unknown variant `") {
+        let (word, expected) = rest.split_once('`')?;
+        let known: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
+        let (last, first) = known.split_last()?;
+        let accepted = match first {
+            [] => (*last).to_owned(),
+            _ => format!("{} or {last}", first.join(", ")),
+        };
+        let hint = did_you_mean(word, "", known.iter().copied());
+        return Some((format!("unknown {key} \"{word}\" ({accepted})"), hint));
+    }
+    let (found, expected) = told.strip_prefix("invalid type: ")?.split_once(", expected ")?;
+    let kind = match found.split([' ', '`']).next()? {
+        "string" => "a string",
+        "integer" => "a number",
+        "floating" => "a fraction",
+        "boolean" => "true or false",
+        "sequence" => "a list",
+        "map" => "a table",
+        _ => return None,
+    };
+    let given = found.split(['`', '"']).nth(1).unwrap_or_default();
+    let (wanted, hint) = match (expected, kind) {
+        ("i64", _) => {
+            let number = whole_number(given).map_or("a number such as 65536".to_owned(), |number| {
+                format!("{key} = {number}")
+            });
+            ("a number", Some(format!("write {number}")))
+        }
+        ("f64", _) => ("a number", Some("write a number such as 2 or 1.5".to_owned())),
+        ("a string", "a number") if key == "memory" => {
+            ("a string", Some("write a size such as \"256MB\"".to_owned()))
+        }
+        ("a string", "a number") if TIMES.contains(&key) => {
+            ("a string", Some(format!("write {key} = \"{given}s\"")))
+        }
+        ("a string", "a number") => ("a string", Some(format!("write {key} = \"{given}\""))),
+        ("a string", _) => ("a string", None),
+        ("a boolean", _) => ("true or false", None),
+        _ => return None,
+    };
+    Some((format!("\"{key}\" is {kind}, not {wanted}"), hint))
+}
+
+/// Keys of the file that take a time.
+const TIMES: [&str; 17] = [
+    "recount",
+    "quiet",
+    "longest",
+    "forget",
+    "interval",
+    "warm_up",
+    "ends_after",
+    "normal_after",
+    "udp",
+    "udp_conversation",
+    "echo",
+    "other",
+    "syn_sent",
+    "established",
+    "fin",
+    "closing",
+    "reset",
+];
+
+/// `64k` and `65,536` as the number that is meant.
+fn whole_number(text: &str) -> Option<u64> {
+    let plain: String = text.chars().filter(|c| !matches!(c, ',' | '_' | ' ')).collect();
+    let (digits, factor) = match plain.strip_suffix(['k', 'K']) {
+        Some(digits) => (digits, 1000),
+        None => match plain.strip_suffix('M') {
+            Some(digits) => (digits, 1_000_000),
+            None => (&plain[..], 1),
+        },
+    };
+    digits.parse::<u64>().ok()?.checked_mul(factor)
 }
 
 /// Flags, or what the file has if there are none.
@@ -898,7 +990,41 @@ mod tests {
             ("flows_max = 1000", "1:1", "hint: write max below [flows]"),
             ("[flow]\nmax = 1000", "1:2", "did you mean \"flows\"?"),
             ("flows = 3", "1:9", "expected a table: [flows]"),
-            ("[flows]\nmax = \"1000\"", "2:7", "expected a number"),
+            (
+                "[flows]\nmax = \"1000\"",
+                "2:7",
+                "\"max\" is a string, not a number",
+            ),
+            ("[limits]\nsources = \"64k\"", "2:11", "write sources = 64000"),
+            (
+                "[limits]\nsources = \"many\"",
+                "2:11",
+                "write a number such as 65536",
+            ),
+            (
+                "limits = { connections = 1.5 }",
+                "1:26",
+                "\"connections\" is a fraction, not a number",
+            ),
+            ("[limits]\nmemory = 256", "2:10", "write a size such as \"256MB\""),
+            (
+                "[limits]\nrecount = 10",
+                "2:11",
+                "\"recount\" is a number, not a string",
+            ),
+            ("[limits]\nrecount = 10", "2:11", "hint: write recount = \"10s\""),
+            ("limits.quiet = 30", "1:16", "hint: write quiet = \"30s\""),
+            (
+                "[detect]\nsensitivity = \"medium\"",
+                "2:15",
+                "unknown sensitivity \"medium\" (low, normal or high)",
+            ),
+            (
+                "[detect]\nenabled = \"yes\"",
+                "2:11",
+                "\"enabled\" is a string, not true or false",
+            ),
+            ("log_format = \"jsn\"", "1:14", "did you mean \"json\"?"),
             (
                 "[flows]\ntimeouts = 3",
                 "2:12",
