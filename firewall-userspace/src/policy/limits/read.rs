@@ -346,11 +346,14 @@ fn rate_of(limit: &Value, kind: Kind, scope: Scope, findings: &mut Findings<'_>)
         Content::Text(text) if text == UNLIMITED => return Some(None),
         Content::Text(text) => text::rate(text, kind, scope),
         Content::Number(number) => {
-            let unit = if kind == Kind::Bytes { "B" } else { "" };
+            let hint = match kind {
+                Kind::Bytes => text::example(&number.to_string(), kind, scope),
+                _ => format!("write \"{number}/s\""),
+            };
             findings.error(
                 &limit.span,
                 format!("{number} is not a rate: it has no time (/s, /min or /h)"),
-                Some(format!("write \"{number}{unit}/s\"")),
+                Some(hint),
             );
             return None;
         }

@@ -106,7 +106,30 @@ fn what_is_no_rate_is_told_with_what_would_be() {
             "unknown time \"seconds\" (s, min or h)",
             Some("write \"50/s\""),
         ),
-        ("50/day", "day", "unknown time \"day\" (s, min or h)", None),
+        (
+            "50/day",
+            "day",
+            "unknown time \"day\" (s, min or h)",
+            Some("the shortest time is /s, the longest /h"),
+        ),
+        (
+            "50/ms",
+            "ms",
+            "unknown time \"ms\" (s, min or h)",
+            Some("the shortest time is /s, the longest /h"),
+        ),
+        (
+            "20kpps",
+            "20kpps",
+            "\"20kpps\" is not a rate: it has no time (/s, /min or /h)",
+            Some("write \"20k/s\""),
+        ),
+        (
+            "none",
+            "none",
+            "\"none\" is not a rate: it has no time (/s, /min or /h)",
+            Some("write \"unlimited\", or \"50/s\", \"20k/s\" or \"600/min\""),
+        ),
         (
             "50 / s",
             "50 / s",
@@ -125,7 +148,18 @@ fn what_is_no_rate_is_told_with_what_would_be() {
             "\"-5\" is negative (a number such as 50, 20k or 1.5M)",
             None,
         ),
-        ("20,000/s", ",000", "unknown unit \",000\" (k, M or G)", None),
+        (
+            "1,000/s",
+            "1,000/s",
+            "\"1,000/s\" has a comma in it",
+            Some("write \"1000/s\""),
+        ),
+        (
+            "1,5k/s",
+            "1,5k/s",
+            "\"1,5k/s\" has a comma in it",
+            Some("write \"1.5k/s\""),
+        ),
         (
             "5K/s",
             "K",
@@ -153,13 +187,13 @@ fn what_is_no_rate_is_told_with_what_would_be() {
         (
             "1.2345/s",
             "1.2345",
-            "\"1.2345\" does not begin with a number (a number such as 50, 20k or 1.5M)",
+            "\"1.2345\" has not one to three digits behind one point (a number such as 50, 20k or 1.5M)",
             None,
         ),
         (
             "1./s",
             "1.",
-            "\"1.\" does not begin with a number (a number such as 50, 20k or 1.5M)",
+            "\"1.\" has not one to three digits behind one point (a number such as 50, 20k or 1.5M)",
             None,
         ),
         (
@@ -175,9 +209,9 @@ fn what_is_no_rate_is_told_with_what_would_be() {
             None,
         ),
         (
-            "99999999999999999999/s",
-            "99999999999999999999",
-            "\"99999999999999999999\" does not begin with a number (a number such as 50, 20k or 1.5M)",
+            "99999999999999999999999/s",
+            "99999999999999999999999/s",
+            "\"99999999999999999999999/s\" is out of range (1/h to 1,000,000,000/s)",
             None,
         ),
     ];
@@ -186,7 +220,31 @@ fn what_is_no_rate_is_told_with_what_would_be() {
             "100/s",
             "100",
             "\"100\" has no unit (B, kB, MB, GB, KiB, MiB, GiB, kbit, Mbit or Gbit)",
-            Some("write \"100B\", or with a unit such as in \"100MB\""),
+            Some("write for example \"100kB/s\""),
+        ),
+        (
+            "20000",
+            "20000",
+            "\"20000\" is not a rate: it has no time (/s, /min or /h)",
+            Some("write for example \"20000B/s\""),
+        ),
+        (
+            "100Mbps",
+            "100Mbps",
+            "\"100Mbps\" is not a rate: it has no time (/s, /min or /h)",
+            Some("write \"100Mbit/s\" for bits, \"100MB/s\" for bytes"),
+        ),
+        (
+            "100MBps",
+            "100MBps",
+            "\"100MBps\" is not a rate: it has no time (/s, /min or /h)",
+            Some("write \"100MB/s\" for bytes, \"100Mbit/s\" for bits"),
+        ),
+        (
+            "1,536 KiB/s",
+            "1,536 KiB/s",
+            "\"1,536 KiB/s\" has a space in it",
+            Some("write \"1536KiB/s\""),
         ),
         (
             "5M/s",
@@ -251,6 +309,10 @@ fn bursts_sizes_and_bans_have_their_bounds() {
         message(text::burst_of(100, Kind::Bytes, Scope::Source)),
         "\"100\" has no unit (B, kB, MB, GB, KiB, MiB, GiB, kbit, Mbit or Gbit)"
     );
+    for (burst, hint) in [(100, "100kB"), (1, "1MB"), (200_000, "200000B"), (0, "100kB")] {
+        let error = text::burst_of(burst, Kind::Bytes, Scope::Total).unwrap_err();
+        assert_eq!(error.hint, Some(format!("write for example \"{hint}\"")));
+    }
     assert_eq!(
         message(text::burst_of(0, Kind::Packets, Scope::Source)),
         "0 is out of range (1 to 10,000,000)"
@@ -263,7 +325,15 @@ fn bursts_sizes_and_bans_have_their_bounds() {
         message(text::connections_of(2_000_000_000)),
         "2000000000 is out of range (1 to 1,000,000,000)"
     );
+    assert_eq!(
+        text::connections("none").unwrap_err().hint.as_deref(),
+        Some("write \"unlimited\", or a number")
+    );
     assert_eq!(text::on_excess("ban 1h30m"), Ok(OnExcess::Ban(5400)));
+    assert_eq!(
+        text::on_excess("ban 1w").unwrap_err().hint.as_deref(),
+        Some("write \"ban 7d\"")
+    );
     assert_eq!(OnExcess::Ban(5400).to_string(), "ban 1h30m");
     let bad = [
         ("ban 366d", "a ban of 366d is out of range (1s to 365d)"),
@@ -616,7 +686,7 @@ policy.toml:39:43: "1 k/s" has a space in it
 policy.toml:40:25: "100" has no unit (B, kB, MB, GB, KiB, MiB, GiB, kbit, Mbit or Gbit)
    40 | bytes = { per_source = "100/s", burst = "1kB", total = "20000GB/s", total_burst = "9TB" }
       |                         ^^^
-  hint: write "100B", or with a unit such as in "100MB"
+  hint: write for example "100kB/s"
 
 policy.toml:40:56: "20000GB/s" is out of range (1 kB/s to 100 GB/s)
    40 | bytes = { per_source = "100/s", burst = "1kB", total = "20000GB/s", total_burst = "9TB" }
@@ -652,6 +722,46 @@ policy.toml:47:1: unknown key "limits" in an egress rule (name, to, ports, deny)
       | ^^^^^^
   hint: limits are for [[service]]"#;
     assert_eq!(errors(text), expected);
+}
+
+#[test]
+fn what_is_no_table_becomes_one() {
+    let hint = |line: &str| {
+        let errors = errors(&format!("version = 1\n[defaults.limits]\n{line}\n"));
+        errors.split_once("hint: ").expect("a hint").1.to_owned()
+    };
+    for (line, expected) in [
+        (
+            "new_connections = 50",
+            "write new_connections = { per_source = \"50/s\" }, or total = \"50/s\"",
+        ),
+        (
+            "bytes = 100",
+            "write bytes = { per_source = \"100kB/s\" }, or total = \"100kB/s\"",
+        ),
+        (
+            "packets = \"600/min\"",
+            "write packets = { per_source = \"600/min\" }, or total = \"600/min\"",
+        ),
+        (
+            "packets = \"fast\"",
+            "write packets = { per_source = \"20k/s\", total = \"500k/s\" }",
+        ),
+        (
+            "connections = 10",
+            "write connections = { per_source = 10 }, or total = 10",
+        ),
+        (
+            "connections = \"none\"",
+            "write connections = \"unlimited\", or connections = { per_source = 200, total = 20000 }",
+        ),
+        (
+            "packets.per_source = 99999999999999999999999",
+            "write per_source = \"50/s\"",
+        ),
+    ] {
+        assert_eq!(hint(line), expected, "{line}");
+    }
 }
 
 #[test]

@@ -79,9 +79,11 @@ pub fn rate(text: &str, kind: Kind, scope: Scope) -> Result<(u64, Per), TextErro
     let Some((count, time)) = text.split_once('/') else {
         let hint = match quantity(text, kind, 0) {
             Ok(_) => format!("write \"{text}/s\""),
-            Err(_) => {
-                did_you_mean(text, "", ["unlimited"]).unwrap_or_else(|| format!("write {}", forms(kind)))
-            }
+            Err(_) if kind == Kind::Bytes && is_number(text) => example(text, kind, scope),
+            Err(_) if means_unlimited(text) => format!("write \"unlimited\", or {}", forms(kind)),
+            Err(_) => per_second(text, kind)
+                .or_else(|| did_you_mean(text, "", ["unlimited"]))
+                .unwrap_or_else(|| format!("write {}", forms(kind))),
         };
         return Err(error(
             whole,
@@ -89,7 +91,14 @@ pub fn rate(text: &str, kind: Kind, scope: Scope) -> Result<(u64, Per), TextErro
             Some(hint),
         ));
     };
-    let (value, at) = (quantity(count, kind, 0)?, count.len() + 1);
+    let value = match quantity(count, kind, 0) {
+        Err(error) if kind == Kind::Bytes && is_number(count) => {
+            let hint = Some(example(count, kind, scope));
+            return Err(TextError { hint, ..error });
+        }
+        value => value?,
+    };
+    let at = count.len() + 1;
     let Some(&(_, per)) = TIMES.iter().find(|(name, _)| *name == time) else {
         let meant = match time.to_lowercase().as_str() {
             "sec" | "second" | "seconds" => Some("s"),
@@ -100,7 +109,7 @@ pub fn rate(text: &str, kind: Kind, scope: Scope) -> Result<(u64, Per), TextErro
         let hint = match (meant, time) {
             (Some(meant), _) => Some(format!("write \"{count}/{meant}\"")),
             (None, "") => Some(format!("write \"{count}/s\"")),
-            (None, _) => did_you_mean(time, "", TIMES.iter().map(|(name, _)| *name)),
+            (None, _) => Some("the shortest time is /s, the longest /h".to_owned()),
         };
         let at = if time.is_empty() {
             whole
@@ -142,15 +151,99 @@ pub fn burst(text: &str, kind: Kind, scope: Scope) -> Result<u64, TextError> {
         return Err(error(0..text.len(), message, hint));
     }
     no_blanks(text, &|bare| burst(bare, kind, scope).is_ok())?;
-    let value = quantity(text, kind, 0)?;
+    let value = match quantity(text, kind, 0) {
+        Err(error) if kind == Kind::Bytes && is_number(text) => {
+            let hint = Some(burst_example(text, kind, scope));
+            return Err(TextError { hint, ..error });
+        }
+        value => value?,
+    };
     in_range(text, kind, value, bursts(kind, scope))
+}
+
+/// A hint with a rate that has this number and is in range.
+pub fn example(number: &str, kind: Kind, scope: Scope) -> String {
+    let good = with_unit(number, kind, "/s", &|text| rate(text, kind, scope).is_ok());
+    match good {
+        Some(text) => format!("write for example \"{text}\""),
+        None => format!("write {}", forms(kind)),
+    }
+}
+
+fn burst_example(number: &str, kind: Kind, scope: Scope) -> String {
+    let good = with_unit(number, kind, "", &|text| burst(text, kind, scope).is_ok());
+    format!("write for example \"{}\"", good.as_deref().unwrap_or("100kB"))
+}
+
+/// The number with the smallest unit that makes it good.
+pub fn with_unit(number: &str, kind: Kind, time: &str, is_good: &dyn Fn(&str) -> bool) -> Option<String> {
+    let units: &[&str] = match kind {
+        Kind::Bytes => &["B", "kB", "MB"],
+        _ => &[""],
+    };
+    let mut texts = units.iter().map(|unit| format!("{number}{unit}{time}"));
+    texts.find(|text| is_good(text))
+}
+
+fn is_number(text: &str) -> bool {
+    thousandths(text).is_some()
+}
+
+/// Whether it is a word for what is written "unlimited".
+pub fn means_unlimited(text: &str) -> bool {
+    let words = [
+        "none", "no", "off", "inf", "infinite", "infinity", "any", "all", "never",
+    ];
+    words.contains(&text.to_lowercase().as_str())
+}
+
+/// A hint for `100Mbps` and `50pps`.
+fn per_second(text: &str, kind: Kind) -> Option<String> {
+    let letters = text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let digits = &text[..text.len() - letters.len()];
+    if !is_number(digits) {
+        return None;
+    }
+    let unit = letters.to_lowercase();
+    let unit = unit.strip_suffix("ps")?;
+    if kind == Kind::Bytes {
+        let factor = unit
+            .strip_suffix("bit")
+            .or(unit.strip_suffix('b'))
+            .or(unit.strip_suffix("byte"))?;
+        let factor = match factor {
+            "k" => "k",
+            "m" => "M",
+            "g" => "G",
+            _ => return None,
+        };
+        let bits = format!("\"{digits}{factor}bit/s\"");
+        let bytes = format!("\"{digits}{factor}B/s\"");
+        return Some(match letters.contains('B') {
+            true => format!("write {bytes} for bytes, {bits} for bits"),
+            false => format!("write {bits} for bits, {bytes} for bytes"),
+        });
+    }
+    let factor = match unit.trim_end_matches(['p', 'c', 'r']) {
+        "" => "",
+        "k" => "k",
+        "m" => "M",
+        _ => return None,
+    };
+    Some(format!("write \"{digits}{factor}/s\""))
 }
 
 /// A burst that is given as a number.
 pub fn burst_of(value: u64, kind: Kind, scope: Scope) -> Result<u64, TextError> {
     let text = value.to_string();
     match kind {
-        Kind::Bytes => Err(no_unit(&text, 0)),
+        Kind::Bytes => {
+            let hint = Some(burst_example(&text, kind, scope));
+            Err(TextError {
+                hint,
+                ..no_unit(&text, 0)
+            })
+        }
         _ => in_range(&text, kind, value, bursts(kind, scope)),
     }
 }
@@ -244,7 +337,15 @@ pub fn on_excess(text: &str) -> Result<OnExcess, TextError> {
     } else {
         at..at + bare.len()
     };
-    let time = duration::parse(bare).map_err(|message| error(at.clone(), message, None))?;
+    let time = duration::parse(bare).map_err(|message| {
+        let weeks = ["w", "week", "weeks"]
+            .iter()
+            .find_map(|unit| bare.strip_suffix(unit))
+            .and_then(|weeks| weeks.trim_end().parse::<u64>().ok())
+            .filter(|weeks| (1..=52).contains(weeks));
+        let hint = weeks.map(|weeks| format!("write \"ban {}d\"", weeks * 7));
+        error(at.clone(), message, hint)
+    })?;
     match u32::try_from(time.as_secs()) {
         Ok(seconds) if u64::from(seconds) <= LONGEST_BAN => Ok(OnExcess::Ban(seconds)),
         _ => Err(error(
@@ -274,12 +375,14 @@ fn quantity(text: &str, kind: Kind, at: usize) -> Result<u64, TextError> {
         } else {
             place
         };
-        let message = match text.starts_with('-') {
-            true => format!("\"{text}\" is negative ({forms})"),
-            false => format!("\"{text}\" does not begin with a number ({forms})"),
+        let message = if text.starts_with('-') {
+            format!("\"{text}\" is negative ({forms})")
+        } else if digits.is_empty() {
+            format!("\"{text}\" does not begin with a number ({forms})")
+        } else {
+            format!("\"{digits}\" has not one to three digits behind one point ({forms})")
         };
-        let plain: String = text.chars().filter(|c| !matches!(c, ',' | '_')).collect();
-        let hint = (plain != text && quantity(&plain, kind, 0).is_ok()).then(|| format!("write {plain}"));
+        let hint = means_unlimited(text).then(|| "write \"unlimited\", or a number".to_owned());
         return Err(error(at, message, hint));
     };
     let place_of_unit = at + digits.len()..at + text.len();
@@ -321,17 +424,18 @@ fn quantity(text: &str, kind: Kind, at: usize) -> Result<u64, TextError> {
     Ok(u64::try_from(scaled / 1_000_000).unwrap_or(u64::MAX))
 }
 
-/// A number with up to three places behind the point, in thousandths.
+/// A number with up to three places behind the point, in thousandths. What no range holds is the largest there is.
 fn thousandths(text: &str) -> Option<u128> {
     let (whole, fraction) = match text.split_once('.') {
         Some((_, "")) => return None,
         Some((whole, fraction)) => (whole, fraction),
         None => (text, ""),
     };
-    if whole.is_empty() || fraction.len() > 3 || whole.len() > 18 {
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.is_empty() || fraction.len() > 3 || !digits(whole) || !digits(fraction) {
         return None;
     }
-    let whole: u128 = whole.parse().ok()?;
+    let whole: u128 = whole.parse::<u64>().unwrap_or(u64::MAX).into();
     let fraction: u128 = format!("{fraction:0<3}").parse().ok()?;
     Some(whole * 1000 + fraction)
 }
@@ -373,17 +477,31 @@ fn unknown_size(digits: &str, unit: &str, at: Range<usize>) -> TextError {
     error(at, format!("unknown unit \"{unit}\" ({SIZE_NAMES})"), hint)
 }
 
+/// Refuses spaces and the separators of thousands that output has, with the text that is meant.
 fn no_blanks(text: &str, is_good: &dyn Fn(&str) -> bool) -> Result<(), TextError> {
-    if !text.contains(char::is_whitespace) {
+    let separators = [',', '_', '\''];
+    let what = if text.contains(char::is_whitespace) {
+        "a space"
+    } else if text.contains(',') {
+        "a comma"
+    } else if text.contains(separators) {
+        "a separator"
+    } else {
         return Ok(());
+    };
+    let mut bare: String = text.split_whitespace().collect();
+    // A comma that no three digits follow stands for a point.
+    let mut groups = bare.split(',').skip(1);
+    let thousands = groups.all(|group| {
+        let digits = group.bytes().take_while(u8::is_ascii_digit).count();
+        digits == 3
+    });
+    if !thousands && bare.matches(',').count() == 1 {
+        bare = bare.replace(',', ".");
     }
-    let bare: String = text.split_whitespace().collect();
+    bare.retain(|c| !separators.contains(&c));
     let hint = is_good(&bare).then(|| format!("write \"{bare}\""));
-    Err(error(
-        0..text.len(),
-        format!("\"{text}\" has a space in it"),
-        hint,
-    ))
+    Err(error(0..text.len(), format!("\"{text}\" has {what} in it"), hint))
 }
 
 fn error(at: Range<usize>, message: impl Into<String>, hint: Option<String>) -> TextError {

@@ -2,6 +2,7 @@
 
 use super::super::diagnostic::Findings;
 use super::super::limits::Kind;
+use super::super::limits::text::{self, Scope};
 use super::entries::{kind as kind_of, word};
 use super::{Span, Word, known_keys};
 use toml::Spanned;
@@ -202,6 +203,19 @@ fn example(kind: Kind) -> &'static str {
     }
 }
 
+/// What stands alone where a table belongs, as one limit of it.
+fn meant(kind: Kind, text: &str) -> Option<String> {
+    if kind == Kind::Connections {
+        return text::connections(text).ok().map(|number| number.to_string());
+    }
+    let is_good = |text: &str| text::rate(text, kind, Scope::Source).is_ok();
+    let meant = match is_good(text) {
+        true => Some(text.to_owned()),
+        false => text::with_unit(text, kind, "/s", &is_good),
+    };
+    meant.map(|rate| format!("\"{rate}\""))
+}
+
 fn read_pair(kind: Kind, pair: &Spanned<DeValue<'_>>, findings: &mut Findings<'_>) -> Option<Pair> {
     let key = kind.key();
     let unlimited = |span: Span| Value {
@@ -218,10 +232,17 @@ fn read_pair(kind: Kind, pair: &Spanned<DeValue<'_>>, findings: &mut Findings<'_
             });
         }
         other => {
-            let hint = match other {
-                DeValue::String(_) | DeValue::Integer(_) => {
-                    let source = &findings.text.text[pair.span()];
-                    format!("write {key} = {{ per_source = {source} }}, or total = {source}")
+            let meant = match other {
+                DeValue::String(text) => meant(kind, text),
+                DeValue::Integer(number) if number.radix() == 10 => meant(kind, number.as_str()),
+                _ => None,
+            };
+            let hint = match (meant, other) {
+                (Some(meant), _) => {
+                    format!("write {key} = {{ per_source = {meant} }}, or total = {meant}")
+                }
+                (None, DeValue::String(text)) if text::means_unlimited(text) => {
+                    format!("write {key} = \"{UNLIMITED}\", or {key} = {}", example(kind))
                 }
                 _ => format!("write {key} = {}", example(kind)),
             };
@@ -289,7 +310,11 @@ fn value(
                 findings.error(&span, message, Some(format!("write {key} = {example}")));
                 return None;
             }
-            Err(_) => Content::Number(u64::MAX),
+            Err(_) => {
+                let message = format!("the number of \"{key}\" is too large");
+                findings.error(&span, message, Some(format!("write {key} = {example}")));
+                return None;
+            }
         },
         other => {
             let message = format!("\"{key}\" is {}, not {what}", kind_of(other));
