@@ -38,7 +38,7 @@ pub fn read(
         .read(limits, findings),
         None => nothing,
     };
-    for (service, model) in written.services.iter().zip(services) {
+    for (service, model) in written.services.iter().zip(&mut *services) {
         let base = for_service(&defaults, model);
         model.limits = match &service.limits {
             Some(limits) => Table {
@@ -52,6 +52,46 @@ pub fn read(
         };
         model.groups = read_groups(&service.groups, model, groups, findings);
     }
+    if let Some(limits) = &written.limits {
+        warn_of_defaults(limits, &defaults, services, findings);
+    }
+}
+
+/// Warns of an `on_excess` of the defaults that neither they nor a service give anything to.
+fn warn_of_defaults(written: &Written, defaults: &Limits, services: &[Service], findings: &mut Findings<'_>) {
+    let Some(word) = &written.on_excess else { return };
+    let groups = services.iter().flat_map(|service| &service.groups);
+    let all: Vec<&Limits> = groups
+        .map(|group| &group.limits)
+        .chain(services.iter().map(|service| &service.limits))
+        .chain([defaults])
+        .collect();
+    if all.iter().all(|limits| limits.is_empty()) {
+        findings.warn(&word.span, NOTHING_TO_EXCEED, None);
+    } else if let OnExcess::Ban(_) = defaults.on_excess
+        && !all
+            .iter()
+            .any(|limits| matches!(limits.on_excess, OnExcess::Ban(_)) && limits_connections(limits))
+    {
+        warn_of_idle_ban(word, findings);
+    }
+}
+
+const NOTHING_TO_EXCEED: &str = "\"on_excess\" without a limit: nothing can exceed it";
+
+/// Whether it limits the connections of one source: who exceeds that can be banned.
+fn limits_connections(limits: &Limits) -> bool {
+    limits.rates[Kind::NewConnections as usize].per_source.is_some()
+        || limits.connections.per_source.is_some()
+}
+
+fn warn_of_idle_ban(word: &Word, findings: &mut Findings<'_>) {
+    let message = format!(
+        "\"{}\" bans nobody: no connections of a source are limited",
+        word.text
+    );
+    let hint = "add per_source to \"new_connections\" or \"connections\"";
+    findings.warn(&word.span, message, Some(hint.into()));
 }
 
 /// The defaults as far as they can hold for a service.
@@ -304,8 +344,7 @@ impl Table<'_> {
         let Some(word) = &written.on_excess else { return };
         // What the defaults leave open the services fill in, and a group may stand for itself.
         if self.label != "[defaults.limits]" && limits.is_empty() && !self.own_totals {
-            let message = "\"on_excess\" without a limit: nothing can exceed it";
-            findings.warn(&word.span, message, None);
+            findings.warn(&word.span, NOTHING_TO_EXCEED, None);
             return;
         }
         if !self.tcp && limits.on_excess != OnExcess::Drop {
@@ -316,15 +355,9 @@ impl Table<'_> {
             findings.warn(&word.span, message, None);
         } else if let OnExcess::Ban(_) = limits.on_excess
             && self.label != "[defaults.limits]"
-            && limits.rates[Kind::NewConnections as usize].per_source.is_none()
-            && limits.connections.per_source.is_none()
+            && !limits_connections(limits)
         {
-            let message = format!(
-                "\"{}\" bans nobody: no connections of a source are limited",
-                word.text
-            );
-            let hint = "add per_source to \"new_connections\" or \"connections\"";
-            findings.warn(&word.span, message, Some(hint.into()));
+            warn_of_idle_ban(word, findings);
         }
     }
 }

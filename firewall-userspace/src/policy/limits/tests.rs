@@ -765,6 +765,37 @@ fn what_is_no_table_becomes_one() {
 }
 
 #[test]
+fn an_excess_of_the_defaults_that_reaches_nobody_is_a_warning() {
+    let warned = |defaults: &str, service: &str| {
+        warnings(&format!(
+            "version = 1\n[defaults.limits]\n{defaults}\n[[service]]\nname = \"a\"\nports = [\"tcp/1\"]\nallow = [\"any\"]\n{service}\n"
+        ))
+    };
+    let bans_nobody = "policy.toml:3:13: \"ban 10m\" bans nobody: no connections of a source are limited\n    \
+                       3 | on_excess = \"ban 10m\"\n      |             ^^^^^^^^^\n  \
+                       hint: add per_source to \"new_connections\" or \"connections\"";
+    let ban = "on_excess = \"ban 10m\"";
+    let totals = format!("{ban}\npackets.total = \"1k/s\"");
+    assert_eq!(warned(&totals, ""), bans_nobody);
+    // What a service does instead leaves the ban idle.
+    let own = "[service.limits]\nconnections.per_source = 9\non_excess = \"drop\"";
+    assert_eq!(warned(&totals, own), bans_nobody);
+    assert_eq!(
+        warned(&totals, "[service.limits]\nconnections.per_source = 9"),
+        ""
+    );
+    assert_eq!(
+        warned(
+            &totals,
+            "[[service.limit]]\nfor = \"192.0.2.1\"\nconnections.per_source = 9"
+        ),
+        ""
+    );
+    assert_eq!(warned(&format!("{ban}\nconnections.per_source = 9"), ""), "");
+    assert!(warned(ban, "").contains("\"on_excess\" without a limit: nothing can exceed it"));
+}
+
+#[test]
 fn what_limits_nothing_or_nobody_is_a_warning() {
     let text = r#"version = 1
 [defaults.limits]
