@@ -727,3 +727,59 @@ fn a_queue_that_overflows_below_every_limit_starts_a_challenge() -> Result<()> {
     exchange(&lab.friend, &listener, to)?;
     Ok(())
 }
+
+/// Once a forged SYN is answered, the socket of a peer that waits out the end of an earlier connection sends what the cookie
+/// fits, for a cookie says nothing of the SYN.
+#[test]
+fn a_forged_syn_that_meets_the_end_of_a_connection_proves_nothing() -> Result<()> {
+    const WAITING: usize = 4;
+    let limits = "per_source = \"3/h\", burst = 8";
+    let policy = POLICY.replace("total = \"3/h\", total_burst = 60", limits);
+    let (lab, agent) = stage("2", "1", &[], &policy.replace("\"challenge\"", "\"ban 1m\""))?;
+    wait_ready(&agent);
+    let wire = Wire::open((&lab.friend, "eth0"), (&lab.node, INTERFACES[0]))?;
+    let to = SocketAddr::new(NODE.into(), PORT);
+    let listener = listen(&lab.node, to, 64)?;
+    // They take up what the unproven may, and their clients close first.
+    let mut waiting = Vec::new();
+    for _ in 0..WAITING {
+        let mut client = lab
+            .friend
+            .run(|| TcpStream::connect_timeout(&to, wait::PATIENCE))?;
+        let mut server = accept(&listener)?;
+        waiting.push(client.local_addr()?);
+        client.shutdown(Shutdown::Write)?;
+        ensure!(server.read(&mut [0])? == 0, "the client closes first");
+        drop(server);
+        ensure!(client.read(&mut [0])? == 0, "then the server");
+    }
+    let mut number = 0;
+    for from in waiting {
+        let before = netstat(&lab.node, "SyncookiesRecv")?;
+        wait::until("an answer that fits", || -> Result<()> {
+            number += 1_000_003;
+            wire.send(&packet::ip(from.ip(), to.ip(), TCP, &syn(from, to, number)))?;
+            let now = netstat(&lab.node, "SyncookiesRecv")?;
+            ensure!(now > before, "none for {from}: {:?}", agent.counts()?);
+            Ok(())
+        });
+    }
+    let mut client = lab
+        .friend
+        .run(|| TcpStream::connect_timeout(&to, wait::PATIENCE))?;
+    client.set_read_timeout(Some(wait::PATIENCE))?;
+    client.write_all(b"x")?;
+    // Behind those that came of forged SYNs.
+    let mut server = loop {
+        let server = accept(&listener)?;
+        if server.peer_addr()? == client.local_addr()? {
+            break server;
+        }
+    };
+    server.set_read_timeout(Some(wait::PATIENCE))?;
+    server.read_exact(&mut [0])?;
+    let bans = agent.cli(&["bans", "-o", "json"])?;
+    let bans = String::from_utf8_lossy(&bans.stdout).into_owned();
+    assert!(bans.contains("\"bans\": []"), "{bans}");
+    Ok(())
+}

@@ -82,6 +82,35 @@ pub fn asking(policy: &Policy) -> Vec<&str> {
         .collect()
 }
 
+/// The services of a policy that ban who proves an address and exceeds a limit.
+pub fn banning(policy: &Policy) -> Vec<&str> {
+    let bans = |on_excess: &OnExcess| matches!(on_excess, OnExcess::Ban(_));
+    policy
+        .services
+        .iter()
+        .filter(|service| {
+            let groups = service.groups.iter().map(|group| &group.limits);
+            let mut limits = groups.chain([&service.limits]);
+            limits.any(|limits| !limits.is_empty() && bans(&limits.on_excess))
+        })
+        .map(|service| service.name.as_str())
+        .collect()
+}
+
+/// Why hardly anybody will be banned, if that is so: a ban takes a proof, a proof a cookie, and with `tcp_syncookies` = 1 the
+/// kernel gives none while the listener has room.
+pub fn unproven(banning: &[&str], cookies: &Cookies) -> Option<String> {
+    let first = banning.first().filter(|_| cookies.syncookies == Some(1))?;
+    let who = match banning.len() {
+        1 => format!("the service {first} bans"),
+        more => format!("{first} and {} more services ban", more - 1),
+    };
+    Some(format!(
+        "{who} only who proves the address by a SYN cookie, and with net.ipv4.tcp_syncookies = 1 the kernel gives cookies only \
+         while a listener's queue is full: others are limited, not banned; sysctl -w net.ipv4.tcp_syncookies=2"
+    ))
+}
+
 /// What is missing. `writes`: the kernel lets XDP write answers; `interfaces`: by name.
 pub fn lacks(writes: bool, cookies: &Cookies, interfaces: &[(String, Back)]) -> Vec<Lack> {
     let lack = |subject: &str, text: String, fix: String| Lack {
@@ -241,6 +270,9 @@ impl Owner {
             self.challenge.settings = settings;
             self.configure = true;
         }
+        let banning = self.desired.as_ref().map(|desired| banning(&desired.policy));
+        let text = banning.and_then(|names| unproven(&names, &cookies));
+        self.note("proof", text);
         let names = asking.filter(|_| !lacking.is_empty());
         self.note("challenge", names.and_then(|names| words_of(&names, &lacking)));
     }
@@ -392,6 +424,15 @@ mod tests {
                 "{ingress} {kind:?} {sends:?}"
             );
         }
+    }
+
+    #[test]
+    fn that_hardly_anybody_is_banned_is_told_where_cookies_are_rare() {
+        let text = unproven(&["web", "api"], &cookies(1, 1)).expect("a sentence");
+        assert!(text.starts_with("web and 1 more services ban only"), "{text}");
+        assert!(text.contains("sysctl -w net.ipv4.tcp_syncookies=2"), "{text}");
+        assert_eq!(unproven(&["web"], &cookies(2, 1)), None);
+        assert_eq!(unproven(&[], &cookies(1, 1)), None);
     }
 
     #[test]
