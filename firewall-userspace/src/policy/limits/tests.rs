@@ -235,6 +235,12 @@ fn what_is_no_rate_is_told_with_what_would_be() {
             Some("write \"100Mbit/s\" for bits, \"100MB/s\" for bytes"),
         ),
         (
+            "100Mbps/s",
+            "Mbps",
+            "unknown unit \"Mbps\" (B, kB, MB, GB, KiB, MiB, GiB, kbit, Mbit or Gbit)",
+            Some("write \"100Mbit/s\" for bits, \"100MB/s\" for bytes"),
+        ),
+        (
             "100MBps",
             "100MBps",
             "\"100MBps\" is not a rate: it has no time (/s, /min or /h)",

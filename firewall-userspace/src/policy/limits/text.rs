@@ -96,7 +96,11 @@ pub fn rate(text: &str, kind: Kind, scope: Scope) -> Result<(u64, Per), TextErro
             let hint = Some(example(count, kind, scope));
             return Err(TextError { hint, ..error });
         }
-        value => value?,
+        Err(error) => {
+            let hint = per_second(count, kind).or(error.hint.clone());
+            return Err(TextError { hint, ..error });
+        }
+        Ok(value) => value,
     };
     let at = count.len() + 1;
     let Some(&(_, per)) = TIMES.iter().find(|(name, _)| *name == time) else {
