@@ -275,6 +275,19 @@ fn what_is_refused_says_what_can_be_done() -> Result<()> {
             "prefixes shorter than /16 are banned with --force only",
         ),
         (&["ban", "0.0.0.0/0", "--force"], "everybody"),
+        (&["ban", "127.0.0.1", "--force"], "127.0.0.1 is loopback"),
+        (&["ban", "ff02::1", "--force"], "ff02::1 is multicast"),
+        (&["ban", "::", "--force"], ":: is unspecified"),
+        (&["ban", "255.255.255.255"], "255.255.255.255 is broadcast"),
+        (
+            &["ban", "fe80::9"],
+            "fe80::9 is link-local: it may be the gateway",
+        ),
+        (&["ban", "203.0.113.9", "--why", ""], "the reason is empty"),
+        (
+            &["ban", "203.0.113.9", "--why", &"x".repeat(300)],
+            "\"xxxxxxxxxxxxxxxxxxxxxxxx…\" has 300 characters; 200 fit",
+        ),
         (
             &["ban", "203.0.113.9/24"],
             "write 203.0.113.0/24 for the network, 203.0.113.9 for the host",
@@ -319,13 +332,23 @@ fn what_is_refused_says_what_can_be_done() -> Result<()> {
     agent.ok(&["unban", "203.0.113.0/31"])?;
     agent.ok(&["ban", "198.51.100.7"])?;
 
-    // A second word on the same prefix takes the place of the first.
-    let done: Banned = agent.json(&["ban", "198.51.100.7", "--for", "1h", "--why", "again"])?;
+    // A second word on the same prefix takes the place of the first, but for an end that is sooner.
+    refused(
+        &agent,
+        &["ban", "198.51.100.7", "--for", "1h"],
+        "would end a ban sooner, which takes --force: 198.51.100.7 is banned for ever, by the operator",
+    )?;
+    let again = ["ban", "198.51.100.7", "--for", "1h", "--why", "again"];
+    let done: Banned = agent.json(&[&again[..], &["--force"]].concat())?;
     assert!(done.before.is_some_and(|before| before.until.is_none()));
+    assert_eq!(done.ban.why, "again");
+    let done: Banned = agent.json(&["ban", "198.51.100.7", "--for", "2h"])?;
     assert_eq!(done.ban.why, "again");
     let lifted: Unbanned = agent.json(&["unban", "--all"])?;
     assert_eq!(lifted.unbanned.len(), 10);
     assert_eq!(bans(&agent)?, []);
+    assert_eq!(agent.ok(&["unban", "--all"])?, "nothing was banned\n");
+    assert!(!agent.log().contains(" 0 bans"), "{}", agent.log());
     Ok(())
 }
 
@@ -373,7 +396,7 @@ fn a_full_table_refuses_and_forgets_nothing() -> Result<()> {
     let list: BanList = agent.json(&["bans"])?;
     assert_eq!((list.max, list.bans.len()), (16, 16));
     // What ends makes room.
-    agent.ok(&["ban", "203.0.113.1", "--for", "1s"])?;
+    agent.ok(&["ban", "203.0.113.1", "--for", "1s", "--force"])?;
     wait::until("the agent to take out what is over", || {
         let output = agent
             .cli(&["ban", &FRIEND.to_string()])

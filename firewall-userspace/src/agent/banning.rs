@@ -1,6 +1,7 @@
 //! The owner's way with bans: by command, restored at the start, followed and swept while it runs. The kernel's table is what
 //! is in force; [`super::bans`] is the book about it.
 
+use super::bannable;
 use super::bans::{self, Book, Now};
 use super::clock;
 use super::owner::Owner;
@@ -243,11 +244,33 @@ impl Owner {
             .map_err(|error| Refusal::Invalid(error.to_string()))?
             .network;
         let key = bans::key(network);
+        if let Some(why) = bannable::pointless(network) {
+            return Err(Refusal::Invalid(format!("{} is {why}", bans::show(&key))));
+        }
         self.may_be_banned(&key, request.force)?;
+        if bannable::is_link_local(network) && !request.force {
+            return Err(Refusal::Conflict(format!(
+                "{} is link-local: it may be the gateway, or a neighbour on any link; --force bans it all the same",
+                bans::show(&key)
+            )));
+        }
         self.look_at_bans();
         let now = self.ban_clock();
         self.has_room(&key, now)?;
         let before = self.bans.book.row(&key, now);
+        if let Some(before) = before.as_ref().filter(|_| !request.force)
+            && bans::is_sooner(request.for_seconds, before.seconds_left)
+        {
+            return Err(Refusal::Conflict(format!(
+                "this would end a ban sooner, which takes --force: {}",
+                crate::output::ban_sentence(before)
+            )));
+        }
+        // A second word on the same network adds to the first.
+        let why = match (request.why.as_str(), &before) {
+            ("", Some(before)) => before.why.clone(),
+            (why, _) => why.to_owned(),
+        };
         let seconds = request.for_seconds.map(bans::second);
         let ban = Ban {
             until_s: seconds.map_or(FOREVER, |seconds| {
@@ -269,7 +292,7 @@ impl Owner {
             return Err(Refusal::Failed("everything is detached".into()));
         };
         datapath.ban(key, ban).map_err(failed)?;
-        self.bans.book.banned(key, ban, &request.why, now);
+        self.bans.book.banned(key, ban, &why, now);
         self.look_at_bans();
         // Its length may be a new one, which the kernel is to look for before this is answered.
         self.configure_now().map_err(failed)?;
@@ -280,7 +303,7 @@ impl Owner {
         log::info!(
             "banned {} {for_how_long}, by command: {}",
             bans::show(&key),
-            shown(&request.why)
+            shown(&why)
         );
         Ok(Banned {
             kept: self.save_bans(Durable::Yes),
@@ -367,6 +390,7 @@ impl Owner {
         let Some(datapath) = self.datapath.as_mut() else {
             return Err(Refusal::Failed("everything is detached".into()));
         };
+        let forgotten = keys.len();
         let mut unbanned = Vec::new();
         for key in keys {
             if let Err(error) = datapath.unban(key) {
@@ -381,6 +405,8 @@ impl Owner {
             self.bans.book.unbanned(&key);
         }
         match &unbanned[..] {
+            [] if forgotten == 0 => return Ok(Unbanned { unbanned }),
+            [] => log::info!("{forgotten} bans that were over are forgotten, by command"),
             [one] => log::info!("the ban of {} is over, by command", one.prefix),
             many => log::info!("{} bans are over, by command", many.len()),
         }

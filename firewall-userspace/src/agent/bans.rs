@@ -417,6 +417,11 @@ pub fn second(seconds: u64) -> u32 {
     u32::try_from(seconds).unwrap_or(u32::MAX).min(FOREVER - 1)
 }
 
+/// Whether a ban ends before another one, by the seconds that each has left; none: for ever.
+pub fn is_sooner(this: Option<u64>, other: Option<u64>) -> bool {
+    this.unwrap_or(u64::MAX) < other.unwrap_or(u64::MAX)
+}
+
 /// A ban after the machine has slept for so long.
 pub fn earlier(ban: Ban, slept: u32) -> Ban {
     Ban {
@@ -625,6 +630,20 @@ mod tests {
             .len(),
             1
         );
+    }
+
+    #[test]
+    fn for_ever_is_later_than_any_end() {
+        for (this, other, expected) in [
+            (Some(5), Some(600), true),
+            (Some(600), Some(600), false),
+            (Some(601), Some(600), false),
+            (Some(3600), None, true),
+            (None, Some(600), false),
+            (None, None, false),
+        ] {
+            assert_eq!(is_sooner(this, other), expected, "{this:?} {other:?}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@
 
 mod applying;
 mod attaching;
+mod bannable;
 pub mod banned;
 mod banning;
 pub mod bans;

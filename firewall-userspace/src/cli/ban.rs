@@ -1,6 +1,6 @@
 //! `ravelin ban`
 
-use super::{Answer, Context, duration, message, session, unix_seconds};
+use super::{Answer, Context, duration, message, session, unix_seconds, usage};
 use crate::api::types::{BanRequest, Banned};
 use crate::output;
 use crate::policy::prefix::{self, PrefixError};
@@ -23,9 +23,9 @@ pub struct Args {
     #[command(flatten)]
     lasting: duration::Lasting,
     /// Why, for whoever reads `ravelin bans`
-    #[arg(long, value_name = "TEXT", value_parser = why, default_value = "", hide_default_value = true)]
-    why: String,
-    /// Also if it cuts off your own session, the neighbours of this host or a large part of the internet
+    #[arg(long, value_name = "TEXT")]
+    why: Option<String>,
+    /// Also if it cuts off your own session, neighbours of this host or a large part of the internet, or ends a ban sooner
     #[arg(long)]
     force: bool,
 }
@@ -65,16 +65,26 @@ pub(super) fn network(text: &str) -> Result<IpNetwork, String> {
 /// One line, of which a table is still readable.
 fn why(text: &str) -> Result<String, String> {
     const LONGEST: usize = 200;
+    const SHOWN: usize = 24;
     if text.chars().any(char::is_control) {
-        return Err("a reason is one line of text".to_owned());
+        return Err("--why: a reason is one line of text".to_owned());
     }
+    let text = text.trim();
     match text.chars().count() {
-        0..=LONGEST => Ok(text.trim().to_owned()),
-        count => Err(format!("a reason of {count} characters; {LONGEST} fit")),
+        0 => Err("--why: the reason is empty; leave it out if there is none".to_owned()),
+        1..=LONGEST => Ok(text.to_owned()),
+        count => {
+            let start: String = text.chars().take(SHOWN).collect();
+            Err(format!(
+                "--why: \"{start}…\" has {count} characters; {LONGEST} fit"
+            ))
+        }
     }
 }
 
 pub(super) fn run(args: Args, context: &Context) -> anyhow::Result<Answer> {
+    let why = args.why.as_deref().map(why).transpose();
+    let why = why.map_err(|text| usage("ban", text))?.unwrap_or_default();
     let shown = prefix::show(args.network);
     if let (Some(peer), false) = (session::peer_in(args.network), args.force) {
         anyhow::bail!(
@@ -86,7 +96,7 @@ pub(super) fn run(args: Args, context: &Context) -> anyhow::Result<Answer> {
     let request = BanRequest {
         prefix: shown,
         for_seconds: args.lasting.seconds(),
-        why: args.why,
+        why,
         force: args.force,
     };
     let banned: Banned = context.wait(async { Ok(context.client().post("/v1/ban", &request).await?) })?;
@@ -134,6 +144,12 @@ mod tests {
     fn a_reason_is_a_short_line() {
         assert_eq!(why(" scans ").as_deref(), Ok("scans"));
         assert!(why("a\nb").is_err_and(|error| error.contains("one line")));
-        assert!(why(&"x".repeat(201)).is_err_and(|error| error.contains("201 characters; 200 fit")));
+        for nothing in ["", "  "] {
+            assert!(why(nothing).is_err_and(|error| error.contains("is empty; leave it out")));
+        }
+        let long = why(&"é".repeat(201)).expect_err("too long");
+        assert!(long.contains("201 characters; 200 fit"), "{long}");
+        assert!(long.chars().count() < 80, "{long}");
+        assert!(why(&"é".repeat(200)).is_ok());
     }
 }

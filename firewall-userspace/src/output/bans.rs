@@ -3,7 +3,7 @@
 use super::Style;
 use super::diff::ends;
 use super::human::{duration, number, utc};
-use super::table::{left, right, table, words};
+use super::table::{cut, left, right, table};
 use crate::api::types::{BanList, BanRow, Banned, Unbanned};
 use comfy_table::Cell;
 use std::time::Duration;
@@ -28,7 +28,7 @@ pub fn bans(list: &BanList, now: u64, style: &Style) -> String {
         right("LEFT"),
         left("BY"),
         right("STRIKES"),
-        words("WHY"),
+        cut("WHY"),
     ];
     let rows = list.bans.iter().map(|row| {
         vec![
@@ -63,7 +63,9 @@ pub fn banned(record: &Banned, now: u64, style: &Style) -> String {
         let until = before
             .until
             .map_or("for ever".to_owned(), |until| format!("until {}", utc(until)));
-        out += &format!("it takes the place of a ban {until} by {}\n", by(before));
+        let kept = !before.why.is_empty() && before.why == record.ban.why;
+        let reason = if kept { ", and keeps its reason" } else { "" };
+        out += &format!("it takes the place of a ban {until} by {}{reason}\n", by(before));
     }
     out
 }
@@ -151,6 +153,29 @@ PREFIX                SINCE      LEFT  BY            STRIKES  WHY
     }
 
     #[test]
+    fn a_reason_is_cut_where_the_terminal_ends() {
+        let mut style = Style::PLAIN;
+        let long = BanRow {
+            why: "one word after another ".repeat(8),
+            ..row()
+        };
+        let list = BanList {
+            max: 16,
+            bans: vec![long, row()],
+            ..BanList::default()
+        };
+        assert!(bans(&list, 1_795_309_496, &style).contains(list.bans[0].why.trim_end()));
+        style.width = Some(100);
+        let text = bans(&list, 1_795_309_496, &style);
+        assert_eq!(text.lines().count(), 5, "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+        assert!(
+            text.contains("one word after") && text.contains('…') && text.contains("scans, ticket 7\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn a_command_tells_until_when_and_what_was_before() {
         let done = Banned {
             ban: row(),
@@ -169,7 +194,7 @@ PREFIX                SINCE      LEFT  BY            STRIKES  WHY
         assert_eq!(
             banned(&ever, 1_795_309_496, &Style::PLAIN),
             "203.0.113.0/24 is banned for ever; `ravelin unban 203.0.113.0/24` ends it\n\
-             it takes the place of a ban until 2026-11-22 02:03:16 UTC by the operator\n"
+             it takes the place of a ban until 2026-11-22 02:03:16 UTC by the operator, and keeps its reason\n"
         );
         assert_eq!(
             ban_sentence(&row()),

@@ -2,7 +2,7 @@
 
 use super::Style;
 use comfy_table::{
-    Attribute, Cell, CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets,
+    Attribute, Cell, CellAlignment, ColumnConstraint, ContentArrangement, Row, Table, Width, presets,
 };
 
 /// Spaces between columns.
@@ -16,6 +16,7 @@ pub struct Column {
     title: &'static str,
     alignment: CellAlignment,
     wraps: bool,
+    cut: bool,
 }
 
 pub const fn left(title: &'static str) -> Column {
@@ -23,6 +24,7 @@ pub const fn left(title: &'static str) -> Column {
         title,
         alignment: CellAlignment::Left,
         wraps: false,
+        cut: false,
     }
 }
 
@@ -31,6 +33,7 @@ pub const fn right(title: &'static str) -> Column {
         title,
         alignment: CellAlignment::Right,
         wraps: false,
+        cut: false,
     }
 }
 
@@ -40,6 +43,15 @@ pub const fn words(title: &'static str) -> Column {
         title,
         alignment: CellAlignment::Left,
         wraps: true,
+        cut: false,
+    }
+}
+
+/// A column of words that are cut, with an ellipsis, where a narrow terminal ends: a row stays a line.
+pub const fn cut(title: &'static str) -> Column {
+    Column {
+        cut: true,
+        ..words(title)
     }
 }
 
@@ -63,7 +75,12 @@ pub fn table(style: &Style, columns: &[Column], rows: impl IntoIterator<Item = V
             .iter()
             .map(|column| Cell::new(column.title).add_attribute(Attribute::Bold)),
     );
+    let cut = style.width.is_some() && columns.iter().any(|column| column.cut);
     for row in rows {
+        let mut row = Row::from(row);
+        if cut {
+            row.max_height(1);
+        }
         table.add_row(row);
     }
     let widths = table.column_max_content_widths();
