@@ -31,12 +31,12 @@ pub struct Ban {
     pub until_s: u32,
     /// Second of the monotonic clock in which it began.
     pub since_s: u32,
-    /// Automatic bans of this network in a row, this one included.
+    /// Automatic bans of this network in a row, this one included. A ban by command is none, and keeps those before it.
     pub strikes: u32,
     /// Service that asked for it, by its number in the image of the time, or [`OPERATOR`].
     pub origin: u16,
     pub pad: u16,
-    /// How long it is.
+    /// How long it is; if by command and after strikes, how long the last of these was.
     pub seconds: u32,
     pub pad2: u32,
 }
@@ -185,8 +185,8 @@ impl Ban {
 
     /// Neither in force nor a reason for a longer one.
     pub const fn is_forgotten(&self, now_s: u32, forget_s: u32) -> bool {
-        match self.origin {
-            OPERATOR => !self.is_live(now_s),
+        match self.strikes {
+            0 => !self.is_live(now_s),
             _ => !self.is_live(now_s) && now_s - self.until_s >= forget_s,
         }
     }
@@ -208,7 +208,7 @@ pub const fn next(
     escalation: Escalation,
 ) -> Ban {
     let (strikes, seconds) = match before {
-        Some(before) if before.origin != OPERATOR && !before.is_forgotten(now_s, escalation.forget_s) => {
+        Some(before) if before.strikes != 0 && !before.is_forgotten(now_s, escalation.forget_s) => {
             let grown = before.seconds as u64 * escalation.percent as u64 / 100;
             let longest = escalation.longest_s as u64;
             let grown = if grown < longest { grown } else { longest };
@@ -442,12 +442,22 @@ mod tests {
         // What the service asks for is never cut.
         let long = next(Some(&ban), ban.until_s, 90_000, 1, GROWS);
         assert_eq!((long.strikes, long.seconds), (6, 90_000));
-        // An operator's ban was no strike.
+        // An operator's ban is no strike, and forgives none.
         let by_hand = Ban {
             origin: OPERATOR,
+            strikes: 0,
             ..ban
         };
         assert_eq!(next(Some(&by_hand), by_hand.until_s, 600, 1, GROWS).strikes, 1);
+        assert!(by_hand.is_forgotten(by_hand.until_s, GROWS.forget_s));
+        let by_hand = Ban {
+            origin: OPERATOR,
+            strikes: 2,
+            seconds: 1200,
+            ..ban
+        };
+        let after = next(Some(&by_hand), by_hand.until_s, 600, 1, GROWS);
+        assert_eq!((after.strikes, after.seconds), (3, 2400));
         let steady = Escalation {
             percent: 100,
             ..GROWS

@@ -506,6 +506,9 @@ fn who_proved_the_address_and_exceeds_is_banned_and_longer_each_time() -> Result
         log.contains("banned 192.0.2.2 for 8s, by service web, strike 3"),
         "{log}"
     );
+    // The operator's word over it forgives nothing.
+    let done: Banned = agent.json(&["ban", &FRIEND.to_string(), "--for", "1h"])?;
+    assert_eq!((done.ban.origin.as_str(), done.ban.strikes), ("operator", 3));
     Ok(())
 }
 

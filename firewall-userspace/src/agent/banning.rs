@@ -272,13 +272,16 @@ impl Owner {
             (why, _) => why.to_owned(),
         };
         let seconds = request.for_seconds.map(bans::second);
+        let (strikes, last) = self.bans.book.strikes(&key).unzip();
+        let strikes = strikes.unwrap_or_default();
         let ban = Ban {
             until_s: seconds.map_or(FOREVER, |seconds| {
                 bans::second(u64::from(now.kernel) + u64::from(seconds))
             }),
             since_s: now.kernel,
             origin: OPERATOR,
-            seconds: seconds.unwrap_or(u32::MAX),
+            strikes,
+            seconds: last.or(seconds).unwrap_or(u32::MAX),
             ..Ban::default()
         };
         let failed = |error: DatapathError| match error {

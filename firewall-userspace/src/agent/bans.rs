@@ -266,8 +266,7 @@ impl Book {
                         ended: fresh && !ban.is_live(now.kernel),
                     };
                     // All strikes since the last look, of which there may have been several.
-                    let before = known.filter(|known| known.ban.origin != OPERATOR);
-                    let before = before.map_or(0, |known| known.ban.strikes);
+                    let before = known.map_or(0, |known| known.ban.strikes);
                     let more = match ban.strikes > before {
                         _ if fresh => 1,
                         true => ban.strikes - before,
@@ -315,6 +314,12 @@ impl Book {
 
     pub fn unbanned(&mut self, key: &BanKey) {
         self.changed |= self.entries.remove(key).is_some();
+    }
+
+    /// Automatic bans of a network in a row, and how many seconds the last one was for, if there are any.
+    pub fn strikes(&self, key: &BanKey) -> Option<(u32, u32)> {
+        let ban = self.entries.get(key)?.ban;
+        (ban.strikes > 0).then_some((ban.strikes, ban.seconds))
     }
 
     /// The bans in force.
@@ -399,7 +404,8 @@ fn begins(key: &BanKey, entry: &Entry) -> String {
     match entry.ban.until_s {
         FOREVER => format!("banned {} for ever, {by}", show(key)),
         _ => {
-            let time = crate::output::duration(std::time::Duration::from_secs(entry.ban.seconds.into()));
+            let seconds = entry.ban.until_s.saturating_sub(entry.ban.since_s);
+            let time = crate::output::duration(std::time::Duration::from_secs(seconds.into()));
             format!("banned {} for {time}, {by}", show(key))
         }
     }
@@ -630,6 +636,34 @@ mod tests {
             .len(),
             1
         );
+    }
+
+    #[test]
+    fn a_ban_by_command_keeps_the_strikes_before_it() {
+        let mut book = Book::new("a");
+        let key = host("192.0.2.7");
+        let first = next(None, NOW.kernel, 600, 3, Escalation::DEFAULT);
+        book.look(&[(key, first)], names, NOW, 1000);
+        assert_eq!(book.strikes(&key), Some((1, 600)));
+        let by_command = Ban {
+            strikes: 1,
+            seconds: 600,
+            ..by_hand(900)
+        };
+        book.banned(key, by_command, "", NOW);
+        let looked = book.look(&[(key, by_command)], names, later(900), 1000);
+        assert_eq!(looked.ended, ["the ban of 192.0.2.7 is over"]);
+        assert_eq!(looked.forgotten, []);
+        assert_eq!(book.strikes(&key), Some((1, 600)));
+        let second = next(Some(&by_command), NOW.kernel + 950, 600, 3, Escalation::DEFAULT);
+        let looked = book.look(&[(key, second)], names, later(950), 1000);
+        assert_eq!(
+            looked.begun,
+            ["banned 192.0.2.7 for 20m, by service service-3, strike 2"]
+        );
+        assert_eq!(book.counts(later(950)).2["service-3"], 2);
+        book.unbanned(&key);
+        assert_eq!(book.strikes(&key), None);
     }
 
     #[test]

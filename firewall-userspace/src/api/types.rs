@@ -482,7 +482,7 @@ pub struct BanRow {
     pub origin: String,
     /// Whose limit the source exceeded. Empty: by command.
     pub service: String,
-    /// Automatic bans in a row, with this one; 0 by command.
+    /// Automatic bans in a row, with this one; by command: those before it.
     pub strikes: u32,
     /// As given with the command.
     pub why: String,
