@@ -482,13 +482,10 @@ fn who_proved_the_address_and_exceeds_is_banned_and_longer_each_time() -> Result
         Ok(row(&agent)?.is_some_and(|row| row.strikes >= 3))
     });
     let third = row(&agent)?.context("a ban")?;
-    assert_eq!(
-        (
-            third.service.as_str(),
-            third.until.map(|until| until - third.since)
-        ),
-        ("web", Some(8))
-    );
+    assert_eq!(third.service, "web");
+    // Both ends are seconds of the wall clock.
+    let seconds = third.until.context("an end")? - third.since;
+    assert!((7..=9).contains(&seconds), "{third:?}");
     // For the whole host, not only for the service.
     assert!(
         !tcp_reaches(&lab.friend, at(NODE, SSH)),
@@ -498,8 +495,8 @@ fn who_proved_the_address_and_exceeds_is_banned_and_longer_each_time() -> Result
         tcp_reaches(&lab.friend, at(NODE6, SSH)),
         "another address is shut out"
     );
-    // Of those before the kill only the one in force is known.
-    assert!(agent.metric(&lab.node, "ravelin_bans_total", &[("service", "web")])? >= 2.0);
+    // Of those before the kill only one that is in force is known.
+    assert!(agent.metric(&lab.node, "ravelin_bans_total", &[("service", "web")])? >= 1.0);
     let log = agent.log();
     assert!(log.contains("banned 192.0.2.2 for 2s, by service web"), "{log}");
     assert!(
