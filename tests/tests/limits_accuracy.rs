@@ -57,6 +57,13 @@ fn within(share: f64, what: &str, passed: u64, right: f64) -> Result<()> {
     Ok(())
 }
 
+/// The same where time is taken at the ends only: what another program of this machine took of it is missing, so a share of a tenth may
+/// be, but never more than a fiftieth over.
+fn hardly_more(what: &str, passed: u64, right: f64) -> Result<()> {
+    let wide = (passed as f64) < right;
+    within(if wide { 0.1 } else { 0.02 }, what, passed, right)
+}
+
 /// Packets made so far.
 fn made(generators: &[Generator]) -> Result<u64> {
     generators.iter().map(Generator::sent).sum()
@@ -225,18 +232,12 @@ fn a_flood_on_one_service_changes_nothing_at_another() -> Result<()> {
     let mut flood = range.generators(&shot(V4.0, V4.1, 80, false)?, ports_and(1 << 24))?;
     let mut other = range.generators(&shot(V4.0, V4.1, 53, false)?, ports_and(50))?;
     let time = fire(&[flood.remove(0), other.remove(0)], LASTING)?.as_secs_f64();
-    within(
-        0.02,
+    hardly_more(
         "dns beside a flood",
         range.passed(DNS)?,
         50.0 * 1_000.0 * (1.0 + time),
     )?;
-    within(
-        0.02,
-        "the flood itself",
-        range.passed(WEB)?,
-        50_000.0 * (1.0 + time),
-    )
+    hardly_more("the flood itself", range.passed(WEB)?, 50_000.0 * (1.0 + time))
 }
 
 /// Another service beside, the same limits: what was used up stays used up.
@@ -256,8 +257,7 @@ fn a_reload_gives_no_new_burst() -> Result<()> {
     let second = range.passed(WEB)?;
     println!("{first} before the reload, {second} after it");
     ensure!(second > 0, "nothing passes after the reload");
-    within(
-        0.02,
+    hardly_more(
         "with a reload",
         first + second,
         100.0 * (2_000.0 + 500.0 * time.as_secs_f64()),
