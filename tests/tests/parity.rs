@@ -754,6 +754,7 @@ fn the_programs_stay_well_below_what_the_verifier_reads() {
         let loaded: Result<(), ProgramError> = match program {
             Program::Xdp(program) => program.load(),
             Program::SchedClassifier(program) => program.load(),
+            Program::SockOps(program) => program.load(),
             other => panic!("{name} is of another type: {other:?}"),
         };
         loaded.unwrap();
