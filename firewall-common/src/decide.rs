@@ -16,7 +16,7 @@ use crate::flow::{self, Key, Left, Sends, State};
 use crate::fragment::{self, Remembered};
 use crate::gate::{self, Bank};
 use crate::image::{Image, NO_SERVICE, Pages, PortKey};
-use crate::meter::{self, Metered, Steps};
+use crate::meter::{self, Steps};
 use crate::packet::{Address, Fragment, Frame, Kind, Link, Packet, Parsed, parse, protocol};
 use crate::quote::{ECHO_REPLY, quoted};
 use crate::verdict::{Reason, Verdict};
@@ -307,8 +307,7 @@ fn policy<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &Packet) -> Option
                 service,
             };
             if cell.is_limited() {
-                let number = image.profile_of(outcome.ending)?;
-                return limited(kernel, &image, packet, frame.wire_len(), outcome, number);
+                return limited(kernel, &image, packet, frame.wire_len(), outcome, false);
             }
             return Some(if reason == Reason::Allowed && packet.opens_tcp() {
                 Outcome {
@@ -395,27 +394,14 @@ fn follow<F: Frame, K: Kernel>(frame: &F, kernel: &K, packet: &Packet, egress: b
         return outcome;
     }
     // What it weighs is its own.
-    weigh(kernel, packet, frame.wire_len(), outcome).unwrap_or(Outcome::bare(Reason::NoPolicy))
+    let Some(image) = kernel.pages().and_then(Image::open) else {
+        return Outcome::bare(Reason::NoPolicy);
+    };
+    let weighed = limited(kernel, &image, packet, frame.wire_len(), outcome, true);
+    weighed.unwrap_or(Outcome::bare(Reason::NoPolicy))
 }
 
-/// What limits make of a later fragment. `None`: the image cannot be read.
-#[inline(always)]
-fn weigh<K: Kernel>(kernel: &K, packet: &Packet, length: u32, outcome: Outcome) -> Option<Outcome> {
-    let image = Image::open(kernel.pages()?)?;
-    let number = image.profile_of(outcome.ending)?;
-    if number == 0 {
-        return Some(outcome);
-    }
-    let flags = image.profile(number)?.flags();
-    metered(
-        kernel,
-        outcome,
-        number,
-        meter::weigh(kernel, packet, flags, number, length),
-    )
-}
-
-/// What limits make of a packet that a rule allows. `None`: the image cannot be read.
+/// What limits make of a packet that a rule allows, or of a later fragment of it. `None`: the image cannot be read.
 #[inline(always)]
 fn limited<K: Kernel>(
     kernel: &K,
@@ -423,23 +409,18 @@ fn limited<K: Kernel>(
     packet: &Packet,
     length: u32,
     outcome: Outcome,
-    number: u32,
+    later: bool,
 ) -> Option<Outcome> {
+    let number = image.profile_of(outcome.ending)?;
     if number == 0 {
         return Some(outcome);
     }
     let flags = image.profile(number)?.flags();
-    metered(
-        kernel,
-        outcome,
-        number,
-        meter::run(kernel, packet, flags, number, length),
-    )
-}
-
-/// How a packet ends that would have ended well, but for what its limits said.
-#[inline(always)]
-fn metered<K: Kernel>(kernel: &K, outcome: Outcome, number: u32, metered: Metered) -> Option<Outcome> {
+    let metered = if later {
+        meter::weigh(kernel, packet, flags, number, length)
+    } else {
+        meter::run(kernel, packet, flags, number, length)
+    };
     let excess = metered.reason();
     kernel.step(Step::Limit {
         profile: number,

@@ -235,21 +235,23 @@ fn try_spend<L: Limiter, P: Pages>(limiter: &L, image: &Image<P>, what: Spend) -
         }
     }
     if flags & flag::TOTAL != 0 {
-        let mut words = Some(words);
-        let (mut rates, mut first) = (profile::RATES, profile::EXCESS);
-        if profile.u16(profile::PARENT) == profile::NO_PARENT {
-            return Some(total(words?, &profile, rates, first, what, now_ns));
+        let excess = total(words, &profile, profile::RATES, profile::EXCESS, what, now_ns);
+        if excess != 0 {
+            return Some(excess);
         }
-        for _ in 0..2 {
-            let excess = total(words?, &profile, rates, first, what, now_ns);
-            if excess != 0 {
-                return Some(excess);
-            }
-            words = limiter.scope(limiter.bound(profile.u16(profile::PARENT))?);
-            (rates, first) = (profile::PARENT_RATES, profile::PARENT_EXCESS);
+        if profile.u16(profile::PARENT) != profile::NO_PARENT {
+            let words = parent(limiter, &profile)?;
+            let (rates, first) = (profile::PARENT_RATES, profile::PARENT_EXCESS);
+            return Some(total(words, &profile, rates, first, what, now_ns));
         }
     }
     Some(0)
+}
+
+/// The words of the scope whose totals hold as well. `None`: they cannot be read.
+#[inline(always)]
+fn parent<L: Limiter, P: Page>(limiter: &L, profile: &Profile<P>) -> Option<L::Scope> {
+    limiter.scope(limiter.bound(profile.u16(profile::PARENT))?)
 }
 
 /// Charges a total of a scope: 0, or the word of an excess.
@@ -561,11 +563,14 @@ impl<'a, L: Limiter, P: Page> Meter<'a, L, P> {
         if self.words.word(scope::CONNECTIONS) >= or_none(self.profile.u32(profile::CONNECTIONS)) {
             return self.excess(Reason::LimitTotalConnections).0;
         }
-        if let Some(parent) = self.parent()
-            && parent.word(scope::CONNECTIONS) >= or_none(self.profile.u32(profile::CONNECTIONS_PARENT))
-        {
-            let first = self.profile.u32(profile::PARENT_EXCESS);
-            return Metered::excess(Reason::LimitTotalConnections.number(), first).0;
+        if self.profile.u16(profile::PARENT) != profile::NO_PARENT {
+            let Some(words) = parent(self.limiter, &self.profile) else {
+                return Metered::UNREADABLE.0;
+            };
+            if words.word(scope::CONNECTIONS) >= or_none(self.profile.u32(profile::CONNECTIONS_PARENT)) {
+                let first = self.profile.u32(profile::PARENT_EXCESS);
+                return Metered::excess(Reason::LimitTotalConnections.number(), first).0;
+            }
         }
         0
     }
@@ -652,16 +657,6 @@ impl<'a, L: Limiter, P: Page> Meter<'a, L, P> {
         let packet = self.packet;
         let (high, low) = self.profile.mask(packet.version, packet.src.high, packet.src.low);
         source_hash(high, low, self.limiter.seed())
-    }
-
-    /// The scope whose totals hold as well.
-    #[inline(always)]
-    fn parent(&self) -> Option<L::Scope> {
-        let parent = self.profile.u16(profile::PARENT);
-        match parent {
-            profile::NO_PARENT => None,
-            parent => self.limiter.scope(self.limiter.bound(parent)?),
-        }
     }
 
     #[inline(always)]

@@ -6,7 +6,7 @@
 
 use crate::frame::{BareFrame, SkbFrame, XdpFrame};
 use crate::maps::{BANS, CONTROL, PageBytes, TALLIES};
-use crate::state::{PolicyPage, config, control, now_s, policy_pages, zero};
+use crate::state::{PolicyPage, config, control, now_s, policy_pages, seed, zero};
 use crate::tables::{FlowTable, FragmentTable};
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::programs::{TcContext, XdpContext};
@@ -100,7 +100,7 @@ pub extern "C" fn fragment_later(part: *mut Part) -> u64 {
 fn fragments() -> Fragments<FragmentTable> {
     Fragments {
         table: FragmentTable,
-        seed: control().map_or(0, |control| control.seed),
+        seed: seed(),
         now_s: now_s(),
     }
 }

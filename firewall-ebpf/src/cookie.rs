@@ -5,12 +5,11 @@
 
 use crate::frame::XdpFrame;
 use crate::maps::{ANSWERS, ASKED, LOCAL, PUBLISHED, Room};
-use crate::state::{config, control, room};
+use crate::sockets;
+use crate::state::{config, room, seed};
 use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
-use aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as TupleV4;
-use aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as TupleV6;
 use aya_ebpf::bindings::xdp_action::XDP_TX;
-use aya_ebpf::bindings::{__sk_buff, BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_tuple, xdp_md};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_CURRENT_NETNS, bpf_sock, xdp_md};
 use aya_ebpf::helpers::generated::{
     bpf_check_mtu, bpf_ktime_get_coarse_ns, bpf_redirect, bpf_sk_release, bpf_skb_load_bytes,
     bpf_skb_load_bytes_relative, bpf_skc_lookup_tcp, bpf_tcp_check_syncookie, bpf_tcp_gen_syncookie,
@@ -23,6 +22,7 @@ use firewall_common::control::{
 };
 use firewall_common::cookie::{self, Answer, Segment, back};
 use firewall_common::counter::interface_cell;
+use firewall_common::flow::Key;
 use firewall_common::packet::{Frame as _, Packet, Window as _};
 
 /// Answers of [`challenge`]: nothing could be done, the frame is the answer now and goes back, it is the
@@ -305,52 +305,10 @@ fn was_asked(packet: &Packet, seq: u32) -> bool {
     found == mark
 }
 
-#[inline(always)]
-fn seed() -> u64 {
-    control().map_or(0, |control| control.seed)
-}
-
 /// The socket of a packet, or its listener. It has to be released.
 #[inline(always)]
 fn lookup(ctx: *mut c_void, packet: &Packet) -> *mut bpf_sock {
-    // SAFETY: plain integers, for which zero is a value.
-    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-    let (sport, dport) = (packet.src_port.to_be(), packet.dst_port.to_be());
-    let size = if packet.version == 4 {
-        tuple.__bindgen_anon_1.ipv4 = TupleV4 {
-            saddr: (packet.src.low as u32).to_be(),
-            daddr: (packet.dst.low as u32).to_be(),
-            sport,
-            dport,
-        };
-        size_of::<TupleV4>()
-    } else {
-        tuple.__bindgen_anon_1.ipv6 = TupleV6 {
-            saddr: words(packet.src.high, packet.src.low),
-            daddr: words(packet.dst.high, packet.dst.low),
-            sport,
-            dport,
-        };
-        size_of::<TupleV6>()
-    };
+    let (mut tuple, size) = sockets::tuple(&Key::ingress(packet), packet.src_port);
     // SAFETY: the tuple is `size` bytes at least.
-    unsafe {
-        bpf_skc_lookup_tcp(
-            ctx,
-            &raw mut tuple,
-            size as u32,
-            BPF_F_CURRENT_NETNS as i64 as u64,
-            0,
-        )
-    }
-}
-
-#[inline(always)]
-fn words(high: u64, low: u64) -> [u32; 4] {
-    [
-        ((high >> 32) as u32).to_be(),
-        (high as u32).to_be(),
-        ((low >> 32) as u32).to_be(),
-        (low as u32).to_be(),
-    ]
+    unsafe { bpf_skc_lookup_tcp(ctx, &raw mut tuple, size, BPF_F_CURRENT_NETNS as i64 as u64, 0) }
 }

@@ -34,18 +34,25 @@ impl Given {
     }
 }
 
+/// Names the packet behind a pointer, and the image that judges it; returns `$otherwise` if either cannot be read.
+macro_rules! opened {
+    ($packet:ident, $image:ident, $given:expr, $otherwise:expr) => {
+        let Some(pages) = policy_pages($given.image(), control()) else {
+            return $otherwise;
+        };
+        // SAFETY: the verifier lets callers pass a whole packet or null only.
+        let (Some($packet), Some($image)) = (unsafe { $packet.as_ref() }, Image::open(&pages)) else {
+            return $otherwise;
+        };
+    };
+}
+
 /// [`meter::before`] for the limits `number` in the image of a slot: a [`Metered`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn limits_before(packet: *const Packet, given: u32, number: u32) -> u64 {
     let given = Given(given);
-    let Some(pages) = policy_pages(given.image(), control()) else {
-        return Metered::UNREADABLE.0;
-    };
-    // SAFETY: the verifier lets callers pass a whole packet or null only.
-    let (Some(packet), Some(image)) = (unsafe { packet.as_ref() }, Image::open(&pages)) else {
-        return Metered::UNREADABLE.0;
-    };
+    opened!(packet, image, given, Metered::UNREADABLE.0);
     meter::before(&Limits(given), &image, packet, number, given.told()).0
 }
 
@@ -54,13 +61,7 @@ pub extern "C" fn limits_before(packet: *const Packet, given: u32, number: u32) 
 #[inline(never)]
 pub extern "C" fn limits_spend(packet: *const Packet, given: u32, what: u32, length: u32) -> u64 {
     let given = Given(given);
-    let Some(pages) = policy_pages(given.image(), control()) else {
-        return Metered::UNREADABLE.0;
-    };
-    // SAFETY: as in `limits_before`.
-    let (Some(packet), Some(image)) = (unsafe { packet.as_ref() }, Image::open(&pages)) else {
-        return Metered::UNREADABLE.0;
-    };
+    opened!(packet, image, given, Metered::UNREADABLE.0);
     let what = Spend {
         packet,
         number: what & 0xffff,
@@ -76,13 +77,7 @@ pub extern "C" fn limits_spend(packet: *const Packet, given: u32, what: u32, len
 #[inline(never)]
 pub extern "C" fn limits_after(packet: *const Packet, given: u32, number: u32, excess: u64) -> u64 {
     let given = Given(given);
-    let Some(pages) = policy_pages(given.image(), control()) else {
-        return Metered::UNREADABLE.0;
-    };
-    // SAFETY: as in `limits_before`.
-    let (Some(packet), Some(image)) = (unsafe { packet.as_ref() }, Image::open(&pages)) else {
-        return Metered::UNREADABLE.0;
-    };
+    opened!(packet, image, given, Metered::UNREADABLE.0);
     let excess = Metered(excess);
     meter::after(&Limits(given), &image, packet, number, given.told(), excess).0
 }
@@ -92,13 +87,7 @@ pub extern "C" fn limits_after(packet: *const Packet, given: u32, number: u32, e
 #[inline(never)]
 pub extern "C" fn limits_ban(packet: *const Packet, given: u32, number: u32) -> u64 {
     let given = Given(given);
-    let Some(pages) = policy_pages(given.image(), control()) else {
-        return apart::NOT_BANNED;
-    };
-    // SAFETY: as in `limits_before`.
-    let (Some(packet), Some(image)) = (unsafe { packet.as_ref() }, Image::open(&pages)) else {
-        return apart::NOT_BANNED;
-    };
+    opened!(packet, image, given, apart::NOT_BANNED);
     let Some(asked) = BanAsked::of(&image, packet, number) else {
         return apart::NOT_BANNED;
     };
@@ -136,7 +125,7 @@ impl Limiter for Limits {
 
     #[inline(always)]
     fn seed(&self) -> u64 {
-        control().map_or(0, |control| control.seed)
+        state::seed()
     }
 
     #[inline(always)]

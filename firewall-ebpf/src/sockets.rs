@@ -91,7 +91,7 @@ fn udp(ctx: *mut c_void, key: &Key) -> u64 {
 
 /// The flow as the socket table knows it, seen from what comes in (network byte order), and its size.
 #[inline(always)]
-fn tuple(key: &Key, remote_port: u16) -> (bpf_sock_tuple, u32) {
+pub fn tuple(key: &Key, remote_port: u16) -> (bpf_sock_tuple, u32) {
     // SAFETY: plain integers, for which zero is a value.
     let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
     if key.version() == 4 {

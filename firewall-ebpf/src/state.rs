@@ -43,6 +43,12 @@ pub fn now_s() -> u32 {
     (unsafe { bpf_ktime_get_coarse_ns() } / 1_000_000_000) as u32
 }
 
+/// [`Control::seed`].
+#[inline(always)]
+pub fn seed() -> u64 {
+    control().map_or(0, |control| control.seed)
+}
+
 /// Monotonic clock, nanoseconds: of the last tick, or the exact one.
 #[inline(always)]
 pub fn now_ns(exact: bool) -> u64 {

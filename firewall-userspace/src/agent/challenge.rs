@@ -69,32 +69,22 @@ pub struct Lack {
 
 /// The services of a policy that ask for a challenge.
 pub fn asking(policy: &Policy) -> Vec<&str> {
-    let asks = |on_excess: &OnExcess| !matches!(on_excess, OnExcess::Drop);
-    policy
-        .services
-        .iter()
-        .filter(|service| {
-            let groups = service.groups.iter().map(|group| &group.limits);
-            let mut limits = groups.chain([&service.limits]);
-            limits.any(|limits| !limits.is_empty() && asks(&limits.on_excess))
-        })
-        .map(|service| service.name.as_str())
-        .collect()
+    services(policy, |on_excess| *on_excess != OnExcess::Drop)
 }
 
 /// The services of a policy that ban who proves an address and exceeds a limit.
 pub fn banning(policy: &Policy) -> Vec<&str> {
-    let bans = |on_excess: &OnExcess| matches!(on_excess, OnExcess::Ban(_));
-    policy
-        .services
-        .iter()
-        .filter(|service| {
-            let groups = service.groups.iter().map(|group| &group.limits);
-            let mut limits = groups.chain([&service.limits]);
-            limits.any(|limits| !limits.is_empty() && bans(&limits.on_excess))
-        })
-        .map(|service| service.name.as_str())
-        .collect()
+    services(policy, |on_excess| matches!(on_excess, OnExcess::Ban(_)))
+}
+
+/// The services with limits, of their own or of a group, that do such a thing on excess.
+fn services(policy: &Policy, does: impl Fn(&OnExcess) -> bool) -> Vec<&str> {
+    let limited = policy.services.iter().filter(|service| {
+        let groups = service.groups.iter().map(|group| &group.limits);
+        let mut limits = groups.chain([&service.limits]);
+        limits.any(|limits| !limits.is_empty() && does(&limits.on_excess))
+    });
+    limited.map(|service| service.name.as_str()).collect()
 }
 
 /// Why hardly anybody will be banned, if that is so: a ban takes a proof, a proof a cookie, and with `tcp_syncookies` = 1 the
