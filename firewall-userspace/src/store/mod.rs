@@ -1,9 +1,12 @@
-//! Where the policy comes from and where it is kept: the file of the operator, and the agent's own copies.
+//! Where the policy comes from and where it is kept: the file of the operator, the agent's own copies, and what a fleet
+//! shares ([`shared`]).
 //!
 //! Everything is replaced whole: a reader, and a machine that loses power, sees the old content or the new one.
 
 pub mod last_good;
+pub mod memory;
 pub mod policy_file;
+pub mod shared;
 pub mod state;
 
 use std::fs::{File, Permissions};
