@@ -2,8 +2,8 @@
 //! be out of reach, be compacted, wiped, restored from a backup, end its sessions.
 
 use super::shared::{
-    Change, Entry, ErrorKind, Event, Expect, Lease, Point, PutError, Revision, Session, Snapshot, Store,
-    StoreError, Watch, Watching, refuse,
+    Change, Entry, ErrorKind, Event, Expect, Holds, Lease, Point, PutError, Revision, Session, Snapshot,
+    Store, StoreError, Watch, Watching, refuse,
 };
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -35,6 +35,8 @@ struct State {
     /// Sessions up to this number are over.
     ended: u64,
     sessions: u64,
+    /// How often somebody wanted something of it.
+    asked: u64,
 }
 
 #[derive(Clone)]
@@ -65,6 +67,7 @@ impl State {
             epoch: 0,
             ended: 0,
             sessions: 0,
+            asked: 0,
         }
     }
 
@@ -111,16 +114,32 @@ impl State {
         self.delete(&keys);
     }
 
-    fn knows(&self, point: &Point) -> bool {
-        point.cluster == self.cluster
-            && point.revision.0 <= self.revision
-            && point.witness.as_ref().is_none_or(|witness| {
-                witness.revision.0 <= self.compacted
-                    || self
-                        .history
-                        .iter()
-                        .any(|change| matches!(change, Change::Put(entry) if witness.is(entry)))
-            })
+    fn holds(&self, point: &Point) -> Holds {
+        if point.cluster != self.cluster {
+            return Holds::No(format!(
+                "it is cluster {} and was {}",
+                self.cluster, point.cluster
+            ));
+        }
+        if point.revision.0 > self.revision {
+            return Holds::No(format!(
+                "it is at revision {} and was at {}",
+                self.revision, point.revision
+            ));
+        }
+        match &point.witness {
+            Some(witness) if witness.revision.0 > self.compacted => {
+                let there = |change: &Change| matches!(change, Change::Put(entry) if witness.is(entry));
+                match self.history.iter().any(there) {
+                    true => Holds::Yes,
+                    false => Holds::No(format!(
+                        "it does not hold {} of revision {}",
+                        witness.key, witness.revision
+                    )),
+                }
+            }
+            _ => Holds::Yes,
+        }
     }
 }
 
@@ -187,6 +206,16 @@ impl Memory {
         });
     }
 
+    #[cfg(test)]
+    pub(super) fn asked(&self) -> u64 {
+        self.lock().asked
+    }
+
+    #[cfg(test)]
+    pub(super) fn change_while_out_of_reach(&self, key: &str, value: &'static str) {
+        self.change(|state| state.put(key, Bytes::from_static(value.as_bytes()), None));
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -198,7 +227,8 @@ impl Memory {
     }
 
     fn reach(&self, doing: &str) -> Result<MutexGuard<'_, State>, StoreError> {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.asked += 1;
         match state.reachable {
             true => Ok(state),
             false => Err(error(doing, "out of reach")),
@@ -265,10 +295,14 @@ impl Store for Memory {
         .boxed()
     }
 
+    fn holds<'a>(&'a self, point: &'a Point) -> BoxFuture<'a, Result<Holds, StoreError>> {
+        async move { Ok(self.reach("asking for its history")?.holds(point)) }.boxed()
+    }
+
     fn watch<'a>(
         &'a self,
         under: &'a [&'a str],
-        after: &'a Point,
+        after: Revision,
     ) -> BoxFuture<'a, Result<Watch, StoreError>> {
         async move {
             let state = self.reach("watching")?;
@@ -276,8 +310,7 @@ impl Store for Memory {
                 changed: self.changed.subscribe(),
                 store: self.clone(),
                 under: under.iter().map(|&prefix| prefix.to_owned()).collect(),
-                known: state.knows(after),
-                after: after.revision,
+                after,
                 epoch: state.epoch,
             }))
         }
@@ -318,7 +351,6 @@ struct MemoryWatch {
     changed: watch::Receiver<u64>,
     under: Vec<String>,
     after: Revision,
-    known: bool,
     epoch: u64,
 }
 
@@ -327,12 +359,6 @@ impl MemoryWatch {
         let state = self.store.lock();
         if state.epoch != self.epoch {
             return Some(Err(error("watching", "the stream ended")));
-        }
-        if !self.known {
-            return Some(Ok(Event::Relist(format!(
-                "its history does not hold revision {}",
-                self.after
-            ))));
         }
         if self.after.0 < state.compacted {
             return Some(Ok(Event::Relist(format!(
@@ -347,7 +373,7 @@ impl MemoryWatch {
             .filter(|change| change.revision() > self.after && begins(change.key(), &under))
             .cloned()
             .collect();
-        self.after = Revision(state.revision);
+        self.after = self.after.max(Revision(state.revision));
         (!changes.is_empty()).then_some(Ok(Event::Changes {
             revision: self.after,
             changes,
@@ -442,7 +468,7 @@ mod tests {
         put(&store, "status/n", "x").await;
         put(&store, "policies/b", "2").await;
         let mut watch = store
-            .watch(&["policies/"], &Point::of(&snapshot))
+            .watch(&["policies/"], snapshot.revision)
             .await
             .expect("watched");
         let Event::Changes { changes, revision } = watch.next().await.expect("an event") else {
@@ -517,20 +543,22 @@ mod tests {
         for _ in 0..3 {
             put(&store, "status/n", "x").await;
         }
-        let mut watch = store.watch(&[""], &point).await.expect("watched");
-        assert!(matches!(watch.next().await, Ok(Event::Relist(_))));
+        assert!(store.lock().revision > point.revision.0);
+        assert!(matches!(store.holds(&point).await, Ok(Holds::No(_))));
+        let now = Point::of(&store.snapshot(&[""]).await.expect("read"));
+        assert_eq!(store.holds(&now).await.expect("told"), Holds::Yes);
     }
 
     #[tokio::test]
     async fn compaction_lets_present_watches_go_on_and_sends_older_ones_back() {
         let store = Memory::new();
-        let old = Point::of(&store.snapshot(&[""]).await.expect("read"));
+        let old = store.snapshot(&[""]).await.expect("read").revision;
         put(&store, "policies/a", "1").await;
-        let now = Point::of(&store.snapshot(&[""]).await.expect("read"));
+        let now = store.snapshot(&[""]).await.expect("read").revision;
         store.compact();
-        let mut behind = store.watch(&[""], &old).await.expect("watched");
+        let mut behind = store.watch(&[""], old).await.expect("watched");
         assert!(matches!(behind.next().await, Ok(Event::Relist(_))));
-        let mut present = store.watch(&[""], &now).await.expect("watched");
+        let mut present = store.watch(&[""], now).await.expect("watched");
         put(&store, "policies/b", "1").await;
         assert!(matches!(present.next().await, Ok(Event::Changes { .. })));
         store.reachable(false);

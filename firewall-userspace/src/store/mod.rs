@@ -3,6 +3,7 @@
 //!
 //! Everything is replaced whole: a reader, and a machine that loses power, sees the old content or the new one.
 
+pub mod follow;
 pub mod last_good;
 pub mod memory;
 pub mod policy_file;

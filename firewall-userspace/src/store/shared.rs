@@ -8,6 +8,7 @@
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +19,8 @@ pub const MAX_VALUE: usize = 1 << 20;
 
 /// A point in the history of a store. Zero: before anything. A directory has no history: there the revision of an entry
 /// stands for its content, and that of a snapshot is zero.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Revision(pub i64);
 
 impl fmt::Display for Revision {
@@ -74,28 +76,28 @@ pub enum Event {
         revision: Revision,
         changes: Vec<Change>,
     },
-    /// Changes are lost: what was compacted, overflowed, or belongs to another history. The watch is over; whoever needs
-    /// to know reads a snapshot.
+    /// Changes are lost, and why: compacted, or too many. The watch is over; whoever needs to know reads a snapshot.
     Relist(String),
 }
 
-/// Where a watch goes on from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// How far somebody knows a store.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Point {
     pub cluster: u64,
     /// Everything up to here is known.
     pub revision: Revision,
     /// Something that was read in this history, at or before the revision. A store restored from a backup has the same cluster
-    /// number, and revisions of it soon pass those that were known; but its history does not hold this.
+    /// number, and its revisions soon pass those that were known; but its history does not hold this.
     pub witness: Option<Witness>,
 }
 
 /// An entry that was there at its revision.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Witness {
     pub key: String,
     pub revision: Revision,
-    pub digest: blake3::Hash,
+    /// BLAKE3 of the value, in hex.
+    pub digest: String,
 }
 
 impl Witness {
@@ -103,12 +105,12 @@ impl Witness {
         Witness {
             key: entry.key.clone(),
             revision: entry.revision,
-            digest: blake3::hash(&entry.value),
+            digest: blake3::hash(&entry.value).to_hex().to_string(),
         }
     }
 
     pub fn is(&self, entry: &Entry) -> bool {
-        *self == Witness::of(entry)
+        self.revision == entry.revision && *self == Witness::of(entry)
     }
 }
 
@@ -136,6 +138,15 @@ impl Point {
             self.witness = Some(Witness::of(entry));
         }
     }
+}
+
+/// Whether the history of a store holds a [`Point`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holds {
+    /// As far as can be told: what was compacted cannot.
+    Yes,
+    /// It is another store, or an older state of it, and how that shows.
+    No(String),
 }
 
 /// What a key must be for a change to be made.
@@ -168,12 +179,13 @@ pub trait Store: Send + Sync + 'static {
     /// In the order of the keys asked for; `None` where there is no such key.
     fn get<'a>(&'a self, keys: &'a [String]) -> BoxFuture<'a, Result<Vec<Option<Entry>>, StoreError>>;
 
-    /// The changes of all keys that begin with one of these, after this point. `follow::Follower` is what most want.
-    fn watch<'a>(
-        &'a self,
-        under: &'a [&'a str],
-        after: &'a Point,
-    ) -> BoxFuture<'a, Result<Watch, StoreError>>;
+    /// Whether this is still the store in which somebody got to this point.
+    fn holds<'a>(&'a self, point: &'a Point) -> BoxFuture<'a, Result<Holds, StoreError>>;
+
+    /// The changes of all keys that begin with one of these, after this revision; it stands when this returns. What most want
+    /// is `follow::Follower`.
+    fn watch<'a>(&'a self, under: &'a [&'a str], after: Revision)
+    -> BoxFuture<'a, Result<Watch, StoreError>>;
 
     /// Puts a value of at most [`MAX_VALUE`] bytes, if the key is as expected. Returns the key's new revision.
     fn put<'a>(
