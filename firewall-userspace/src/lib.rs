@@ -9,6 +9,7 @@ pub mod cli;
 pub mod datapath;
 pub mod detect;
 pub mod doctor;
+pub mod fleet;
 pub mod host;
 pub mod metrics;
 pub mod monitor;

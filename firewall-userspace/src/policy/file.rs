@@ -9,13 +9,14 @@ use super::claims::{self, Claim};
 pub use super::diagnostic::{Diagnostic, PolicyError};
 use super::diagnostic::{Findings, Text, did_you_mean};
 use super::ephemeral::UdpRange;
-use super::groups::{self, Groups};
+use super::groups::{self, Groups, Resolve};
 use super::limits::Limits;
 use super::model::{Action, EgressId, Owner, Place, Policy, Service, ServiceId};
 pub use super::rules::TemporaryEntry;
 use super::rules::{List, Rules};
 use super::written::{self, Word};
 use super::{cover, egress, limits, ports};
+use crate::fleet::selector::Selector;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,7 +25,11 @@ use toml::de::DeTable;
 /// A policy that was read, and what there is to say about it.
 #[derive(Clone, Debug)]
 pub struct Loaded {
+    /// What makes it a document of a fleet.
+    pub header: Option<Header>,
     pub policy: Policy,
+    /// What the file says of packets that no service names, if it says anything.
+    pub default_ingress: Option<Action>,
     pub warnings: Vec<Diagnostic>,
     pub text: String,
     /// List files that were read, to be watched.
@@ -35,6 +40,14 @@ pub struct Loaded {
     pub udp_ranges: Vec<UdpRange>,
     /// Temporary entries that have ended: not in the policy, to be taken out of the file.
     pub expired: Vec<TemporaryEntry>,
+}
+
+/// The name of a document, and the nodes that it is meant for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    pub name: String,
+    pub nodes: Selector,
+    pub place: Place,
 }
 
 /// Errors that one report shows.
@@ -68,7 +81,8 @@ pub fn parse(text: &str, path: &Path, now: u64) -> Result<Loaded, PolicyError> {
     parse_with(text, path, now, &mut groups::read)
 }
 
-/// [`parse`] with list files read by `read`: for a policy that is kept elsewhere together with its lists.
+/// [`parse`] with list files and nodes from elsewhere: for a policy that is kept together with its lists, and for the
+/// documents of a fleet.
 ///
 /// # Errors
 /// All findings of one pass.
@@ -76,7 +90,7 @@ pub fn parse_with(
     text: &str,
     path: &Path,
     now: u64,
-    read: &mut groups::ReadList<'_>,
+    resolve: &mut dyn Resolve,
 ) -> Result<Loaded, PolicyError> {
     let mut findings = Findings::new(Text::new(path, text));
     let (root, syntax) = DeTable::parse_recoverable(text);
@@ -89,7 +103,7 @@ pub fn parse_with(
     }
     let written = written::read(&root, &mut findings);
     let folder = path.parent().unwrap_or(Path::new(""));
-    let mut groups = Groups::resolve(&written.groups, folder, read, &mut findings);
+    let mut groups = Groups::resolve(&written.groups, folder, resolve, &mut findings);
     let mut rules = Rules::default();
     let own = List {
         owner: Owner::Policy,
@@ -131,7 +145,7 @@ pub fn parse_with(
     }
     let files = std::mem::take(&mut groups.files);
     let mut policy = Policy {
-        default_allow: written.default_allow,
+        default_allow: written.default_ingress == Some(Action::Allow),
         egress_deny: written.egress_deny.is_some(),
         services,
         egress,
@@ -147,8 +161,15 @@ pub fn parse_with(
     cover::warn(&policy, &rules.drafts, &mut findings);
     egress::warn(&policy, &written, &mut findings);
     groups::sort(&mut findings.warnings, &findings.text.path);
+    let header = written.header.as_ref().map(|header| Header {
+        name: header.name.text.clone(),
+        nodes: header.nodes.clone(),
+        place: findings.text.place(header.name.span.start),
+    });
     Ok(Loaded {
+        header,
         policy,
+        default_ingress: written.default_ingress,
         warnings: findings.warnings,
         text: text.to_string(),
         files,

@@ -6,8 +6,10 @@ use super::lists;
 use super::model::PrefixList;
 use super::source::{self, Source};
 use super::written::{self, Content, Word};
+use crate::fleet::selector::Selector;
 use ipnetwork::IpNetwork;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,11 +29,31 @@ pub struct Groups<'a> {
     /// List files in the order they were read.
     pub files: Vec<PathBuf>,
     by_file: HashMap<PathBuf, Option<u32>>,
-    read: &'a mut ReadList<'a>,
+    /// Lists of nodes, and whether anybody here knows who they are.
+    of_nodes: HashSet<u32>,
+    nodes_known: bool,
+    resolve: &'a mut dyn Resolve,
 }
 
-/// Reads a list file.
-pub type ReadList<'a> = dyn FnMut(&Path) -> std::io::Result<Vec<u8>> + 'a;
+/// What groups are made of beyond the text of their policy. A function that reads files knows no nodes.
+pub trait Resolve {
+    /// The content of a list file. The path is that of the policy's folder, joined with what the policy says.
+    fn file(&mut self, path: &Path) -> std::io::Result<Vec<u8>>;
+
+    /// The addresses of the nodes that a selector names, those only that count: with `within`, which the policy says,
+    /// addresses outside of it are left out in any case. `None`: whoever asks knows nothing of nodes.
+    fn nodes(&mut self, nodes: &Selector, within: Option<&[IpNetwork]>) -> Option<Vec<IpAddr>>;
+}
+
+impl<F: FnMut(&Path) -> std::io::Result<Vec<u8>>> Resolve for F {
+    fn file(&mut self, path: &Path) -> std::io::Result<Vec<u8>> {
+        self(path)
+    }
+
+    fn nodes(&mut self, _: &Selector, _: Option<&[IpNetwork]>) -> Option<Vec<IpAddr>> {
+        None
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
@@ -41,11 +63,11 @@ enum State {
 }
 
 impl<'a> Groups<'a> {
-    /// Reads list files, relative to `folder`, by `read`.
+    /// List files are relative to `folder`.
     pub fn resolve(
         written: &'a [written::Group],
         folder: &Path,
-        read: &'a mut ReadList<'a>,
+        resolve: &'a mut dyn Resolve,
         findings: &mut Findings<'_>,
     ) -> Groups<'a> {
         let mut groups = Groups {
@@ -61,7 +83,9 @@ impl<'a> Groups<'a> {
             literals: HashMap::new(),
             files: Vec::new(),
             by_file: HashMap::new(),
-            read,
+            of_nodes: HashSet::new(),
+            nodes_known: true,
+            resolve,
         };
         let mut path = Vec::new();
         for at in 0..written.len() {
@@ -81,6 +105,11 @@ impl<'a> Groups<'a> {
             State::Done(lists) => Some(lists.clone()),
             State::New | State::Open => None,
         }
+    }
+
+    /// Whether any of these lists holds nodes of a fleet, so that it changes by itself.
+    pub fn have_nodes(&self, lists: &[u32]) -> bool {
+        lists.iter().any(|list| self.of_nodes.contains(list))
     }
 
     /// The list of a single prefix, the same for the same prefix.
@@ -123,6 +152,7 @@ impl<'a> Groups<'a> {
             let name = &group.name;
             if let State::Done(lists) = &self.resolved[at]
                 && lists.iter().all(|&list| self.lists[list as usize].is_empty())
+                && (self.nodes_known || !self.have_nodes(lists))
             {
                 findings.warn(
                     &name.span,
@@ -162,6 +192,9 @@ impl<'a> Groups<'a> {
         let lists = match &self.written[at].content {
             Content::File(file) => self.file(file, folder, findings).into_iter().collect(),
             Content::Words(words) => self.words(words, path, folder, findings),
+            Content::Nodes { nodes, within, span } => {
+                vec![self.nodes(nodes, within.as_deref(), span, findings)]
+            }
         };
         path.pop();
         self.resolved[at] = State::Done(lists);
@@ -232,13 +265,62 @@ impl<'a> Groups<'a> {
         findings.error(&word.span, message, Some("take one of these names out".into()));
     }
 
+    /// The list of the addresses that the nodes of a selector have.
+    fn nodes(
+        &mut self,
+        nodes: &Selector,
+        within: Option<&[Word]>,
+        span: &Range<usize>,
+        findings: &mut Findings<'_>,
+    ) -> u32 {
+        let within: Option<Vec<IpNetwork>> = within.map(|words| {
+            let prefixes = words.iter().filter_map(|word| match literal(word, findings)? {
+                Source::Prefix(prefix) => Some(prefix),
+                Source::Any | Source::Group(_) => {
+                    let message = format!("\"{}\" is not a prefix", word.text);
+                    let hint = "\"within\" lists prefixes such as \"10.0.0.0/8\"";
+                    findings.error(&word.span, message, Some(hint.into()));
+                    None
+                }
+            });
+            prefixes.collect()
+        });
+        let Some(addresses) = self.resolve.nodes(nodes, within.as_deref()) else {
+            self.nodes_known = false;
+            let message =
+                "who these nodes are is known to the agents of a fleet only: the group is empty here";
+            findings.warn(span, message, None);
+            return self.add_nodes(PrefixList::default());
+        };
+        let counts = |address: &IpAddr| {
+            let inside = |within: &Vec<IpNetwork>| within.iter().any(|prefix| prefix.contains(*address));
+            !address.is_unspecified()
+                && !address.is_loopback()
+                && !address.is_multicast()
+                && within.as_ref().is_none_or(inside)
+        };
+        // In order, so that the same nodes give the same policy.
+        let addresses: BTreeSet<IpAddr> = addresses.into_iter().filter(counts).collect();
+        let mut list = PrefixList::default();
+        for address in addresses {
+            push(&mut list, IpNetwork::from(address));
+        }
+        self.add_nodes(list)
+    }
+
+    fn add_nodes(&mut self, list: PrefixList) -> u32 {
+        let list = self.add(list);
+        self.of_nodes.insert(list);
+        list
+    }
+
     fn file(&mut self, file: &Word, folder: &Path, findings: &mut Findings<'_>) -> Option<u32> {
         let path = folder.join(&file.text);
         if let Some(&known) = self.by_file.get(&path) {
             return known;
         }
         self.files.push(path.clone());
-        let list = match (self.read)(&path) {
+        let list = match self.resolve.file(&path) {
             Ok(bytes) => match lists::parse(&bytes, &path) {
                 Ok(list) => {
                     findings.warnings.extend(list.warning);

@@ -14,6 +14,7 @@ pub mod groups;
 pub mod icmp;
 pub mod limits;
 pub mod lists;
+pub mod merge;
 pub mod model;
 pub mod ports;
 pub mod prefix;

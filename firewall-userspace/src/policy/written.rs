@@ -2,12 +2,15 @@
 //! what the words mean is for the next steps.
 
 mod entries;
+pub mod header;
 pub mod limits;
 
 use super::diagnostic::{Findings, did_you_mean};
 use super::model::Action;
 use super::source::{NAME_HINT, is_name};
+use crate::fleet::selector::Selector;
 use entries::{entries, kind, word};
+use header::{Header, read_header, selector};
 use limits::{Limit, Limits, read_limit, read_limits};
 use std::ops::Range;
 use toml::Spanned;
@@ -24,7 +27,9 @@ pub struct Word {
 
 #[derive(Debug, Default)]
 pub struct Written {
-    pub default_allow: bool,
+    pub header: Option<Header>,
+    /// What `ingress` says, if it says anything.
+    pub default_ingress: Option<Action>,
     /// `egress = "deny"`, and where it says so.
     pub egress_deny: Option<Span>,
     /// For every service.
@@ -56,6 +61,12 @@ pub struct Group {
 pub enum Content {
     Words(Vec<Word>),
     File(Word),
+    /// The nodes of a fleet, and the prefixes that their addresses have to lie in.
+    Nodes {
+        nodes: Selector,
+        within: Option<Vec<Word>>,
+        span: Span,
+    },
 }
 
 #[derive(Debug)]
@@ -84,11 +95,16 @@ pub fn read(root: &Spanned<DeTable<'_>>, findings: &mut Findings<'_>) -> Written
     known_keys(
         table,
         "the policy",
-        &["version", "deny", "defaults", "groups", "service", "egress"],
+        &[
+            "version", "policy", "deny", "defaults", "groups", "service", "egress",
+        ],
         findings,
     );
     version(table, findings);
     let mut written = Written::default();
+    if let Some(header) = table.get("policy") {
+        written.header = read_header(header, findings);
+    }
     if let Some(deny) = table.get("deny") {
         written.deny = entries(deny, "deny", findings);
     }
@@ -184,9 +200,7 @@ fn read_defaults(defaults: &Spanned<DeValue<'_>>, written: &mut Written, finding
         return;
     };
     known_keys(table, "[defaults]", &["ingress", "egress", "limits"], findings);
-    if let Some((action, _)) = default(table, "ingress", findings) {
-        written.default_allow = action == Action::Allow;
-    }
+    written.default_ingress = default(table, "ingress", findings).map(|(action, _)| action);
     if let Some((action, span)) = default(table, "egress", findings) {
         written.egress_deny = (action == Action::Deny).then_some(span);
     }
@@ -253,27 +267,10 @@ fn read_groups(groups: &Spanned<DeValue<'_>>, findings: &mut Findings<'_>) -> Ve
                     .filter_map(|item| group_word(item, findings))
                     .collect(),
             ),
-            DeValue::Table(file) => {
-                known_keys(file, "a group", &["file"], findings);
-                match file.get("file") {
-                    Some(path) => match word(path, "file", findings) {
-                        Some(path) => Content::File(path),
-                        None => Content::Words(Vec::new()),
-                    },
-                    None => {
-                        let hint = Some("write { file = \"lists/name.txt\" }".into());
-                        findings.error(
-                            &value.span(),
-                            format!("group \"{}\" has no \"file\"", name.text),
-                            hint,
-                        );
-                        Content::Words(Vec::new())
-                    }
-                }
-            }
+            DeValue::Table(table) => group_table(&name, table, value.span(), findings),
             other => {
                 let message = format!("group \"{}\" is {}, not a list", name.text, kind(other));
-                let hint = "write [\"PREFIX\", \"@group\"] or { file = \"lists/name.txt\" }";
+                let hint = "write [\"PREFIX\", \"@group\"], { file = \"lists/name.txt\" } or { nodes = \"role=web\" }";
                 findings.error(&value.span(), message, Some(hint.into()));
                 Content::Words(Vec::new())
             }
@@ -284,14 +281,81 @@ fn read_groups(groups: &Spanned<DeValue<'_>>, findings: &mut Findings<'_>) -> Ve
     read
 }
 
+/// A list file, or the nodes of a fleet.
+fn group_table(name: &Word, table: &DeTable<'_>, span: Span, findings: &mut Findings<'_>) -> Content {
+    let nothing = Content::Words(Vec::new());
+    known_keys(table, "a group", &["file", "nodes", "within"], findings);
+    match (table.get("file"), table.get("nodes")) {
+        (Some(path), None) => {
+            if let Some(within) = table.get("within") {
+                let hint = "write { nodes = \"role=web\", within = [\"PREFIX\"] }";
+                findings.error(
+                    &within.span(),
+                    "\"within\" is for groups of nodes",
+                    Some(hint.into()),
+                );
+            }
+            word(path, "file", findings).map_or(nothing, Content::File)
+        }
+        (None, Some(nodes)) => {
+            let within = table
+                .get("within")
+                .map(|within| group_within(name, within, findings));
+            match selector(nodes, findings) {
+                Some(nodes) => Content::Nodes { nodes, within, span },
+                None => nothing,
+            }
+        }
+        (Some(_), Some(nodes)) => {
+            let message = format!("group \"{}\" has both \"file\" and \"nodes\"", name.text);
+            let hint = "make two groups of it, and one that names both";
+            findings.error(&nodes.span(), message, Some(hint.into()));
+            nothing
+        }
+        (None, None) => {
+            let hint = "write { file = \"lists/name.txt\" } or { nodes = \"role=web\" }";
+            let message = format!("group \"{}\" has neither \"file\" nor \"nodes\"", name.text);
+            findings.error(&span, message, Some(hint.into()));
+            nothing
+        }
+    }
+}
+
+/// The prefixes that the addresses of a group's nodes lie in. An empty list would let nobody in, or everybody: who
+/// could tell.
+fn group_within(name: &Word, within: &Spanned<DeValue<'_>>, findings: &mut Findings<'_>) -> Vec<Word> {
+    let DeValue::Array(items) = within.get_ref() else {
+        let message = format!("\"within\" is {}, not a list", kind(within.get_ref()));
+        findings.error(
+            &within.span(),
+            message,
+            Some("write within = [\"PREFIX\"]".into()),
+        );
+        return Vec::new();
+    };
+    if items.is_empty() {
+        let message = format!("group \"{}\" has an empty \"within\"", name.text);
+        let hint = "name prefixes, or leave \"within\" out";
+        findings.error(&within.span(), message, Some(hint.into()));
+    }
+    let words = items
+        .iter()
+        .filter_map(|item| word(item, "a prefix of \"within\"", findings));
+    words.collect()
+}
+
 fn group_word(item: &Spanned<DeValue<'_>>, findings: &mut Findings<'_>) -> Option<Word> {
     if let DeValue::Table(table) = item.get_ref() {
-        let (message, hint) = match table.contains_key("file") {
-            true => (
+        let (message, hint) = match ["file", "nodes"].map(|key| table.contains_key(key)) {
+            [true, _] => (
                 "a list file is a group of its own",
                 "give it a name under [groups], and name it here with @",
             ),
-            false => (
+            [_, true] => (
+                "the nodes of a selector are a group of their own",
+                "give it a name under [groups], and name it here with @",
+            ),
+            _ => (
                 "a temporary entry cannot stand in a group",
                 "put it into an allow or deny list",
             ),

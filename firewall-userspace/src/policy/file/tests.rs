@@ -236,7 +236,7 @@ ports = "tcp/1"
       |           ^
   hint: this ravelin reads version 1 of the policy language
 
-policy.toml:2:1: unknown key "dney" in the policy (version, deny, defaults, groups, service, egress)
+policy.toml:2:1: unknown key "dney" in the policy (version, policy, deny, defaults, groups, service, egress)
     2 | dney = ["@blocked"]
       | ^^^^
   hint: did you mean "deny"?
@@ -436,12 +436,12 @@ policy.toml:5:14: cannot read the list .: not a regular file
       |              ^^^
   hint: the path is relative to the policy file
 
-policy.toml:6:5: group \"c\" has no \"file\"
+policy.toml:6:5: group \"c\" has neither \"file\" nor \"nodes\"
     6 | c = { fiel = \"x\" }
       |     ^^^^^^^^^^^^^^
-  hint: write { file = \"lists/name.txt\" }
+  hint: write { file = \"lists/name.txt\" } or { nodes = \"role=web\" }
 
-policy.toml:6:7: unknown key \"fiel\" in a group (file)
+policy.toml:6:7: unknown key \"fiel\" in a group (file, nodes, within)
     6 | c = { fiel = \"x\" }
       |       ^^^^
   hint: did you mean \"file\"?"

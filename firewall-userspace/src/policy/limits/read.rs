@@ -165,9 +165,16 @@ fn read_groups(
                     findings.error(&word.span, message, Some(hint.into()));
                 }
                 Source::Group(name) => {
-                    group
-                        .lists
-                        .extend(groups.find(&name, &word.span, findings).unwrap_or_default());
+                    let lists = groups.find(&name, &word.span, findings).unwrap_or_default();
+                    if groups.have_nodes(&lists) {
+                        let message = format!(
+                            "\"{}\" holds nodes, which come and go: no limit can be for them",
+                            word.text
+                        );
+                        let hint = "name the prefixes that they lie in";
+                        findings.error(&word.span, message, Some(hint.into()));
+                    }
+                    group.lists.extend(lists);
                 }
                 Source::Prefix(prefix) => group.lists.push(groups.literal(prefix)),
             }

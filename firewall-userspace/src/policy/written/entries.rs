@@ -76,7 +76,7 @@ pub(super) fn word(value: &Spanned<DeValue<'_>>, what: &str, findings: &mut Find
         }),
         other => {
             let message = match what {
-                "name" | "file" | "ingress" | "egress" | "source" | "for" | "on_excess" => {
+                "name" | "nodes" | "file" | "ingress" | "egress" | "source" | "for" | "on_excess" => {
                     format!("\"{what}\" is {}, not a string", kind(other))
                 }
                 what => format!("{what} is {}, not a string", kind(other)),

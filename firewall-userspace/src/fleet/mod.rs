@@ -1,0 +1,3 @@
+//! Many nodes: which nodes a policy is meant for.
+
+pub mod selector;
