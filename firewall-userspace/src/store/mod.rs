@@ -3,12 +3,16 @@
 //!
 //! Everything is replaced whole: a reader, and a machine that loses power, sees the old content or the new one.
 
+pub mod directory;
 pub mod follow;
 pub mod last_good;
 pub mod memory;
 pub mod policy_file;
+pub mod settings;
 pub mod shared;
 pub mod state;
+
+pub use settings::{Settings, open};
 
 use std::fs::{File, Permissions};
 use std::io::{self, Write};

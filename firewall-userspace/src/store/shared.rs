@@ -13,12 +13,13 @@ use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// A value holds no more: an etcd with its own limits takes 1.5 MiB in one request.
 pub const MAX_VALUE: usize = 1 << 20;
 
 /// A point in the history of a store. Zero: before anything. A directory has no history: there the revision of an entry
-/// stands for its content, and that of a snapshot is zero.
+/// and of a snapshot stands for its content, and none is before another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Revision(pub i64);
@@ -129,7 +130,7 @@ impl Point {
 
     /// Takes note of changes that a watch told.
     pub fn advance(&mut self, revision: Revision, changes: &[Change]) {
-        self.revision = self.revision.max(revision);
+        self.revision = revision;
         let newest = changes.iter().rev().find_map(|change| match change {
             Change::Put(entry) => Some(entry),
             Change::Delete { .. } => None,
@@ -254,6 +255,35 @@ impl Session {
     /// Ends it and waits until its keys are gone, as far as the store can be reached.
     pub async fn end(self) {
         self.0.end().await;
+    }
+}
+
+/// Whether a lease is lost, for implementations: told once, known from then on.
+#[derive(Clone, Default)]
+pub(super) struct Lost(Arc<watch::Sender<Option<StoreError>>>);
+
+impl Lost {
+    pub(super) fn tell(&self, error: StoreError) {
+        self.0.send_modify(|lost| *lost = Some(error));
+    }
+
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        self.0.borrow().clone().map_or(Ok(()), Err)
+    }
+
+    pub(super) async fn wait(&self) -> StoreError {
+        let lost = self
+            .0
+            .subscribe()
+            .wait_for(Option::is_some)
+            .await
+            .ok()
+            .and_then(|lost| lost.clone());
+        match lost {
+            Some(error) => error,
+            // Nobody is left to tell.
+            None => std::future::pending().await,
+        }
     }
 }
 
