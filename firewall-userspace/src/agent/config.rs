@@ -299,7 +299,7 @@ impl Config {
 }
 
 /// A mistake in the file, with its place and what is likely meant.
-fn mistake(text: &str, path: &Path, error: &toml::de::Error) -> Diagnostic {
+pub(crate) fn mistake(text: &str, path: &Path, error: &toml::de::Error) -> Diagnostic {
     let told = error.message();
     let (message, hint) = match told
         .strip_prefix("unknown field `")
