@@ -1,8 +1,11 @@
-//! Many nodes: what operators sign, whom a node believes, and which nodes something is meant for.
+//! Many nodes: what operators sign, whom a node believes, which nodes something is meant for, and what a node makes of it.
 
+pub mod documents;
 pub mod lists;
 pub mod memory;
+pub mod node;
 mod pattern;
+pub mod registered;
 pub mod roles;
 pub mod selector;
 pub mod signature;

@@ -1,0 +1,791 @@
+//! What a node makes of what the store says: which documents it takes, which it refuses and why, which it misses, what
+//! it has to fetch, and which nodes count. Pure: what is believed is for a [`Judge`], time is an argument, and what
+//! comes of it is a [`Documents`] for the owner of the data path, who has the last word.
+//!
+//! What always holds:
+//! - A document in force stays until a newer one of its name, signed, says otherwise. That its key is gone, that the
+//!   store is empty, older, full of garbage or out of reach, changes nothing.
+//! - What is refused is refused for itself: the others are taken, and of the same name the last good one stays.
+//! - If the owner refuses a set, what was new in it is tried one by one, by name; who is refused alone is at fault.
+
+use super::documents::{Document, Documents};
+use super::registered::{Member, Registered};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Names known at most: what a store holds beyond is not looked at.
+const MOST_NAMES: usize = 4096;
+/// Before what the machine could not do is tried again.
+const AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
+
+/// The clocks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Now {
+    /// Unix seconds.
+    pub wall: u64,
+    pub boot: Duration,
+}
+
+/// Why a document is not taken: a stable word, and a sentence.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct Rejection {
+    pub word: &'static str,
+    pub text: String,
+}
+
+impl Rejection {
+    pub fn new(word: &'static str, text: impl Into<String>) -> Rejection {
+        Rejection {
+            word,
+            text: text.into(),
+        }
+    }
+
+    /// May be over when the clock goes on or is put right.
+    fn is_of_time(&self) -> bool {
+        matches!(self.word, "expired" | "not-yet")
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Policy,
+    /// The document of this name is to be no more.
+    Delete,
+}
+
+/// What an envelope says, once it is known who says so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signed {
+    pub kind: Kind,
+    pub name: String,
+    pub nodes: String,
+    pub version: u64,
+    pub issued: u64,
+    pub expires: Option<u64>,
+    pub lists: BTreeMap<String, blake3::Hash>,
+    pub text: String,
+    pub signer: String,
+    /// Whether it means this node.
+    pub here: bool,
+}
+
+/// What became of the lists of a document.
+pub enum Read {
+    /// A policy that this node may take; whether its groups ask for nodes.
+    Whole { asks_for_nodes: bool },
+    /// Objects are missing.
+    Lacks(Vec<blake3::Hash>),
+}
+
+/// Who decides what is believed and what is sound.
+pub trait Judge {
+    /// Verifies an envelope as of a time: signature, signer, role, times. Nothing is remembered.
+    fn verify(&self, envelope: &[u8], at: u64) -> Result<Signed, Rejection>;
+    /// Refuses what is older than something seen before, or another one of the same version; takes note of it otherwise.
+    fn remember(&mut self, signed: &Signed, digest: blake3::Hash) -> Result<(), Rejection>;
+    /// Whether the text is a policy within the bounds that this node sets, with lists made of its objects.
+    fn read(&self, document: &Document) -> Result<Read, Rejection>;
+    /// A registration, if it is one at all.
+    fn member(&self, name: &str, value: &[u8]) -> Result<Member, Rejection>;
+}
+
+/// Whose fault it is that the owner did not take a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// What the documents say, among themselves or with the local policy.
+    Documents,
+    /// The kernel, the disk: to be tried again.
+    Machine,
+}
+
+/// Something that was not taken, for the audit log. Each is told once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub key: String,
+    pub digest: blake3::Hash,
+    pub version: Option<u64>,
+    pub signer: Option<String>,
+    pub rejection: Rejection,
+}
+
+/// What there is to tell of a document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    pub name: String,
+    /// In force here.
+    pub good: Option<Arc<Document>>,
+    pub state: State,
+    /// Of what the store offers instead, if that is known.
+    pub offered: Option<u64>,
+}
+
+/// How the store and this node agree on a document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// What the store has is in force.
+    InForce,
+    /// On its way: accepted, not yet in force.
+    Coming,
+    /// Lists are being fetched.
+    Incomplete(usize),
+    /// What the store has is refused; what is in force stays.
+    Rejected(Rejection),
+    /// The store has nothing of that name any more, and nobody signed that.
+    Withheld,
+}
+
+impl State {
+    pub fn word(&self) -> &'static str {
+        match self {
+            State::InForce => "in-force",
+            State::Coming => "coming",
+            State::Incomplete(_) => "incomplete",
+            State::Rejected(_) => "rejected",
+            State::Withheld => "withheld",
+        }
+    }
+}
+
+/// All of one name.
+#[derive(Debug, Default)]
+struct Slot {
+    /// What the owner has in force.
+    good: Option<Arc<Document>>,
+    /// What is to be in force: a newer one.
+    next: Option<Arc<Document>>,
+    /// What is in force is to end: somebody signed that it is gone, or that it means other nodes.
+    ending: bool,
+    offer: Option<Offer>,
+    /// The owner refused `next` when so many sets had been taken.
+    blocked: Option<u64>,
+}
+
+impl Slot {
+    fn wanted(&self) -> Option<&Arc<Document>> {
+        match &self.next {
+            Some(next) if self.blocked.is_none() => Some(next),
+            _ if self.ending => None,
+            _ => self.good.as_ref(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.good.is_none() && self.next.is_none() && self.offer.is_none()
+    }
+}
+
+/// What the store has under a name.
+#[derive(Debug)]
+struct Offer {
+    digest: blake3::Hash,
+    version: Option<u64>,
+    signer: Option<String>,
+    verdict: Verdict,
+}
+
+#[derive(Debug)]
+enum Verdict {
+    New(Bytes),
+    /// It is `good`, `next`, or a deletion that was carried out.
+    Taken,
+    /// Means other nodes.
+    Elsewhere,
+    /// The document without its lists, and what it lacks.
+    Lacks(Box<Document>, HashSet<blake3::Hash>),
+    /// The envelope is kept if time may change it.
+    Rejected(Rejection, Option<Bytes>),
+}
+
+/// What a node keeps over restarts.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// In force at the end, then what was about to be.
+    pub good: Vec<Arc<Document>>,
+    pub next: Vec<Arc<Document>>,
+    pub members: Vec<Member>,
+}
+
+/// What a store holds.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// Keys without the prefix of the store.
+    pub entries: Vec<(String, Bytes)>,
+    /// All registrations are among them.
+    pub with_nodes: bool,
+}
+
+/// See the top of this file.
+#[derive(Debug, Default)]
+pub struct Node {
+    grace: Duration,
+    slots: BTreeMap<String, Slot>,
+    registered: Registered,
+    /// What the owner has in force.
+    applied: Arc<Documents>,
+    /// Sets that the owner took.
+    taken: u64,
+    /// The set that the owner looks at now.
+    offered: Option<Arc<Documents>>,
+    /// What was new in a set that was refused, to be tried one by one.
+    trial: VecDeque<String>,
+    /// Boot clock: not before then, for the machine could not.
+    resting: Option<(Duration, usize)>,
+    refusals: Vec<Refusal>,
+    /// The store was read once.
+    joined: bool,
+}
+
+impl Node {
+    pub fn new(grace: Duration) -> Node {
+        Node {
+            grace,
+            ..Node::default()
+        }
+    }
+
+    /// What an earlier run kept, verified again as of when it was accepted. What does not hold any more, because a
+    /// signer is not trusted any more, is left out and told.
+    pub fn restore(&mut self, kept: Kept, judge: &dyn Judge) {
+        for (documents, good) in [(kept.good, true), (kept.next, false)] {
+            for document in documents {
+                match judge.verify(&document.envelope, document.accepted_at) {
+                    Ok(signed) if signed.here && signed.name == document.name => {
+                        let slot = self.slots.entry(document.name.clone()).or_default();
+                        if good {
+                            slot.good = Some(document);
+                        } else {
+                            slot.next = Some(document);
+                        }
+                    }
+                    Ok(signed) if signed.here => {
+                        let text = format!("kept as {}, signed as {}", document.name, signed.name);
+                        self.tell_kept(&document, Rejection::new("malformed", text));
+                    }
+                    // The labels of this node are others now.
+                    Ok(_) => {}
+                    Err(rejection) => self.tell_kept(&document, rejection),
+                }
+            }
+        }
+        self.registered.restore(kept.members);
+    }
+
+    fn tell_kept(&mut self, document: &Document, rejection: Rejection) {
+        self.refusals.push(Refusal {
+            key: format!("policies/{}", document.name),
+            digest: document.digest,
+            version: Some(document.version),
+            signer: Some(document.signer.clone()),
+            rejection,
+        });
+    }
+
+    /// What was kept: as it was about to be, and as it was in force, if that is another set.
+    pub fn kept(&self) -> Vec<Arc<Documents>> {
+        let set = |with_next: bool| {
+            let part = |slot: &Slot| match &slot.next {
+                Some(next) if with_next => Some(next.clone()),
+                _ => slot.good.clone(),
+            };
+            Arc::new(Documents {
+                parts: self.slots.values().filter_map(part).collect(),
+                nodes: self.registered.nodes(),
+            })
+        };
+        let mut sets = vec![set(true), set(false)];
+        sets.dedup();
+        sets
+    }
+
+    /// This set is in force, without having been planned: at the start. `None`: it is not known what is.
+    pub fn begin(&mut self, set: Option<Arc<Documents>>) {
+        match set {
+            Some(_) => {
+                self.offered = set;
+                self.taken();
+            }
+            None => {
+                for slot in self.slots.values_mut() {
+                    let good = slot.good.take();
+                    slot.next = slot.next.take().or(good);
+                }
+            }
+        }
+    }
+
+    /// All that the store holds at a revision below the prefixes it was asked for.
+    pub fn snapshot(&mut self, all: Listing, judge: &dyn Judge, now: Now) {
+        if all.entries.is_empty() {
+            self.registered.other_store();
+        }
+        self.joined = true;
+        let (mut members, mut present) = (Vec::new(), BTreeSet::new());
+        for (key, value) in all.entries {
+            if let Some(name) = key.strip_prefix("policies/") {
+                present.insert(name.to_owned());
+                self.offer(name, value);
+            } else if let Some(name) = key.strip_prefix("nodes/") {
+                members.extend(self.member(name, &value, judge));
+            }
+        }
+        for (name, slot) in &mut self.slots {
+            if !present.contains(name) {
+                slot.offer = None;
+            }
+        }
+        if all.with_nodes {
+            self.registered.replace(members, now.boot);
+        }
+        self.sweep();
+    }
+
+    /// What was put, or is gone (`None`).
+    pub fn change(&mut self, key: &str, value: Option<Bytes>, judge: &dyn Judge, now: Now) {
+        if let Some(name) = key.strip_prefix("policies/") {
+            match value {
+                Some(value) => self.offer(name, value),
+                None => {
+                    if let Some(slot) = self.slots.get_mut(name) {
+                        slot.offer = None;
+                    }
+                    self.sweep();
+                }
+            }
+        } else if let Some(name) = key.strip_prefix("nodes/") {
+            match value {
+                Some(value) => {
+                    if let Some(member) = self.member(name, &value, judge) {
+                        self.registered.put(member);
+                    }
+                }
+                None => self.registered.gone(name, now.boot),
+            }
+        }
+    }
+
+    /// The store is another one than before, or was taken back to an earlier time.
+    pub fn replaced(&mut self) {
+        self.registered.other_store();
+    }
+
+    /// The store is out of reach.
+    pub fn lost(&mut self) {
+        self.registered.pause();
+    }
+
+    fn offer(&mut self, name: &str, value: Bytes) {
+        if !is_name(name) || self.slots.len() >= MOST_NAMES && !self.slots.contains_key(name) {
+            return;
+        }
+        let digest = blake3::hash(&value);
+        let slot = self.slots.entry(name.to_owned()).or_default();
+        if slot.offer.as_ref().is_some_and(|offer| offer.digest == digest) {
+            return;
+        }
+        slot.offer = Some(Offer {
+            digest,
+            version: None,
+            signer: None,
+            verdict: Verdict::New(value),
+        });
+    }
+
+    fn member(&mut self, name: &str, value: &[u8], judge: &dyn Judge) -> Option<Member> {
+        let judged = judge.member(name, value);
+        judged
+            .inspect_err(|rejection| {
+                self.refusals.push(Refusal {
+                    key: format!("nodes/{name}"),
+                    digest: blake3::hash(value),
+                    version: None,
+                    signer: None,
+                    rejection: rejection.clone(),
+                });
+            })
+            .ok()
+    }
+
+    fn sweep(&mut self) {
+        self.slots.retain(|_, slot| !slot.is_empty());
+    }
+
+    /// Who is trusted, or for what, has changed: what is in force is verified again, and what was refused is looked at again when
+    /// the store is read anew.
+    pub fn trust_changed(&mut self, judge: &dyn Judge) {
+        let mut dropped = Vec::new();
+        for slot in self.slots.values_mut() {
+            for document in [&mut slot.good, &mut slot.next] {
+                let Some(held) = document else { continue };
+                match judge.verify(&held.envelope, held.accepted_at) {
+                    Ok(signed) if signed.here => {}
+                    Ok(_) => *document = None,
+                    Err(rejection) => dropped.extend(document.take().map(|held| (held, rejection))),
+                }
+            }
+            slot.offer = None;
+        }
+        for (document, rejection) in dropped {
+            self.tell_kept(&document, rejection);
+        }
+    }
+
+    /// Something that was asked for by [`Node::wanted`]. What is not what its name says is ignored.
+    pub fn object(&mut self, name: blake3::Hash, bytes: &Bytes) {
+        if blake3::hash(bytes) != name {
+            return;
+        }
+        for slot in self.slots.values_mut() {
+            if let Some(Offer {
+                verdict: Verdict::Lacks(document, lacks),
+                ..
+            }) = &mut slot.offer
+                && lacks.remove(&name)
+            {
+                document.objects.insert(name, bytes.clone());
+            }
+        }
+    }
+
+    /// Objects to fetch.
+    pub fn wanted(&self) -> Vec<blake3::Hash> {
+        let mut wanted: Vec<blake3::Hash> = Vec::new();
+        for slot in self.slots.values() {
+            if let Some(Offer {
+                verdict: Verdict::Lacks(_, lacks),
+                ..
+            }) = &slot.offer
+            {
+                wanted.extend(lacks);
+            }
+        }
+        wanted.sort_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
+        wanted.dedup();
+        wanted
+    }
+
+    /// Whether any document asks for nodes, so that their registrations are worth watching.
+    pub fn asks_for_nodes(&self) -> bool {
+        let asks = |document: &Option<Arc<Document>>| document.as_ref().is_some_and(|one| one.asks_for_nodes);
+        self.slots.values().any(|slot| asks(&slot.good) || asks(&slot.next))
+    }
+
+    /// Looks at what is new and at what is due.
+    pub fn look(&mut self, judge: &mut dyn Judge, now: Now) {
+        self.registered.age(now.boot, self.grace);
+        for (name, slot) in &mut self.slots {
+            let Some(offer) = &mut slot.offer else { continue };
+            let before = match &offer.verdict {
+                Verdict::New(_) => None,
+                Verdict::Rejected(rejection, Some(_)) => Some(rejection.word),
+                Verdict::Lacks(_, lacks) if lacks.is_empty() => None,
+                _ => continue,
+            };
+            let verdict = std::mem::replace(&mut offer.verdict, Verdict::Taken);
+            let outcome = match verdict {
+                Verdict::New(bytes) | Verdict::Rejected(_, Some(bytes)) => {
+                    let at = [slot.good.as_ref(), slot.next.as_ref()];
+                    if at.iter().flatten().any(|held| held.digest == offer.digest) {
+                        let held = at.into_iter().flatten().find(|held| held.digest == offer.digest);
+                        offer.version = held.map(|held| held.version);
+                        Ok(Look::Held)
+                    } else {
+                        judged(name, offer, &bytes, judge, now).map_err(|rejection| (rejection, bytes))
+                    }
+                }
+                Verdict::Lacks(document, _) => Ok(Look::Document(document)),
+                Verdict::Taken | Verdict::Elsewhere | Verdict::Rejected(_, None) => Ok(Look::Held),
+            };
+            let outcome = outcome.and_then(|look| match look {
+                Look::Document(mut document) => {
+                    // Most of a list is the same from version to version.
+                    for held in [&slot.good, &slot.next].into_iter().flatten() {
+                        for (name, bytes) in &held.objects {
+                            document.objects.entry(*name).or_insert_with(|| bytes.clone());
+                        }
+                    }
+                    let envelope = document.envelope.clone();
+                    match judge.read(&document) {
+                        Ok(Read::Whole { asks_for_nodes }) => {
+                            document.asks_for_nodes = asks_for_nodes;
+                            Ok(Look::Whole(document))
+                        }
+                        Ok(Read::Lacks(lacks)) => Ok(Look::Lacks(document, lacks)),
+                        Err(rejection) => Err((rejection, envelope)),
+                    }
+                }
+                look => Ok(look),
+            });
+            match outcome {
+                // What was to follow the one in force is not taken back by offering that again.
+                Ok(Look::Held | Look::Document(_)) => {}
+                Ok(Look::Elsewhere) => {
+                    offer.verdict = Verdict::Elsewhere;
+                    slot.next = None;
+                    slot.ending = slot.good.is_some();
+                }
+                Ok(Look::Deleted) => {
+                    slot.next = None;
+                    slot.ending = slot.good.is_some();
+                }
+                Ok(Look::Whole(document)) => {
+                    slot.next = Some(Arc::new(*document));
+                    slot.ending = false;
+                    slot.blocked = None;
+                }
+                Ok(Look::Lacks(document, lacks)) => {
+                    offer.verdict = Verdict::Lacks(document, lacks.into_iter().collect());
+                }
+                Err((rejection, envelope)) => {
+                    if before.is_none_or(|before| before != rejection.word) {
+                        self.refusals.push(Refusal {
+                            key: format!("policies/{name}"),
+                            digest: offer.digest,
+                            version: offer.version,
+                            signer: offer.signer.clone(),
+                            rejection: rejection.clone(),
+                        });
+                    }
+                    let keep = rejection.is_of_time().then_some(envelope);
+                    offer.verdict = Verdict::Rejected(rejection, keep);
+                }
+            }
+        }
+    }
+
+    /// What the owner should have in force now, if that is something else than it has. Until it answers, nothing more.
+    pub fn plan(&mut self, now: Now) -> Option<Arc<Documents>> {
+        if self.offered.is_some() || self.resting.is_some_and(|(until, _)| now.boot < until) {
+            return None;
+        }
+        for slot in self.slots.values_mut() {
+            // Others have changed since: it may fit now.
+            if slot.blocked.is_some_and(|taken| taken != self.taken) {
+                slot.blocked = None;
+            }
+        }
+        let mut set = self.target();
+        while let Some(name) = self.trial.front() {
+            let tried = self.with(name);
+            if !tried.same(&self.applied) {
+                set = tried;
+                break;
+            }
+            self.trial.pop_front();
+        }
+        if set.same(&self.applied) {
+            return None;
+        }
+        let set = Arc::new(set);
+        self.offered = Some(set.clone());
+        Some(set)
+    }
+
+    fn target(&self) -> Documents {
+        Documents {
+            parts: self.slots.values().filter_map(|slot| slot.wanted().cloned()).collect(),
+            nodes: self.registered.nodes(),
+        }
+    }
+
+    /// What is in force, with one name as it is wanted.
+    fn with(&self, name: &str) -> Documents {
+        let mut parts: BTreeMap<&str, &Arc<Document>> =
+            self.applied.parts.iter().map(|part| (&*part.name, part)).collect();
+        match self.slots.get(name).and_then(Slot::wanted) {
+            Some(document) => drop(parts.insert(name, document)),
+            None => drop(parts.remove(name)),
+        }
+        Documents {
+            parts: parts.into_values().cloned().collect(),
+            nodes: self.registered.nodes(),
+        }
+    }
+
+    /// The owner has put the planned set in force.
+    pub fn taken(&mut self) {
+        let Some(set) = self.offered.take() else { return };
+        self.resting = None;
+        self.taken += 1;
+        for (name, slot) in &mut self.slots {
+            slot.good = set.part(name).cloned();
+            let digest = slot.good.as_ref().map(|good| good.digest);
+            if slot.next.as_ref().map(|next| next.digest) == digest {
+                slot.next = None;
+                slot.blocked = None;
+            }
+            if let Some(offer) = &mut slot.offer
+                && Some(offer.digest) == digest
+            {
+                offer.verdict = Verdict::Taken;
+            }
+            slot.ending &= slot.good.is_some();
+        }
+        self.applied = set;
+        self.trial.pop_front();
+        self.sweep();
+    }
+
+    /// The owner has not taken the planned set, and what was in force is.
+    pub fn refused(&mut self, fault: Fault, text: &str, now: Now) {
+        let Some(set) = self.offered.take() else { return };
+        let rest = |tries: usize| AGAIN[0].saturating_mul(1 << tries.min(10)).min(AGAIN[1]);
+        let tries = self.resting.map_or(0, |(_, tries)| tries + 1);
+        let news = set.differing(&self.applied);
+        match (fault, &news[..]) {
+            (Fault::Documents, [name]) if self.slots.get(name).is_some_and(|slot| slot.next.is_some()) => {
+                self.trial.retain(|trial| trial != name);
+                self.block(name, text);
+            }
+            (Fault::Documents, [_, _, ..]) => self.trial = news.into(),
+            // Something ended, or only the nodes were new, or the machine could not: nobody is at fault.
+            (Fault::Documents, _) | (Fault::Machine, _) => {
+                self.resting = Some((now.boot + rest(tries), tries));
+            }
+        }
+    }
+
+    fn block(&mut self, name: &str, text: &str) {
+        let Some(slot) = self.slots.get_mut(name) else { return };
+        slot.blocked = Some(self.taken);
+        let Some(next) = &slot.next else { return };
+        let rejection = Rejection::new("conflict", text);
+        if let Some(offer) = &mut slot.offer
+            && offer.digest == next.digest
+        {
+            let told = matches!(&offer.verdict, Verdict::Rejected(before, _) if *before == rejection);
+            offer.verdict = Verdict::Rejected(rejection.clone(), None);
+            if told {
+                return;
+            }
+        }
+        self.refusals.push(Refusal {
+            key: format!("policies/{name}"),
+            digest: next.digest,
+            version: Some(next.version),
+            signer: Some(next.signer.clone()),
+            rejection,
+        });
+    }
+
+    /// Something else that the owner merges has changed, so what it refused may fit now.
+    pub fn others_changed(&mut self) {
+        for slot in self.slots.values_mut() {
+            slot.blocked = None;
+        }
+    }
+
+    /// Boot clock: when something is due.
+    pub fn due(&self) -> Option<Duration> {
+        let resting = self.resting.map(|(until, _)| until);
+        [self.registered.next(self.grace), resting].into_iter().flatten().min()
+    }
+
+    /// What was refused since the last call.
+    pub fn refusals(&mut self) -> Vec<Refusal> {
+        std::mem::take(&mut self.refusals)
+    }
+
+    /// What is in force, as far as it is of the fleet.
+    pub fn applied(&self) -> &Arc<Documents> {
+        &self.applied
+    }
+
+    /// What to keep over a restart: before a planned set is given to the owner, and after.
+    pub fn keep(&self) -> Kept {
+        Kept {
+            good: self.applied.parts.clone(),
+            next: self
+                .slots
+                .values()
+                .filter(|slot| slot.blocked.is_none())
+                .filter_map(|slot| slot.next.clone())
+                .collect(),
+            members: self.registered.nodes().0.values().map(|member| (**member).clone()).collect(),
+        }
+    }
+
+    /// By name.
+    pub fn rows(&self) -> Vec<Row> {
+        let rows = self.slots.iter().filter_map(|(name, slot)| {
+            let offer = slot.offer.as_ref();
+            let state = match offer.map(|offer| &offer.verdict) {
+                Some(Verdict::Rejected(rejection, _)) => State::Rejected(rejection.clone()),
+                Some(Verdict::Lacks(_, lacks)) => State::Incomplete(lacks.len()),
+                _ if slot.next.is_some() || slot.ending => State::Coming,
+                Some(Verdict::New(_)) => State::Coming,
+                Some(Verdict::Elsewhere) => return None,
+                Some(Verdict::Taken) if slot.good.is_none() => return None,
+                Some(Verdict::Taken) => State::InForce,
+                None if self.joined => State::Withheld,
+                None => State::InForce,
+            };
+            Some(Row {
+                name: name.clone(),
+                good: slot.good.clone(),
+                state,
+                offered: offer.and_then(|offer| offer.version),
+            })
+        });
+        rows.collect()
+    }
+
+    pub fn registered(&self) -> &Registered {
+        &self.registered
+    }
+}
+
+/// What a document and its key may be called.
+fn is_name(name: &str) -> bool {
+    (1..=128).contains(&name.len())
+        && name.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+enum Look {
+    /// It is known already.
+    Held,
+    Elsewhere,
+    Deleted,
+    Document(Box<Document>),
+    Whole(Box<Document>),
+    Lacks(Box<Document>, Vec<blake3::Hash>),
+}
+
+/// Who says what, and whether it may.
+fn judged(name: &str, offer: &mut Offer, envelope: &Bytes, judge: &mut dyn Judge, now: Now) -> Result<Look, Rejection> {
+    let signed = judge.verify(envelope, now.wall)?;
+    (offer.version, offer.signer) = (Some(signed.version), Some(signed.signer.clone()));
+    if signed.name != name {
+        let text = format!("stored as {name}, signed as {}", signed.name);
+        return Err(Rejection::new("malformed", text));
+    }
+    judge.remember(&signed, offer.digest)?;
+    if signed.kind == Kind::Delete {
+        return Ok(Look::Deleted);
+    }
+    if !signed.here {
+        return Ok(Look::Elsewhere);
+    }
+    Ok(Look::Document(Box::new(Document {
+        name: signed.name,
+        version: signed.version,
+        digest: offer.digest,
+        signer: signed.signer,
+        nodes: signed.nodes,
+        issued: signed.issued,
+        expires: signed.expires,
+        text: signed.text,
+        lists: signed.lists,
+        objects: HashMap::new(),
+        envelope: envelope.clone(),
+        accepted_at: now.wall,
+        asks_for_nodes: false,
+    })))
+}
+
+#[cfg(test)]
+mod tests;

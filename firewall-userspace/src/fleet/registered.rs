@@ -1,0 +1,260 @@
+//! The nodes of the fleet as this one knows them: what they say of themselves, who of them counts, and since when one
+//! that vanished is missed.
+//!
+//! A node whose lease is lost counts for a grace time. While the store is out of reach nobody is missed, and after the
+//! store was wiped or restored only those are missed that came back to it and vanished again: an empty store says
+//! nothing about the nodes.
+
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a node says of itself, below `nodes/`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registration {
+    pub name: String,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// Of the agent.
+    #[serde(default)]
+    pub version: String,
+    /// Unix seconds of its writing: a signed one never gives way to one from before.
+    #[serde(default)]
+    pub at: u64,
+}
+
+/// A registration as this node takes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    pub registration: Registration,
+    /// Signed by a key that the trusted signers have for this node: its addresses count wherever its labels match.
+    pub proven: bool,
+}
+
+/// The nodes that count, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Nodes(pub BTreeMap<String, Arc<Member>>);
+
+/// Nodes known at most: what the store holds beyond is not taken.
+const MOST: usize = 100_000;
+
+#[derive(Debug)]
+struct Known {
+    member: Arc<Member>,
+    /// Seen in the store since it is this one.
+    seen: bool,
+    /// Boot clock: since when it is missed.
+    missed: Option<Duration>,
+}
+
+/// See the top of this file.
+#[derive(Debug, Default)]
+pub struct Registered {
+    known: BTreeMap<String, Known>,
+    nodes: Arc<Nodes>,
+}
+
+impl Registered {
+    /// Those of an earlier run.
+    pub fn restore(&mut self, members: impl IntoIterator<Item = Member>) {
+        for member in members {
+            let known = Known {
+                member: Arc::new(member),
+                seen: true,
+                missed: None,
+            };
+            self.known.insert(known.member.registration.name.clone(), known);
+        }
+        self.turn();
+    }
+
+    /// The store is another one than before, or goes back behind what it said.
+    pub fn other_store(&mut self) {
+        for known in self.known.values_mut() {
+            known.seen = false;
+            known.missed = None;
+        }
+    }
+
+    /// The store is out of reach.
+    pub fn pause(&mut self) {
+        for known in self.known.values_mut() {
+            known.missed = None;
+        }
+    }
+
+    /// All that are registered now.
+    pub fn replace(&mut self, members: impl IntoIterator<Item = Member>, boot: Duration) {
+        let mut present = BTreeSet::new();
+        for member in members {
+            present.insert(member.registration.name.clone());
+            self.note(member);
+        }
+        for (name, known) in &mut self.known {
+            if !present.contains(name) && known.seen {
+                known.missed.get_or_insert(boot);
+            }
+        }
+        self.turn();
+    }
+
+    /// One that registers, or says something new.
+    pub fn put(&mut self, member: Member) {
+        self.note(member);
+        self.turn();
+    }
+
+    fn note(&mut self, member: Member) {
+        let name = member.registration.name.clone();
+        if self.known.len() >= MOST && !self.known.contains_key(&name) {
+            return;
+        }
+        let known = self.known.entry(name).or_insert_with(|| Known {
+            member: Arc::new(member.clone()),
+            seen: true,
+            missed: None,
+        });
+        known.seen = true;
+        known.missed = None;
+        // What a key has proven is not undone by one without, nor by an older word.
+        let behind = known.member.proven && (!member.proven || member.registration.at < known.member.registration.at);
+        if !behind && *known.member != member {
+            known.member = Arc::new(member);
+        }
+    }
+
+    /// One whose key is gone.
+    pub fn gone(&mut self, name: &str, boot: Duration) {
+        if let Some(known) = self.known.get_mut(name) {
+            known.missed.get_or_insert(boot);
+        }
+    }
+
+    /// Lets go of those who are missed for longer than `grace`.
+    pub fn age(&mut self, boot: Duration, grace: Duration) {
+        let before = self.known.len();
+        self.known
+            .retain(|_, known| known.missed.is_none_or(|since| boot.saturating_sub(since) < grace));
+        if self.known.len() != before {
+            self.turn();
+        }
+    }
+
+    /// Boot clock: when [`Registered::age`] has something to do.
+    pub fn next(&self, grace: Duration) -> Option<Duration> {
+        self.known.values().filter_map(|known| known.missed).min().map(|since| since + grace)
+    }
+
+    pub fn nodes(&self) -> Arc<Nodes> {
+        self.nodes.clone()
+    }
+
+    fn turn(&mut self) {
+        let now = self.known.iter().map(|(name, known)| (name.clone(), known.member.clone()));
+        let now = Nodes(now.collect());
+        if *self.nodes != now {
+            self.nodes = Arc::new(now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(60);
+
+    fn member(name: &str, address: &str, at: u64) -> Member {
+        Member {
+            registration: Registration {
+                name: name.into(),
+                addresses: vec![address.parse().expect("an address")],
+                at,
+                ..Registration::default()
+            },
+            proven: false,
+        }
+    }
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn names(registered: &Registered) -> Vec<String> {
+        registered.nodes().0.keys().cloned().collect()
+    }
+
+    #[test]
+    fn one_that_vanishes_counts_for_the_grace_time_and_no_longer() {
+        let mut registered = Registered::default();
+        registered.replace([member("a", "192.0.2.1", 1), member("b", "192.0.2.2", 1)], seconds(0));
+        registered.gone("b", seconds(10));
+        assert_eq!(registered.next(GRACE), Some(seconds(70)));
+        registered.age(seconds(69), GRACE);
+        assert_eq!(names(&registered), ["a", "b"]);
+        registered.age(seconds(70), GRACE);
+        assert_eq!(names(&registered), ["a"]);
+        assert_eq!(registered.next(GRACE), None);
+    }
+
+    #[test]
+    fn one_that_comes_back_in_time_was_never_away() {
+        let mut registered = Registered::default();
+        registered.put(member("a", "192.0.2.1", 1));
+        registered.replace([], seconds(10));
+        registered.put(member("a", "192.0.2.9", 2));
+        registered.age(seconds(1000), GRACE);
+        assert_eq!(names(&registered), ["a"]);
+        assert_eq!(registered.nodes().0["a"].registration.addresses[0].to_string(), "192.0.2.9");
+    }
+
+    #[test]
+    fn nobody_ages_while_the_store_is_out_of_reach() {
+        let mut registered = Registered::default();
+        registered.put(member("a", "192.0.2.1", 1));
+        registered.gone("a", seconds(10));
+        registered.pause();
+        registered.age(seconds(1000), GRACE);
+        assert_eq!(names(&registered), ["a"]);
+        // Back, and still away: the time begins anew.
+        registered.replace([], seconds(1000));
+        registered.age(seconds(1059), GRACE);
+        assert_eq!(names(&registered), ["a"]);
+        registered.age(seconds(1060), GRACE);
+        assert!(names(&registered).is_empty());
+    }
+
+    #[test]
+    fn a_wiped_store_ages_only_those_that_came_back_to_it() {
+        let mut registered = Registered::default();
+        registered.replace([member("a", "192.0.2.1", 1), member("b", "192.0.2.2", 1)], seconds(0));
+        registered.other_store();
+        registered.replace([], seconds(10));
+        registered.age(seconds(1000), GRACE);
+        assert_eq!(names(&registered), ["a", "b"]);
+        registered.put(member("b", "192.0.2.2", 2));
+        registered.replace([], seconds(1000));
+        registered.age(seconds(2000), GRACE);
+        assert_eq!(names(&registered), ["a"]);
+    }
+
+    #[test]
+    fn what_a_key_has_proven_stands_against_those_without_and_those_before() {
+        let mut registered = Registered::default();
+        let proven = |address, at| Member {
+            proven: true,
+            ..member("a", address, at)
+        };
+        registered.put(proven("192.0.2.1", 5));
+        for forged in [member("a", "198.51.100.1", 9), proven("198.51.100.1", 4)] {
+            registered.put(forged);
+            assert_eq!(registered.nodes().0["a"].registration.addresses[0].to_string(), "192.0.2.1");
+        }
+        registered.put(proven("192.0.2.3", 6));
+        assert_eq!(registered.nodes().0["a"].registration.addresses[0].to_string(), "192.0.2.3");
+    }
+}
