@@ -50,14 +50,20 @@ impl Documents {
 
     /// Whether both mean the same policy. Nodes count only if a group asks for them.
     pub fn same(&self, other: &Documents) -> bool {
-        let names = |set: &Documents| -> Vec<blake3::Hash> { set.parts.iter().map(|part| part.digest).collect() };
+        let names =
+            |set: &Documents| -> Vec<blake3::Hash> { set.parts.iter().map(|part| part.digest).collect() };
         let asked = self.parts.iter().any(|part| part.asks_for_nodes);
         names(self) == names(other) && (!asked || self.nodes == other.nodes)
     }
 
     /// Names of the documents that are not the same in both.
     pub fn differing(&self, other: &Documents) -> Vec<String> {
-        let mut names: Vec<String> = self.parts.iter().chain(&other.parts).map(|part| part.name.clone()).collect();
+        let mut names: Vec<String> = self
+            .parts
+            .iter()
+            .chain(&other.parts)
+            .map(|part| part.name.clone())
+            .collect();
         names.sort();
         names.dedup();
         names.retain(|name| {

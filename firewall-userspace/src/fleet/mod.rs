@@ -6,6 +6,7 @@ pub mod memory;
 pub mod node;
 mod pattern;
 pub mod registered;
+pub mod report;
 pub mod roles;
 pub mod selector;
 pub mod signature;

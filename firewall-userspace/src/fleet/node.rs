@@ -470,7 +470,9 @@ impl Node {
     /// Whether any document asks for nodes, so that their registrations are worth watching.
     pub fn asks_for_nodes(&self) -> bool {
         let asks = |document: &Option<Arc<Document>>| document.as_ref().is_some_and(|one| one.asks_for_nodes);
-        self.slots.values().any(|slot| asks(&slot.good) || asks(&slot.next))
+        self.slots
+            .values()
+            .any(|slot| asks(&slot.good) || asks(&slot.next))
     }
 
     /// Looks at what is new and at what is due.
@@ -586,15 +588,23 @@ impl Node {
 
     fn target(&self) -> Documents {
         Documents {
-            parts: self.slots.values().filter_map(|slot| slot.wanted().cloned()).collect(),
+            parts: self
+                .slots
+                .values()
+                .filter_map(|slot| slot.wanted().cloned())
+                .collect(),
             nodes: self.registered.nodes(),
         }
     }
 
     /// What is in force, with one name as it is wanted.
     fn with(&self, name: &str) -> Documents {
-        let mut parts: BTreeMap<&str, &Arc<Document>> =
-            self.applied.parts.iter().map(|part| (&*part.name, part)).collect();
+        let mut parts: BTreeMap<&str, &Arc<Document>> = self
+            .applied
+            .parts
+            .iter()
+            .map(|part| (&*part.name, part))
+            .collect();
         match self.slots.get(name).and_then(Slot::wanted) {
             Some(document) => drop(parts.insert(name, document)),
             None => drop(parts.remove(name)),
@@ -649,7 +659,9 @@ impl Node {
     }
 
     fn block(&mut self, name: &str, text: &str) {
-        let Some(slot) = self.slots.get_mut(name) else { return };
+        let Some(slot) = self.slots.get_mut(name) else {
+            return;
+        };
         slot.blocked = Some(self.taken);
         let Some(next) = &slot.next else { return };
         let rejection = Rejection::new("conflict", text);
@@ -681,7 +693,10 @@ impl Node {
     /// Boot clock: when something is due.
     pub fn due(&self) -> Option<Duration> {
         let resting = self.resting.map(|(until, _)| until);
-        [self.registered.next(self.grace), resting].into_iter().flatten().min()
+        [self.registered.next(self.grace), resting]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// What was refused since the last call.
@@ -704,7 +719,13 @@ impl Node {
                 .filter(|slot| slot.blocked.is_none())
                 .filter_map(|slot| slot.next.clone())
                 .collect(),
-            members: self.registered.nodes().0.values().map(|member| (**member).clone()).collect(),
+            members: self
+                .registered
+                .nodes()
+                .0
+                .values()
+                .map(|member| (**member).clone())
+                .collect(),
         }
     }
 
@@ -742,7 +763,9 @@ impl Node {
 fn is_name(name: &str) -> bool {
     (1..=128).contains(&name.len())
         && name.starts_with(|first: char| first.is_ascii_alphanumeric())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
 enum Look {
@@ -756,7 +779,13 @@ enum Look {
 }
 
 /// Who says what, and whether it may.
-fn judged(name: &str, offer: &mut Offer, envelope: &Bytes, judge: &mut dyn Judge, now: Now) -> Result<Look, Rejection> {
+fn judged(
+    name: &str,
+    offer: &mut Offer,
+    envelope: &Bytes,
+    judge: &mut dyn Judge,
+    now: Now,
+) -> Result<Look, Rejection> {
     let signed = judge.verify(envelope, now.wall)?;
     (offer.version, offer.signer) = (Some(signed.version), Some(signed.signer.clone()));
     if signed.name != name {

@@ -5,27 +5,11 @@
 //! store was wiped or restored only those are missed that came back to it and vanished again: an empty store says
 //! nothing about the nodes.
 
+use super::report::Registration;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// What a node says of itself, below `nodes/`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Registration {
-    pub name: String,
-    #[serde(default)]
-    pub labels: BTreeMap<String, String>,
-    #[serde(default)]
-    pub addresses: Vec<IpAddr>,
-    /// Of the agent.
-    #[serde(default)]
-    pub version: String,
-    /// Unix seconds of its writing: a signed one never gives way to one from before.
-    #[serde(default)]
-    pub at: u64,
-}
 
 /// A registration as this node takes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,7 +51,8 @@ impl Registered {
                 seen: true,
                 missed: None,
             };
-            self.known.insert(known.member.registration.name.clone(), known);
+            self.known
+                .insert(known.member.registration.name().to_owned(), known);
         }
         self.turn();
     }
@@ -91,7 +76,7 @@ impl Registered {
     pub fn replace(&mut self, members: impl IntoIterator<Item = Member>, boot: Duration) {
         let mut present = BTreeSet::new();
         for member in members {
-            present.insert(member.registration.name.clone());
+            present.insert(member.registration.name().to_owned());
             self.note(member);
         }
         for (name, known) in &mut self.known {
@@ -109,7 +94,7 @@ impl Registered {
     }
 
     fn note(&mut self, member: Member) {
-        let name = member.registration.name.clone();
+        let name = member.registration.name().to_owned();
         if self.known.len() >= MOST && !self.known.contains_key(&name) {
             return;
         }
@@ -121,7 +106,8 @@ impl Registered {
         known.seen = true;
         known.missed = None;
         // What a key has proven is not undone by one without, nor by an older word.
-        let behind = known.member.proven && (!member.proven || member.registration.at < known.member.registration.at);
+        let behind =
+            known.member.proven && (!member.proven || member.registration.at < known.member.registration.at);
         if !behind && *known.member != member {
             known.member = Arc::new(member);
         }
@@ -137,8 +123,11 @@ impl Registered {
     /// Lets go of those who are missed for longer than `grace`.
     pub fn age(&mut self, boot: Duration, grace: Duration) {
         let before = self.known.len();
-        self.known
-            .retain(|_, known| known.missed.is_none_or(|since| boot.saturating_sub(since) < grace));
+        self.known.retain(|_, known| {
+            known
+                .missed
+                .is_none_or(|since| boot.saturating_sub(since) < grace)
+        });
         if self.known.len() != before {
             self.turn();
         }
@@ -146,7 +135,11 @@ impl Registered {
 
     /// Boot clock: when [`Registered::age`] has something to do.
     pub fn next(&self, grace: Duration) -> Option<Duration> {
-        self.known.values().filter_map(|known| known.missed).min().map(|since| since + grace)
+        self.known
+            .values()
+            .filter_map(|known| known.missed)
+            .min()
+            .map(|since| since + grace)
     }
 
     pub fn nodes(&self) -> Arc<Nodes> {
@@ -154,7 +147,10 @@ impl Registered {
     }
 
     fn turn(&mut self) {
-        let now = self.known.iter().map(|(name, known)| (name.clone(), known.member.clone()));
+        let now = self
+            .known
+            .iter()
+            .map(|(name, known)| (name.clone(), known.member.clone()));
         let now = Nodes(now.collect());
         if *self.nodes != now {
             self.nodes = Arc::new(now);
@@ -165,16 +161,17 @@ impl Registered {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::selector::Labels;
 
     const GRACE: Duration = Duration::from_secs(60);
 
     fn member(name: &str, address: &str, at: u64) -> Member {
         Member {
             registration: Registration {
-                name: name.into(),
+                labels: Labels::new(name, []).expect("a name"),
                 addresses: vec![address.parse().expect("an address")],
+                version: String::new(),
                 at,
-                ..Registration::default()
             },
             proven: false,
         }
@@ -191,7 +188,10 @@ mod tests {
     #[test]
     fn one_that_vanishes_counts_for_the_grace_time_and_no_longer() {
         let mut registered = Registered::default();
-        registered.replace([member("a", "192.0.2.1", 1), member("b", "192.0.2.2", 1)], seconds(0));
+        registered.replace(
+            [member("a", "192.0.2.1", 1), member("b", "192.0.2.2", 1)],
+            seconds(0),
+        );
         registered.gone("b", seconds(10));
         assert_eq!(registered.next(GRACE), Some(seconds(70)));
         registered.age(seconds(69), GRACE);
@@ -209,7 +209,10 @@ mod tests {
         registered.put(member("a", "192.0.2.9", 2));
         registered.age(seconds(1000), GRACE);
         assert_eq!(names(&registered), ["a"]);
-        assert_eq!(registered.nodes().0["a"].registration.addresses[0].to_string(), "192.0.2.9");
+        assert_eq!(
+            registered.nodes().0["a"].registration.addresses[0].to_string(),
+            "192.0.2.9"
+        );
     }
 
     #[test]
@@ -231,7 +234,10 @@ mod tests {
     #[test]
     fn a_wiped_store_ages_only_those_that_came_back_to_it() {
         let mut registered = Registered::default();
-        registered.replace([member("a", "192.0.2.1", 1), member("b", "192.0.2.2", 1)], seconds(0));
+        registered.replace(
+            [member("a", "192.0.2.1", 1), member("b", "192.0.2.2", 1)],
+            seconds(0),
+        );
         registered.other_store();
         registered.replace([], seconds(10));
         registered.age(seconds(1000), GRACE);
@@ -252,9 +258,15 @@ mod tests {
         registered.put(proven("192.0.2.1", 5));
         for forged in [member("a", "198.51.100.1", 9), proven("198.51.100.1", 4)] {
             registered.put(forged);
-            assert_eq!(registered.nodes().0["a"].registration.addresses[0].to_string(), "192.0.2.1");
+            assert_eq!(
+                registered.nodes().0["a"].registration.addresses[0].to_string(),
+                "192.0.2.1"
+            );
         }
         registered.put(proven("192.0.2.3", 6));
-        assert_eq!(registered.nodes().0["a"].registration.addresses[0].to_string(), "192.0.2.3");
+        assert_eq!(
+            registered.nodes().0["a"].registration.addresses[0].to_string(),
+            "192.0.2.3"
+        );
     }
 }

@@ -1,5 +1,6 @@
 use super::*;
-use crate::fleet::registered::Registration;
+use crate::fleet::report::Registration;
+use crate::fleet::selector::Labels;
 
 /// Envelopes of the tests: `signer|kind|name|version|selector|expires|list|text`. A text `bad` is no policy.
 #[derive(Default)]
@@ -19,14 +20,21 @@ impl Judge for Lenient {
             return Err(Rejection::new("unsigned", "nobody signed it"));
         }
         if self.untrusted.contains(&signer) {
-            return Err(Rejection::new("unknown-signer", format!("{signer} is not trusted")));
+            return Err(Rejection::new(
+                "unknown-signer",
+                format!("{signer} is not trusted"),
+            ));
         }
         let expires: u64 = expires.parse().expect("a number");
         if at >= expires {
             return Err(Rejection::new("expired", format!("ended at {expires}")));
         }
         Ok(Signed {
-            kind: if kind == "delete" { Kind::Delete } else { Kind::Policy },
+            kind: if kind == "delete" {
+                Kind::Delete
+            } else {
+                Kind::Policy
+            },
             name: name.into(),
             nodes: nodes.into(),
             version: version.parse().expect("a number"),
@@ -48,7 +56,10 @@ impl Judge for Lenient {
             return Err(Rejection::new("older", format!("version {newest} was seen")));
         }
         if signed.version == newest && digest != known {
-            return Err(Rejection::new("replayed", format!("another version {newest} was seen")));
+            return Err(Rejection::new(
+                "replayed",
+                format!("another version {newest} was seen"),
+            ));
         }
         self.newest.insert(signed.name.clone(), (signed.version, digest));
         Ok(())
@@ -58,7 +69,10 @@ impl Judge for Lenient {
         if document.text == "bad" {
             return Err(Rejection::new("invalid", "no policy"));
         }
-        let lacks = document.lists.values().filter(|list| !document.objects.contains_key(list));
+        let lacks = document
+            .lists
+            .values()
+            .filter(|list| !document.objects.contains_key(list));
         let lacks: Vec<blake3::Hash> = lacks.copied().collect();
         Ok(match lacks.is_empty() {
             true => Read::Whole {
@@ -73,9 +87,10 @@ impl Judge for Lenient {
         let address = address.ok_or(Rejection::new("malformed", "no address"))?;
         Ok(Member {
             registration: Registration {
-                name: name.into(),
+                labels: Labels::new(name, []).expect("a name"),
                 addresses: vec![address],
-                ..Registration::default()
+                version: String::new(),
+                at: 0,
             },
             proven: false,
         })
@@ -142,12 +157,16 @@ impl Stage {
     fn settle(&mut self) {
         for _ in 0..50 {
             self.node.look(&mut self.judge, self.now);
-            let Some(set) = self.node.plan(self.now) else { return };
+            let Some(set) = self.node.plan(self.now) else {
+                return;
+            };
             let has = |text: &str| set.parts.iter().any(|part| part.text == text);
             let clash = self.clashes.iter().find(|(a, b)| has(a) && has(b));
             match clash {
                 _ if self.broken => self.node.refused(Fault::Machine, "no memory", self.now),
-                Some((a, b)) => self.node.refused(Fault::Documents, &format!("{a} and {b}"), self.now),
+                Some((a, b)) => self
+                    .node
+                    .refused(Fault::Documents, &format!("{a} and {b}"), self.now),
                 None => self.node.taken(),
             }
         }
@@ -187,7 +206,8 @@ impl Stage {
 
     fn told(&mut self) -> Vec<(String, &'static str)> {
         let told = self.node.refusals().into_iter();
-        told.map(|refusal| (refusal.key, refusal.rejection.word)).collect()
+        told.map(|refusal| (refusal.key, refusal.rejection.word))
+            .collect()
     }
 }
 
@@ -230,12 +250,19 @@ fn what_is_refused_leaves_the_last_good_one_and_the_others() {
         assert_eq!((stage.texts(), stage.state("web")), (vec!["good"], word), "{bad}");
         stage.relist();
         stage.pass(1);
-        assert_eq!(stage.told(), [("policies/web".to_owned(), word)], "told once: {bad}");
+        assert_eq!(
+            stage.told(),
+            [("policies/web".to_owned(), word)],
+            "told once: {bad}"
+        );
     }
     stage.put("db", &Stage::policy("db", 1, "data"));
     assert_eq!(stage.texts(), ["data", "good"]);
     stage.put("web", &Stage::policy("web", 6, "better"));
-    assert_eq!((stage.texts(), stage.state("web")), (vec!["data", "better"], "in-force"));
+    assert_eq!(
+        (stage.texts(), stage.state("web")),
+        (vec!["data", "better"], "in-force")
+    );
 }
 
 #[test]
@@ -247,7 +274,10 @@ fn an_empty_or_older_store_takes_nothing_away() {
     stage.put("web", &Stage::policy("web", 2, "two"));
     // One key is deleted by hand.
     stage.vanish("policies/db");
-    assert_eq!((stage.texts(), stage.state("db")), (vec!["data", "two"], "withheld"));
+    assert_eq!(
+        (stage.texts(), stage.state("db")),
+        (vec!["data", "two"], "withheld")
+    );
     // Restored from the backup: the same history up to then, another one from there.
     stage.store = backup;
     stage.node.replaced();
@@ -297,7 +327,11 @@ fn a_clock_that_is_put_right_is_all_that_a_refused_document_needs() {
     for wall in [0, u64::MAX] {
         stage.now.wall = wall;
         stage.relist();
-        assert_eq!((stage.texts(), stage.state("web")), (vec!["one"], "in-force"), "at {wall}");
+        assert_eq!(
+            (stage.texts(), stage.state("web")),
+            (vec!["one"], "in-force"),
+            "at {wall}"
+        );
     }
 }
 
@@ -319,7 +353,10 @@ fn of_two_that_clash_what_is_in_force_stays_and_the_lower_name_comes_first() {
     assert_eq!(stage.told().len(), 2);
     // The other one gives way.
     stage.put("web", &Stage::policy("web", 2, "two"));
-    assert_eq!((stage.texts(), stage.state("db")), (vec!["left", "fine", "data", "two"], "in-force"));
+    assert_eq!(
+        (stage.texts(), stage.state("db")),
+        (vec!["left", "fine", "data", "two"], "in-force")
+    );
     assert_eq!(stage.told(), []);
 }
 
@@ -343,18 +380,27 @@ fn a_newer_version_that_clashes_leaves_the_one_before() {
     stage.put("web", &Stage::policy("web", 1, "one"));
     stage.put("db", &Stage::policy("db", 1, "data"));
     stage.put("db", &Stage::policy("db", 2, "grabs"));
-    assert_eq!((stage.texts(), stage.state("db")), (vec!["data", "one"], "conflict"));
+    assert_eq!(
+        (stage.texts(), stage.state("db")),
+        (vec!["data", "one"], "conflict")
+    );
     // Over a restart, too: it was not in force.
     stage.restart(|set| set.part("db").is_none_or(|part| part.text != "grabs"));
     stage.relist();
-    assert_eq!((stage.texts(), stage.state("db")), (vec!["data", "one"], "conflict"));
+    assert_eq!(
+        (stage.texts(), stage.state("db")),
+        (vec!["data", "one"], "conflict")
+    );
     // What the owner merges besides has changed: it is asked again.
     stage.clashes.clear();
     stage.settle();
     assert_eq!(stage.texts(), ["data", "one"]);
     stage.node.others_changed();
     stage.settle();
-    assert_eq!((stage.texts(), stage.state("db")), (vec!["grabs", "one"], "in-force"));
+    assert_eq!(
+        (stage.texts(), stage.state("db")),
+        (vec!["grabs", "one"], "in-force")
+    );
 }
 
 #[test]
@@ -386,13 +432,22 @@ fn a_document_waits_for_its_lists_and_only_for_them() {
     assert_eq!((stage.texts(), stage.node.wanted()), (vec!["data"], vec![name]));
     stage.node.object(name, &Bytes::from_static(b"the list"));
     stage.settle();
-    assert_eq!((stage.texts(), stage.state("web")), (vec!["data", "one"], "in-force"));
+    assert_eq!(
+        (stage.texts(), stage.state("web")),
+        (vec!["data", "one"], "in-force")
+    );
     // The next version has the same list: nothing is fetched.
     stage.put("web", "alice|policy|web|2|*|9000|the list|two");
-    assert_eq!((stage.texts(), stage.node.wanted()), (vec!["data", "two"], vec![]));
+    assert_eq!(
+        (stage.texts(), stage.node.wanted()),
+        (vec!["data", "two"], vec![])
+    );
     // While another list is on its way the one in force stays.
     stage.put("web", "alice|policy|web|3|*|9000|a new list|three");
-    assert_eq!((stage.texts(), stage.state("web")), (vec!["data", "two"], "incomplete"));
+    assert_eq!(
+        (stage.texts(), stage.state("web")),
+        (vec!["data", "two"], "incomplete")
+    );
 }
 
 #[test]
@@ -401,14 +456,18 @@ fn killed_at_any_moment_of_a_change_it_goes_on_with_one_of_the_two() {
     stage.put("web", &Stage::policy("web", 1, "one"));
     // Planned and kept, then killed before or after the kernel had it.
     let value = Bytes::from(Stage::policy("web", 2, "two"));
-    stage.node.change("policies/web", Some(value), &stage.judge, stage.now);
+    stage
+        .node
+        .change("policies/web", Some(value), &stage.judge, stage.now);
     stage.node.look(&mut stage.judge, stage.now);
     assert!(stage.node.plan(stage.now).is_some());
     stage.restart(|_| true);
     assert_eq!(stage.texts(), ["two"]);
     // Killed, and the kernel takes only what it had.
     let value = Bytes::from(Stage::policy("web", 3, "three"));
-    stage.node.change("policies/web", Some(value), &stage.judge, stage.now);
+    stage
+        .node
+        .change("policies/web", Some(value), &stage.judge, stage.now);
     stage.node.look(&mut stage.judge, stage.now);
     assert!(stage.node.plan(stage.now).is_some());
     stage.broken = true;
@@ -431,7 +490,10 @@ fn who_is_not_trusted_any_more_has_no_document_in_force() {
     let kept = stage.node.keep();
     stage.node.trust_changed(&stage.judge);
     stage.relist();
-    assert_eq!((stage.texts(), stage.state("db")), (vec!["one"], "unknown-signer"));
+    assert_eq!(
+        (stage.texts(), stage.state("db")),
+        (vec!["one"], "unknown-signer")
+    );
     // The same after a restart.
     let mut node = Node::new(Duration::ZERO);
     node.restore(kept, &stage.judge);
@@ -444,8 +506,12 @@ fn nodes_count_where_a_group_asks_for_them() {
     let mut stage = Stage::new();
     stage.put("web", &Stage::policy("web", 1, "one"));
     let sets = stage.node.taken;
-    stage.store.insert("nodes/n1".into(), Bytes::from_static(b"192.0.2.1"));
-    stage.store.insert("nodes/n2".into(), Bytes::from_static(b"forged"));
+    stage
+        .store
+        .insert("nodes/n1".into(), Bytes::from_static(b"192.0.2.1"));
+    stage
+        .store
+        .insert("nodes/n2".into(), Bytes::from_static(b"forged"));
     stage.relist();
     assert!(!stage.node.asks_for_nodes());
     assert_eq!(stage.node.taken, sets, "nobody asks: the policy is the same");
@@ -454,7 +520,9 @@ fn nodes_count_where_a_group_asks_for_them() {
     assert!(stage.node.asks_for_nodes());
     assert_eq!(stage.node.applied().nodes.0.len(), 1);
     // One comes, and is there.
-    stage.store.insert("nodes/n3".into(), Bytes::from_static(b"192.0.2.3"));
+    stage
+        .store
+        .insert("nodes/n3".into(), Bytes::from_static(b"192.0.2.3"));
     stage.relist();
     assert_eq!(stage.node.applied().nodes.0.len(), 2);
     // One goes, and stays for the grace time; not while the store is out of reach.
@@ -485,7 +553,9 @@ fn names_that_no_document_has_are_not_looked_at() {
         stage.put(name, &Stage::policy(name, 1, "one"));
     }
     for number in 0..2 * MOST_NAMES {
-        stage.store.insert(format!("policies/z{number}"), Bytes::from_static(b"garbage"));
+        stage
+            .store
+            .insert(format!("policies/z{number}"), Bytes::from_static(b"garbage"));
     }
     stage.relist();
     assert!(stage.texts().is_empty());
