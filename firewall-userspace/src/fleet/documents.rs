@@ -1,36 +1,125 @@
 //! What the fleet says to this node, verified and whole: the documents that hold here and the nodes that their groups
 //! may mean. A value: who has one needs no store to put it in force.
 
+use super::Verified;
+use super::lists::{self, ListError};
 use super::registered::Nodes;
+use super::selector::Selector;
+use super::statement::Digest;
+use crate::policy::diagnostic::PolicyError;
+use crate::policy::file::{self, Loaded};
+use crate::policy::groups::Resolve;
 use bytes::Bytes;
-use std::collections::{BTreeMap, HashMap};
+use ipnetwork::IpNetwork;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 /// One policy of the fleet, as it was signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
-    pub name: String,
-    pub version: u64,
-    /// Of the envelope: names it in status and cache.
-    pub digest: blake3::Hash,
-    pub signer: String,
-    /// The selector, as written.
-    pub nodes: String,
-    /// Unix seconds.
-    pub issued: u64,
-    /// Unix seconds; from then on it is not accepted any more. Where it is in force it stays.
-    pub expires: Option<u64>,
-    pub text: String,
-    /// The manifest of each list file that the text reads, by the name it has there.
-    pub lists: BTreeMap<String, blake3::Hash>,
-    /// Manifests and chunks of the lists.
-    pub objects: HashMap<blake3::Hash, Bytes>,
+    pub verified: Verified,
     /// As it stood in the store.
     pub envelope: Bytes,
-    /// When it was verified first, unix seconds: what it is verified by again.
-    pub accepted_at: u64,
-    /// Whether its groups ask for nodes.
-    pub asks_for_nodes: bool,
+    /// Of the envelope.
+    pub stored_as: Digest,
+    /// What its lists are made of.
+    pub objects: HashMap<Digest, Bytes>,
+    /// The nodes that its groups ask for.
+    pub asks: Vec<NodeGroup>,
+}
+
+/// A group that holds nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeGroup {
+    pub nodes: Selector,
+    pub within: Option<Vec<IpNetwork>>,
+}
+
+impl Document {
+    pub fn name(&self) -> &str {
+        &self.verified.statement.name
+    }
+
+    pub fn version(&self) -> u64 {
+        self.verified.statement.version
+    }
+
+    /// Of what was signed.
+    pub fn digest(&self) -> Digest {
+        self.verified.digest
+    }
+
+    /// Objects of its lists that are not here, as far as those that are can tell.
+    ///
+    /// # Errors
+    /// One that is damaged.
+    pub fn missing(&self) -> Result<Vec<Digest>, ListError> {
+        let mut missing = Vec::new();
+        for root in self.verified.statement.lists.values() {
+            missing.extend(lists::missing(root, |digest| self.objects.get(digest))?);
+        }
+        missing.sort();
+        missing.dedup();
+        Ok(missing)
+    }
+
+    /// Lets go of objects that none of its lists is made of.
+    pub fn tidy(&mut self) {
+        let mut used = HashSet::new();
+        for root in self.verified.statement.lists.values() {
+            match lists::objects(root, |digest| self.objects.get(digest)) {
+                Ok(objects) => used.extend(objects),
+                // Something is missing: all that is there may be of use.
+                Err(_) => return,
+            }
+        }
+        self.objects.retain(|digest, _| used.contains(digest));
+    }
+
+    /// Reads its text. Entries whose `until` has passed are read like the others.
+    ///
+    /// # Errors
+    /// All findings, with the name of the document for a path.
+    pub fn load(&self, nodes: &Nodes) -> Result<(Loaded, Vec<NodeGroup>), PolicyError> {
+        let mut parts = Parts {
+            document: self,
+            nodes,
+            asked: Vec::new(),
+        };
+        let path = Path::new(self.name());
+        let loaded = file::parse_with(&self.verified.statement.text, path, 0, &mut parts)?;
+        Ok((loaded, parts.asked))
+    }
+}
+
+/// What the groups of a document are made of.
+struct Parts<'a> {
+    document: &'a Document,
+    nodes: &'a Nodes,
+    asked: Vec<NodeGroup>,
+}
+
+impl Resolve for Parts<'_> {
+    fn file(&mut self, path: &Path) -> io::Result<Vec<u8>> {
+        let lists = &self.document.verified.statement.lists;
+        let root = path.to_str().and_then(|name| lists.get(name));
+        let root = root
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "it was not signed with the document"))?;
+        lists::decode(root, |digest| self.document.objects.get(digest)).map_err(io::Error::other)
+    }
+
+    fn nodes(&mut self, nodes: &Selector, within: Option<&[IpNetwork]>) -> Option<Vec<IpAddr>> {
+        let group = NodeGroup {
+            nodes: nodes.clone(),
+            within: within.map(<[IpNetwork]>::to_vec),
+        };
+        let addresses = self.nodes.addresses(&group);
+        self.asked.push(group);
+        Some(addresses)
+    }
 }
 
 /// All that holds on this node. The order of the parts is that of their names, so that the same set is the same policy.
@@ -42,33 +131,33 @@ pub struct Documents {
 
 impl Documents {
     pub fn part(&self, name: &str) -> Option<&Arc<Document>> {
-        self.parts
-            .binary_search_by(|part| (*part.name).cmp(name))
-            .ok()
-            .map(|at| &self.parts[at])
+        let found = self.parts.binary_search_by(|part| part.name().cmp(name));
+        found.ok().map(|at| &self.parts[at])
     }
 
-    /// Whether both mean the same policy. Nodes count only if a group asks for them.
+    /// Whether both mean the same policy. Nodes count only where a group asks for them.
     pub fn same(&self, other: &Documents) -> bool {
-        let names =
-            |set: &Documents| -> Vec<blake3::Hash> { set.parts.iter().map(|part| part.digest).collect() };
-        let asked = self.parts.iter().any(|part| part.asks_for_nodes);
-        names(self) == names(other) && (!asked || self.nodes == other.nodes)
+        let digests =
+            |set: &Documents| -> Vec<Digest> { set.parts.iter().map(|part| part.digest()).collect() };
+        let mut asked = self.parts.iter().flat_map(|part| &part.asks);
+        digests(self) == digests(other)
+            && (Arc::ptr_eq(&self.nodes, &other.nodes)
+                || asked.all(|group| self.nodes.addresses(group) == other.nodes.addresses(group)))
     }
 
     /// Names of the documents that are not the same in both.
     pub fn differing(&self, other: &Documents) -> Vec<String> {
-        let mut names: Vec<String> = self
-            .parts
-            .iter()
-            .chain(&other.parts)
-            .map(|part| part.name.clone())
-            .collect();
+        let digests = |set: &Documents| -> BTreeMap<String, Digest> {
+            let parts = set.parts.iter();
+            parts
+                .map(|part| (part.name().to_owned(), part.digest()))
+                .collect()
+        };
+        let (ours, theirs) = (digests(self), digests(other));
+        let mut names: Vec<String> = ours.keys().chain(theirs.keys()).cloned().collect();
         names.sort();
         names.dedup();
-        names.retain(|name| {
-            self.part(name).map(|part| part.digest) != other.part(name).map(|part| part.digest)
-        });
+        names.retain(|name| ours.get(name) != theirs.get(name));
         names
     }
 }

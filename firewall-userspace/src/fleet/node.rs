@@ -8,10 +8,12 @@
 //! - What is refused is refused for itself: the others are taken, and of the same name the last good one stays.
 //! - If the owner refuses a set, what was new in it is tried one by one, by name; who is refused alone is at fault.
 
-use super::documents::{Document, Documents};
+use super::Verified;
+use super::documents::{Document, Documents, NodeGroup};
 use super::registered::{Member, Registered};
+use super::statement::{Digest, Kind, Subject};
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,45 +52,19 @@ impl Rejection {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Policy,
-    /// The document of this name is to be no more.
-    Delete,
-}
-
-/// What an envelope says, once it is known who says so.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Signed {
-    pub kind: Kind,
-    pub name: String,
-    pub nodes: String,
-    pub version: u64,
-    pub issued: u64,
-    pub expires: Option<u64>,
-    pub lists: BTreeMap<String, blake3::Hash>,
-    pub text: String,
-    pub signer: String,
-    /// Whether it means this node.
-    pub here: bool,
-}
-
-/// What became of the lists of a document.
-pub enum Read {
-    /// A policy that this node may take; whether its groups ask for nodes.
-    Whole { asks_for_nodes: bool },
-    /// Objects are missing.
-    Lacks(Vec<blake3::Hash>),
-}
-
 /// Who decides what is believed and what is sound.
 pub trait Judge {
-    /// Verifies an envelope as of a time: signature, signer, role, times. Nothing is remembered.
-    fn verify(&self, envelope: &[u8], at: u64) -> Result<Signed, Rejection>;
+    /// Verifies an envelope that comes from outside: signature, signer, role, times. Nothing is remembered.
+    fn verify(&self, envelope: &[u8], now: u64) -> Result<Verified, Rejection>;
+    /// Verifies again what was accepted before: whether its signer may still say so, whatever the time.
+    fn verify_kept(&self, envelope: &[u8]) -> Result<Verified, Rejection>;
+    /// Whether a selector means this node.
+    fn is_here(&self, nodes: &str) -> bool;
     /// Refuses what is older than something seen before, or another one of the same version; takes note of it otherwise.
-    fn remember(&mut self, signed: &Signed, digest: blake3::Hash) -> Result<(), Rejection>;
-    /// Whether the text is a policy within the bounds that this node sets, with lists made of its objects.
-    fn read(&self, document: &Document) -> Result<Read, Rejection>;
+    fn remember(&mut self, verified: &Verified) -> Result<(), Rejection>;
+    /// Whether the text is a policy within the bounds that this node sets, with lists made of its objects. Gives the
+    /// nodes that its groups ask for.
+    fn read(&self, document: &Document) -> Result<Vec<NodeGroup>, Rejection>;
     /// A registration, if it is one at all.
     fn member(&self, name: &str, value: &[u8]) -> Result<Member, Rejection>;
 }
@@ -106,7 +82,7 @@ pub enum Fault {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub key: String,
-    pub digest: blake3::Hash,
+    pub digest: Digest,
     pub version: Option<u64>,
     pub signer: Option<String>,
     pub rejection: Rejection,
@@ -181,7 +157,7 @@ impl Slot {
 /// What the store has under a name.
 #[derive(Debug)]
 struct Offer {
-    digest: blake3::Hash,
+    digest: Digest,
     version: Option<u64>,
     signer: Option<String>,
     verdict: Verdict,
@@ -195,7 +171,7 @@ enum Verdict {
     /// Means other nodes.
     Elsewhere,
     /// The document without its lists, and what it lacks.
-    Lacks(Box<Document>, HashSet<blake3::Hash>),
+    Lacks(Box<Document>, BTreeSet<Digest>),
     /// The envelope is kept if time may change it.
     Rejected(Rejection, Option<Bytes>),
 }
@@ -206,7 +182,8 @@ pub struct Kept {
     /// In force at the end, then what was about to be.
     pub good: Vec<Arc<Document>>,
     pub next: Vec<Arc<Document>>,
-    pub members: Vec<Member>,
+    /// Name and value as it was stored.
+    pub members: Vec<(String, Bytes)>,
 }
 
 /// What a store holds.
@@ -252,34 +229,35 @@ impl Node {
     pub fn restore(&mut self, kept: Kept, judge: &dyn Judge) {
         for (documents, good) in [(kept.good, true), (kept.next, false)] {
             for document in documents {
-                match judge.verify(&document.envelope, document.accepted_at) {
-                    Ok(signed) if signed.here && signed.name == document.name => {
-                        let slot = self.slots.entry(document.name.clone()).or_default();
+                match judge.verify_kept(&document.envelope) {
+                    // The labels of this node may be others now.
+                    Ok(verified) if !judge.is_here(&verified.statement.nodes) => {}
+                    Ok(_) => {
+                        let slot = self.slots.entry(document.name().to_owned()).or_default();
                         if good {
                             slot.good = Some(document);
                         } else {
                             slot.next = Some(document);
                         }
                     }
-                    Ok(signed) if signed.here => {
-                        let text = format!("kept as {}, signed as {}", document.name, signed.name);
-                        self.tell_kept(&document, Rejection::new("malformed", text));
-                    }
-                    // The labels of this node are others now.
-                    Ok(_) => {}
                     Err(rejection) => self.tell_kept(&document, rejection),
                 }
             }
         }
-        self.registered.restore(kept.members);
+        let members: Vec<Member> = kept
+            .members
+            .iter()
+            .filter_map(|(name, value)| judge.member(name, value).ok())
+            .collect();
+        self.registered.restore(members);
     }
 
     fn tell_kept(&mut self, document: &Document, rejection: Rejection) {
         self.refusals.push(Refusal {
-            key: format!("policies/{}", document.name),
-            digest: document.digest,
-            version: Some(document.version),
-            signer: Some(document.signer.clone()),
+            key: document.verified.statement.key(),
+            digest: document.stored_as,
+            version: Some(document.version()),
+            signer: Some(document.verified.signer.clone()),
             rejection,
         });
     }
@@ -381,7 +359,7 @@ impl Node {
         if !is_name(name) || self.slots.len() >= MOST_NAMES && !self.slots.contains_key(name) {
             return;
         }
-        let digest = blake3::hash(&value);
+        let digest = Digest::of(&value);
         let slot = self.slots.entry(name.to_owned()).or_default();
         if slot.offer.as_ref().is_some_and(|offer| offer.digest == digest) {
             return;
@@ -400,7 +378,7 @@ impl Node {
             .inspect_err(|rejection| {
                 self.refusals.push(Refusal {
                     key: format!("nodes/{name}"),
-                    digest: blake3::hash(value),
+                    digest: Digest::of(value),
                     version: None,
                     signer: None,
                     rejection: rejection.clone(),
@@ -420,8 +398,8 @@ impl Node {
         for slot in self.slots.values_mut() {
             for document in [&mut slot.good, &mut slot.next] {
                 let Some(held) = document else { continue };
-                match judge.verify(&held.envelope, held.accepted_at) {
-                    Ok(signed) if signed.here => {}
+                match judge.verify_kept(&held.envelope) {
+                    Ok(verified) if judge.is_here(&verified.statement.nodes) => {}
                     Ok(_) => *document = None,
                     Err(rejection) => dropped.extend(document.take().map(|held| (held, rejection))),
                 }
@@ -434,8 +412,8 @@ impl Node {
     }
 
     /// Something that was asked for by [`Node::wanted`]. What is not what its name says is ignored.
-    pub fn object(&mut self, name: blake3::Hash, bytes: &Bytes) {
-        if blake3::hash(bytes) != name {
+    pub fn object(&mut self, name: Digest, bytes: &Bytes) {
+        if Digest::of(bytes) != name {
             return;
         }
         for slot in self.slots.values_mut() {
@@ -451,8 +429,8 @@ impl Node {
     }
 
     /// Objects to fetch.
-    pub fn wanted(&self) -> Vec<blake3::Hash> {
-        let mut wanted: Vec<blake3::Hash> = Vec::new();
+    pub fn wanted(&self) -> Vec<Digest> {
+        let mut wanted: Vec<Digest> = Vec::new();
         for slot in self.slots.values() {
             if let Some(Offer {
                 verdict: Verdict::Lacks(_, lacks),
@@ -462,14 +440,15 @@ impl Node {
                 wanted.extend(lacks);
             }
         }
-        wanted.sort_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
+        wanted.sort();
         wanted.dedup();
         wanted
     }
 
     /// Whether any document asks for nodes, so that their registrations are worth watching.
     pub fn asks_for_nodes(&self) -> bool {
-        let asks = |document: &Option<Arc<Document>>| document.as_ref().is_some_and(|one| one.asks_for_nodes);
+        let asks =
+            |document: &Option<Arc<Document>>| document.as_ref().is_some_and(|one| !one.asks.is_empty());
         self.slots
             .values()
             .any(|slot| asks(&slot.good) || asks(&slot.next))
@@ -490,9 +469,9 @@ impl Node {
             let outcome = match verdict {
                 Verdict::New(bytes) | Verdict::Rejected(_, Some(bytes)) => {
                     let at = [slot.good.as_ref(), slot.next.as_ref()];
-                    if at.iter().flatten().any(|held| held.digest == offer.digest) {
-                        let held = at.into_iter().flatten().find(|held| held.digest == offer.digest);
-                        offer.version = held.map(|held| held.version);
+                    if let Some(held) = at.iter().flatten().find(|held| held.stored_as == offer.digest) {
+                        offer.version = Some(held.version());
+                        offer.signer = Some(held.verified.signer.clone());
                         Ok(Look::Held)
                     } else {
                         judged(name, offer, &bytes, judge, now).map_err(|rejection| (rejection, bytes))
@@ -510,13 +489,17 @@ impl Node {
                         }
                     }
                     let envelope = document.envelope.clone();
-                    match judge.read(&document) {
-                        Ok(Read::Whole { asks_for_nodes }) => {
-                            document.asks_for_nodes = asks_for_nodes;
-                            Ok(Look::Whole(document))
-                        }
-                        Ok(Read::Lacks(lacks)) => Ok(Look::Lacks(document, lacks)),
-                        Err(rejection) => Err((rejection, envelope)),
+                    match document.missing() {
+                        Ok(lacks) if !lacks.is_empty() => Ok(Look::Lacks(document, lacks)),
+                        Ok(_) => match judge.read(&document) {
+                            Ok(asks) => {
+                                document.asks = asks;
+                                document.tidy();
+                                Ok(Look::Whole(document))
+                            }
+                            Err(rejection) => Err((rejection, envelope)),
+                        },
+                        Err(error) => Err((Rejection::new("damaged", error.to_string()), envelope)),
                     }
                 }
                 look => Ok(look),
@@ -603,7 +586,7 @@ impl Node {
             .applied
             .parts
             .iter()
-            .map(|part| (&*part.name, part))
+            .map(|part| (part.name(), part))
             .collect();
         match self.slots.get(name).and_then(Slot::wanted) {
             Some(document) => drop(parts.insert(name, document)),
@@ -622,8 +605,8 @@ impl Node {
         self.taken += 1;
         for (name, slot) in &mut self.slots {
             slot.good = set.part(name).cloned();
-            let digest = slot.good.as_ref().map(|good| good.digest);
-            if slot.next.as_ref().map(|next| next.digest) == digest {
+            let digest = slot.good.as_ref().map(|good| good.stored_as);
+            if slot.next.as_ref().map(|next| next.stored_as) == digest {
                 slot.next = None;
                 slot.blocked = None;
             }
@@ -666,7 +649,7 @@ impl Node {
         let Some(next) = &slot.next else { return };
         let rejection = Rejection::new("conflict", text);
         if let Some(offer) = &mut slot.offer
-            && offer.digest == next.digest
+            && offer.digest == next.stored_as
         {
             let told = matches!(&offer.verdict, Verdict::Rejected(before, _) if *before == rejection);
             offer.verdict = Verdict::Rejected(rejection.clone(), None);
@@ -676,9 +659,9 @@ impl Node {
         }
         self.refusals.push(Refusal {
             key: format!("policies/{name}"),
-            digest: next.digest,
-            version: Some(next.version),
-            signer: Some(next.signer.clone()),
+            digest: next.stored_as,
+            version: Some(next.version()),
+            signer: Some(next.verified.signer.clone()),
             rejection,
         });
     }
@@ -723,8 +706,8 @@ impl Node {
                 .registered
                 .nodes()
                 .0
-                .values()
-                .map(|member| (**member).clone())
+                .iter()
+                .map(|(name, member)| (name.clone(), member.stored.clone()))
                 .collect(),
         }
     }
@@ -775,7 +758,7 @@ enum Look {
     Deleted,
     Document(Box<Document>),
     Whole(Box<Document>),
-    Lacks(Box<Document>, Vec<blake3::Hash>),
+    Lacks(Box<Document>, Vec<Digest>),
 }
 
 /// Who says what, and whether it may.
@@ -786,33 +769,27 @@ fn judged(
     judge: &mut dyn Judge,
     now: Now,
 ) -> Result<Look, Rejection> {
-    let signed = judge.verify(envelope, now.wall)?;
-    (offer.version, offer.signer) = (Some(signed.version), Some(signed.signer.clone()));
-    if signed.name != name {
-        let text = format!("stored as {name}, signed as {}", signed.name);
+    let verified = judge.verify(envelope, now.wall)?;
+    let statement = &verified.statement;
+    (offer.version, offer.signer) = (Some(statement.version), Some(verified.signer.clone()));
+    let key = Subject::Policy.key(name);
+    if statement.key() != key {
+        let text = format!("stored as {key}, signed as {}", statement.key());
         return Err(Rejection::new("malformed", text));
     }
-    judge.remember(&signed, offer.digest)?;
-    if signed.kind == Kind::Delete {
+    judge.remember(&verified)?;
+    if statement.kind == Kind::Delete {
         return Ok(Look::Deleted);
     }
-    if !signed.here {
+    if !judge.is_here(&statement.nodes) {
         return Ok(Look::Elsewhere);
     }
     Ok(Look::Document(Box::new(Document {
-        name: signed.name,
-        version: signed.version,
-        digest: offer.digest,
-        signer: signed.signer,
-        nodes: signed.nodes,
-        issued: signed.issued,
-        expires: signed.expires,
-        text: signed.text,
-        lists: signed.lists,
-        objects: HashMap::new(),
+        verified,
         envelope: envelope.clone(),
-        accepted_at: now.wall,
-        asks_for_nodes: false,
+        stored_as: offer.digest,
+        objects: HashMap::new(),
+        asks: Vec::new(),
     })))
 }
 

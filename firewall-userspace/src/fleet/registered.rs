@@ -5,23 +5,50 @@
 //! store was wiped or restored only those are missed that came back to it and vanished again: an empty store says
 //! nothing about the nodes.
 
+use super::documents::NodeGroup;
 use super::report::Registration;
-use serde::{Deserialize, Serialize};
+use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// A registration as this node takes it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     pub registration: Registration,
-    /// Signed by a key that the trusted signers have for this node: its addresses count wherever its labels match.
+    /// Signed by a key that the trusted signers have for this node.
     pub proven: bool,
+    /// Addresses that count wherever the labels match. The others count where a group's signed `within` holds them, so
+    /// whoever owns the store opens nothing that nobody signed.
+    pub sure: Vec<IpAddr>,
+    /// As it stood in the store.
+    pub stored: Bytes,
 }
 
 /// The nodes that count, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Nodes(pub BTreeMap<String, Arc<Member>>);
+
+impl Nodes {
+    /// The addresses of a group that count, in the order of the nodes' names.
+    pub fn addresses(&self, group: &NodeGroup) -> Vec<IpAddr> {
+        let meant = self
+            .0
+            .values()
+            .filter(|member| group.nodes.matches(&member.registration.labels));
+        let counts = |member: &Member, address: &IpAddr| match &group.within {
+            Some(within) => within.iter().any(|prefix| prefix.contains(*address)),
+            None => member.sure.contains(address),
+        };
+        meant
+            .flat_map(|member| {
+                let addresses = member.registration.addresses.iter();
+                addresses.filter(|address| counts(member, address)).copied()
+            })
+            .collect()
+    }
+}
 
 /// Nodes known at most: what the store holds beyond is not taken.
 const MOST: usize = 100_000;
@@ -174,6 +201,8 @@ mod tests {
                 at,
             },
             proven: false,
+            sure: Vec::new(),
+            stored: Bytes::new(),
         }
     }
 
@@ -246,6 +275,32 @@ mod tests {
         registered.replace([], seconds(1000));
         registered.age(seconds(2000), GRACE);
         assert_eq!(names(&registered), ["a"]);
+    }
+
+    #[test]
+    fn an_address_counts_where_it_is_sure_or_within_what_was_signed() {
+        let mut registered = Registered::default();
+        let sure = Member {
+            sure: vec!["192.0.2.1".parse().expect("an address")],
+            ..member("a", "192.0.2.1", 1)
+        };
+        registered.replace(
+            [sure, member("b", "192.0.2.2", 1), member("c", "198.51.100.3", 1)],
+            seconds(0),
+        );
+        let addresses = |nodes: &str, within: Option<&str>| -> Vec<String> {
+            let group = NodeGroup {
+                nodes: nodes.parse().expect("a selector"),
+                within: within.map(|prefix| vec![prefix.parse().expect("a prefix")]),
+            };
+            let found = registered.nodes().addresses(&group);
+            found.iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(addresses("*", None), ["192.0.2.1"]);
+        assert_eq!(addresses("*", Some("192.0.2.0/24")), ["192.0.2.1", "192.0.2.2"]);
+        assert_eq!(addresses("name=b", Some("192.0.2.0/24")), ["192.0.2.2"]);
+        assert!(addresses("name=b", None).is_empty());
+        assert!(addresses("*", Some("203.0.113.0/24")).is_empty());
     }
 
     #[test]

@@ -1,19 +1,36 @@
 use super::*;
+use crate::fleet::lists;
 use crate::fleet::report::Registration;
-use crate::fleet::selector::Labels;
+use crate::fleet::selector::{Labels, Selector};
+use crate::fleet::statement::Statement;
+use std::path::Path;
 
-/// Envelopes of the tests: `signer|kind|name|version|selector|expires|list|text`. A text `bad` is no policy.
+/// Envelopes of the tests: `signer|kind|name|version|selector|expires|list|text`. A text `bad` is no policy, one that
+/// begins with `asks` has a group of nodes. A list is the only prefix in it.
 #[derive(Default)]
 struct Lenient {
-    newest: BTreeMap<String, (u64, blake3::Hash)>,
+    newest: BTreeMap<String, (u64, Digest)>,
     untrusted: Vec<&'static str>,
 }
 
+/// A list of one prefix, as the store has it.
+fn list(prefix: &str) -> lists::Encoded {
+    lists::encode(prefix.as_bytes(), Path::new("list.txt")).expect("a list")
+}
+
 impl Judge for Lenient {
-    fn verify(&self, envelope: &[u8], at: u64) -> Result<Signed, Rejection> {
+    fn verify(&self, envelope: &[u8], now: u64) -> Result<Verified, Rejection> {
+        let verified = self.verify_kept(envelope)?;
+        match verified.statement.expires {
+            Some(expires) if now >= expires => Err(Rejection::new("expired", format!("ended at {expires}"))),
+            _ => Ok(verified),
+        }
+    }
+
+    fn verify_kept(&self, envelope: &[u8]) -> Result<Verified, Rejection> {
         let text = std::str::from_utf8(envelope).map_err(|_| Rejection::new("malformed", "not UTF-8"))?;
         let parts: Vec<&str> = text.split('|').collect();
-        let [signer, kind, name, version, nodes, expires, list, text] = parts[..] else {
+        let [signer, kind, name, version, nodes, expires, prefix, text] = parts[..] else {
             return Err(Rejection::new("malformed", "not an envelope"));
         };
         if signer.is_empty() {
@@ -25,11 +42,7 @@ impl Judge for Lenient {
                 format!("{signer} is not trusted"),
             ));
         }
-        let expires: u64 = expires.parse().expect("a number");
-        if at >= expires {
-            return Err(Rejection::new("expired", format!("ended at {expires}")));
-        }
-        Ok(Signed {
+        let statement = Statement {
             kind: if kind == "delete" {
                 Kind::Delete
             } else {
@@ -39,47 +52,51 @@ impl Judge for Lenient {
             nodes: nodes.into(),
             version: version.parse().expect("a number"),
             issued: 0,
-            expires: Some(expires),
-            lists: match list {
+            expires: Some(expires.parse().expect("a number")),
+            lists: match prefix {
                 "" => BTreeMap::new(),
-                list => BTreeMap::from([("list.txt".into(), blake3::hash(list.as_bytes()))]),
+                prefix => BTreeMap::from([("list.txt".into(), list(prefix).root)]),
             },
             text: text.into(),
+        };
+        Ok(Verified {
+            digest: Digest::of(&statement.to_bytes()),
+            statement,
             signer: signer.into(),
-            here: nodes == "*",
+            fingerprint: String::new(),
         })
     }
 
-    fn remember(&mut self, signed: &Signed, digest: blake3::Hash) -> Result<(), Rejection> {
-        let (newest, known) = *self.newest.get(&signed.name).unwrap_or(&(0, digest));
-        if signed.version < newest {
+    fn is_here(&self, nodes: &str) -> bool {
+        nodes == "*"
+    }
+
+    fn remember(&mut self, verified: &Verified) -> Result<(), Rejection> {
+        let Statement { name, version, .. } = &verified.statement;
+        let (newest, known) = *self.newest.get(name).unwrap_or(&(0, verified.digest));
+        if *version < newest {
             return Err(Rejection::new("older", format!("version {newest} was seen")));
         }
-        if signed.version == newest && digest != known {
+        if *version == newest && verified.digest != known {
             return Err(Rejection::new(
                 "replayed",
                 format!("another version {newest} was seen"),
             ));
         }
-        self.newest.insert(signed.name.clone(), (signed.version, digest));
+        self.newest.insert(name.clone(), (*version, verified.digest));
         Ok(())
     }
 
-    fn read(&self, document: &Document) -> Result<Read, Rejection> {
-        if document.text == "bad" {
-            return Err(Rejection::new("invalid", "no policy"));
+    fn read(&self, document: &Document) -> Result<Vec<NodeGroup>, Rejection> {
+        let group = NodeGroup {
+            nodes: Selector::every(),
+            within: None,
+        };
+        match &*document.verified.statement.text {
+            "bad" => Err(Rejection::new("invalid", "no policy")),
+            text if text.starts_with("asks") => Ok(vec![group]),
+            _ => Ok(Vec::new()),
         }
-        let lacks = document
-            .lists
-            .values()
-            .filter(|list| !document.objects.contains_key(list));
-        let lacks: Vec<blake3::Hash> = lacks.copied().collect();
-        Ok(match lacks.is_empty() {
-            true => Read::Whole {
-                asks_for_nodes: document.text == "asks",
-            },
-            false => Read::Lacks(lacks),
-        })
     }
 
     fn member(&self, name: &str, value: &[u8]) -> Result<Member, Rejection> {
@@ -93,6 +110,8 @@ impl Judge for Lenient {
                 at: 0,
             },
             proven: false,
+            sure: vec![address],
+            stored: Bytes::copy_from_slice(value),
         })
     }
 }
@@ -160,7 +179,7 @@ impl Stage {
             let Some(set) = self.node.plan(self.now) else {
                 return;
             };
-            let has = |text: &str| set.parts.iter().any(|part| part.text == text);
+            let has = |text: &str| set.parts.iter().any(|part| part.verified.statement.text == text);
             let clash = self.clashes.iter().find(|(a, b)| has(a) && has(b));
             match clash {
                 _ if self.broken => self.node.refused(Fault::Machine, "no memory", self.now),
@@ -191,7 +210,12 @@ impl Stage {
 
     /// Texts in force, by name.
     fn texts(&self) -> Vec<&str> {
-        self.node.applied().parts.iter().map(|part| &*part.text).collect()
+        self.node
+            .applied()
+            .parts
+            .iter()
+            .map(|part| &*part.verified.statement.text)
+            .collect()
     }
 
     fn state(&self, name: &str) -> &'static str {
@@ -385,7 +409,10 @@ fn a_newer_version_that_clashes_leaves_the_one_before() {
         (vec!["data", "one"], "conflict")
     );
     // Over a restart, too: it was not in force.
-    stage.restart(|set| set.part("db").is_none_or(|part| part.text != "grabs"));
+    stage.restart(|set| {
+        set.part("db")
+            .is_none_or(|part| part.verified.statement.text != "grabs")
+    });
     stage.relist();
     assert_eq!(
         (stage.texts(), stage.state("db")),
@@ -422,32 +449,43 @@ fn what_the_machine_cannot_do_is_tried_again_and_nobodys_fault() {
 #[test]
 fn a_document_waits_for_its_lists_and_only_for_them() {
     let mut stage = Stage::new();
-    stage.put("web", "alice|policy|web|1|*|9000|the list|one");
+    stage.put("web", "alice|policy|web|1|*|9000|192.0.2.1|one");
     assert_eq!((stage.texts(), stage.state("web")), (vec![], "incomplete"));
     stage.put("db", &Stage::policy("db", 1, "data"));
-    let name = blake3::hash(b"the list");
-    assert_eq!(stage.node.wanted(), [name]);
-    stage.node.object(name, &Bytes::from_static(b"a forged list"));
-    stage.settle();
-    assert_eq!((stage.texts(), stage.node.wanted()), (vec!["data"], vec![name]));
-    stage.node.object(name, &Bytes::from_static(b"the list"));
-    stage.settle();
+    let objects = list("192.0.2.1").objects;
+    let mut fetched = 0;
+    while let [name] = stage.node.wanted()[..] {
+        stage.node.object(name, &Bytes::from_static(b"a forged list"));
+        stage.settle();
+        assert_eq!((stage.texts(), stage.node.wanted()), (vec!["data"], vec![name]));
+        stage.node.object(name, &Bytes::from(objects[&name].clone()));
+        stage.settle();
+        fetched += 1;
+    }
     assert_eq!(
-        (stage.texts(), stage.state("web")),
-        (vec!["data", "one"], "in-force")
+        (fetched, stage.texts(), stage.state("web")),
+        (objects.len(), vec!["data", "one"], "in-force")
     );
     // The next version has the same list: nothing is fetched.
-    stage.put("web", "alice|policy|web|2|*|9000|the list|two");
+    stage.put("web", "alice|policy|web|2|*|9000|192.0.2.1|two");
     assert_eq!(
         (stage.texts(), stage.node.wanted()),
         (vec!["data", "two"], vec![])
     );
     // While another list is on its way the one in force stays.
-    stage.put("web", "alice|policy|web|3|*|9000|a new list|three");
+    stage.put("web", "alice|policy|web|3|*|9000|192.0.2.3|three");
     assert_eq!(
         (stage.texts(), stage.state("web")),
         (vec!["data", "two"], "incomplete")
     );
+    let objects = list("192.0.2.3").objects;
+    while let [name] = stage.node.wanted()[..] {
+        stage.node.object(name, &Bytes::from(objects[&name].clone()));
+        stage.settle();
+    }
+    assert_eq!(stage.texts(), ["data", "three"]);
+    let kept = &stage.node.applied().part("web").expect("there").objects;
+    assert_eq!(kept.len(), objects.len(), "what no list is made of is let go");
 }
 
 #[test]
@@ -471,7 +509,11 @@ fn killed_at_any_moment_of_a_change_it_goes_on_with_one_of_the_two() {
     stage.node.look(&mut stage.judge, stage.now);
     assert!(stage.node.plan(stage.now).is_some());
     stage.broken = true;
-    stage.restart(|set| set.parts.iter().all(|part| part.text != "three"));
+    stage.restart(|set| {
+        set.parts
+            .iter()
+            .all(|part| part.verified.statement.text != "three")
+    });
     assert_eq!(stage.texts(), ["two"]);
     // None of both could be put in force: they are offered again.
     stage.restart(|_| false);
