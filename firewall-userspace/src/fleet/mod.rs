@@ -1,6 +1,7 @@
 //! Many nodes: what operators sign, whom a node believes, which nodes something is meant for, and what a node makes of it.
 
 pub mod documents;
+pub mod guards;
 pub mod lists;
 pub mod memory;
 pub mod node;

@@ -9,7 +9,7 @@ use super::claims::{self, Claim};
 pub use super::diagnostic::{Diagnostic, PolicyError};
 use super::diagnostic::{Findings, Text, did_you_mean};
 use super::ephemeral::UdpRange;
-use super::groups::{self, Groups, Resolve};
+use super::groups::{self, Groups, NodeGroup, Resolve};
 use super::limits::Limits;
 use super::model::{Action, EgressId, Owner, Place, Policy, Service, ServiceId};
 pub use super::rules::TemporaryEntry;
@@ -36,6 +36,8 @@ pub struct Loaded {
     pub files: Vec<PathBuf>,
     /// Entries that end by themselves, in force until then.
     pub temporary: Vec<TemporaryEntry>,
+    /// Groups of nodes, whose addresses come from elsewhere and change by themselves.
+    pub node_groups: Vec<NodeGroup>,
     /// Of UDP, as services name them.
     pub udp_ranges: Vec<UdpRange>,
     /// Temporary entries that have ended: not in the policy, to be taken out of the file.
@@ -144,6 +146,7 @@ pub fn parse_with(
         return Err(refused(findings));
     }
     let files = std::mem::take(&mut groups.files);
+    let node_groups = std::mem::take(&mut groups.node_groups);
     let mut policy = Policy {
         default_allow: written.default_ingress == Some(Action::Allow),
         egress_deny: written.egress_deny.is_some(),
@@ -173,6 +176,7 @@ pub fn parse_with(
         warnings: findings.warnings,
         text: text.to_string(),
         files,
+        node_groups,
         udp_ranges,
         temporary: rules.temporary,
         expired: rules.expired,

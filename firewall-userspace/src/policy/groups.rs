@@ -3,7 +3,7 @@
 
 use super::diagnostic::{Diagnostic, Findings, did_you_mean};
 use super::lists;
-use super::model::PrefixList;
+use super::model::{Place, PrefixList};
 use super::source::{self, Source};
 use super::written::{self, Content, Word};
 use crate::fleet::selector::Selector;
@@ -29,10 +29,22 @@ pub struct Groups<'a> {
     /// List files in the order they were read.
     pub files: Vec<PathBuf>,
     by_file: HashMap<PathBuf, Option<u32>>,
+    /// In the order in which they were resolved.
+    pub node_groups: Vec<NodeGroup>,
     /// Lists of nodes, and whether anybody here knows who they are.
     of_nodes: HashSet<u32>,
     nodes_known: bool,
     resolve: &'a mut dyn Resolve,
+}
+
+/// A group of nodes, as its policy says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeGroup {
+    pub name: String,
+    pub nodes: Selector,
+    /// Prefixes that their addresses have to lie in.
+    pub within: Option<Vec<IpNetwork>>,
+    pub place: Place,
 }
 
 /// What groups are made of beyond the text of their policy. A function that reads files knows no nodes.
@@ -83,6 +95,7 @@ impl<'a> Groups<'a> {
             literals: HashMap::new(),
             files: Vec::new(),
             by_file: HashMap::new(),
+            node_groups: Vec::new(),
             of_nodes: HashSet::new(),
             nodes_known: true,
             resolve,
@@ -193,7 +206,7 @@ impl<'a> Groups<'a> {
             Content::File(file) => self.file(file, folder, findings).into_iter().collect(),
             Content::Words(words) => self.words(words, path, folder, findings),
             Content::Nodes { nodes, within, span } => {
-                vec![self.nodes(nodes, within.as_deref(), span, findings)]
+                vec![self.nodes(at, nodes, within.as_deref(), span, findings)]
             }
         };
         path.pop();
@@ -268,6 +281,7 @@ impl<'a> Groups<'a> {
     /// The list of the addresses that the nodes of a selector have.
     fn nodes(
         &mut self,
+        at: usize,
         nodes: &Selector,
         within: Option<&[Word]>,
         span: &Range<usize>,
@@ -284,6 +298,13 @@ impl<'a> Groups<'a> {
                 }
             });
             prefixes.collect()
+        });
+        let name = &self.written[at].name;
+        self.node_groups.push(NodeGroup {
+            name: name.text.clone(),
+            nodes: nodes.clone(),
+            within: within.clone(),
+            place: findings.text.place(name.span.start),
         });
         let Some(addresses) = self.resolve.nodes(nodes, within.as_deref()) else {
             self.nodes_known = false;

@@ -68,7 +68,7 @@ pub enum Conflict {
         first: Box<Claimant>,
         second: Box<Claimant>,
     },
-    #[error("{second} ({}) has the name of a {} of {} ({})", second.place, first.what, first.part, first.place)]
+    #[error("{second} ({}) has the name of {} {} of {} ({})", second.place, article(first.what), first.what, first.part, first.place)]
     Name {
         first: Box<Claimant>,
         second: Box<Claimant>,
@@ -82,6 +82,10 @@ pub enum Conflict {
         count: usize,
         limit: usize,
     },
+}
+
+fn article(what: &str) -> &'static str {
+    if what.starts_with('e') { "an" } else { "a" }
 }
 
 impl Conflict {
@@ -176,7 +180,10 @@ impl Start {
                 // One list of all parts, in which an address is an address, but a group is somebody's.
                 let literal = matches!(source::parse(&rule.source), Ok(parsed) if matches!(parsed.source, Source::Prefix(_)));
                 if let (PartName::Document(name), false) = (part, literal) {
-                    rule.source = format!("{name}/{}", rule.source);
+                    rule.source = match rule.source.strip_prefix('@') {
+                        Some(group) => format!("@{name}/{group}"),
+                        None => format!("{name}/{}", rule.source),
+                    };
                 }
                 Owner::Policy
             }
@@ -358,3 +365,6 @@ impl Claimed {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -233,6 +233,17 @@ impl AddressSet {
         self.v6.holds(start, length)
     }
 
+    /// How many addresses the set holds, of IPv4 and of IPv6; all of IPv6 count as one less.
+    pub fn sizes(&self) -> (u64, u128) {
+        let v4 = self.v4.0.iter().map(|(start, end)| u64::from(end - start) + 1);
+        let v6 = self
+            .v6
+            .0
+            .iter()
+            .map(|(start, end)| (end - start).saturating_add(1));
+        (v4.sum(), v6.fold(0, u128::saturating_add))
+    }
+
     /// How many prefixes the set takes.
     pub fn count(&self) -> usize {
         self.v4.prefixes().count() + self.v6.prefixes().count()
@@ -292,6 +303,21 @@ mod tests {
             AddressSet::all().difference(&AddressSet::empty()),
             AddressSet::all()
         );
+    }
+
+    #[test]
+    fn counts_addresses_once() {
+        assert_eq!(AddressSet::all().sizes(), (1 << 32, u128::MAX));
+        assert_eq!(AddressSet::empty().sizes(), (0, 0));
+        let some = set(&[
+            "10.0.0.0/8",
+            "10.1.0.0/16",
+            "11.0.0.0",
+            "2001:db8::/32",
+            "2001:db8::1",
+            "::5",
+        ]);
+        assert_eq!(some.sizes(), ((1 << 24) + 1, (1 << 96) + 1));
     }
 
     /// Bits 0..=255 as a set of the lowest addresses, to compare with.
