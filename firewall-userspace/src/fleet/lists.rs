@@ -416,3 +416,6 @@ fn read_number(rest: &mut &[u8]) -> Option<u128> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests;

@@ -175,3 +175,6 @@ impl Memory {
         self.seen.len() != count
     }
 }
+
+#[cfg(test)]
+mod tests;

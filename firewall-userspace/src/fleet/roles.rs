@@ -283,3 +283,6 @@ fn named(value: &toml::Value) -> Vec<String> {
     });
     names.map(str::to_owned).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -170,8 +170,12 @@ fn read(bytes: &[u8]) -> Result<Signature, String> {
     if version != 1 {
         return Err(format!("version {version} of the format is not known (1)"));
     }
-    let key = PublicKey::from_bytes(fields.string()?)
-        .map_err(|error| format!("its key cannot be read: {error}"))?;
+    let written = fields.string()?;
+    let key = PublicKey::from_bytes(written).map_err(|error| format!("its key cannot be read: {error}"))?;
+    // The reader of keys forgives lengths that do not add up.
+    if key.to_bytes().ok().as_deref() != Some(written) {
+        return Err("its key is not written the one way that keys are".into());
+    }
     let namespace = fields.text("namespace")?;
     let reserved = fields.string()?;
     if !reserved.is_empty() {
@@ -307,9 +311,13 @@ pub fn sign(message: &[u8], key: &Path, namespace: &str) -> Result<Signature, Si
         key: key.to_owned(),
         source,
     })?;
+    sign_by(Command::new("ssh-keygen"), message, key, namespace)
+}
+
+fn sign_by(mut keygen: Command, message: &[u8], key: &Path, namespace: &str) -> Result<Signature, SignError> {
     // ssh-keygen asks for a touch only where standard error is a terminal.
     let terminal = std::io::stderr().is_terminal();
-    let mut child = Command::new("ssh-keygen")
+    let mut child = keygen
         .args(["-q", "-Y", "sign", "-n", namespace, "-f"])
         .arg(key)
         .stdin(Stdio::piped())
@@ -343,3 +351,6 @@ pub fn sign(message: &[u8], key: &Path, namespace: &str) -> Result<Signature, Si
     signature.verify(message, namespace).map_err(useless)?;
     Ok(signature)
 }
+
+#[cfg(test)]
+mod tests;

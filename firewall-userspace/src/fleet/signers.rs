@@ -176,21 +176,26 @@ struct Options {
 }
 
 fn entry(line: &str, number: usize) -> Result<Entry, String> {
+    if key(line).is_some() {
+        return Err(
+            "no principals stand before the key: a line begins with whose it is, such as alice@example.org"
+                .into(),
+        );
+    }
     let (principals, rest) = word(line)?;
     let principals = list(&unquoted(principals), "principals")?;
     let (options, key) = match key(rest) {
         Some(key) => (Options::default(), key?),
         None => {
-            let (options, rest) = word(rest)?;
-            let options = read_options(options)?;
-            let key = key(rest).unwrap_or_else(|| {
+            let (options, behind) = word(rest)?;
+            let key = key(behind).unwrap_or_else(|| {
                 let shown: String = rest.chars().take(30).collect();
                 Err(format!(
-                    "{shown:?} is no key: a line is written \"PRINCIPALS [OPTIONS] TYPE KEY\", such as \"alice@example.org \
-                     namespaces=\\\"ravelin-policy\\\" ssh-ed25519 AAAA...\""
+                    "{shown:?} is no key: a line is written \"PRINCIPALS [OPTIONS] TYPE KEY\", such as \
+                     \"alice@example.org namespaces=\\\"ravelin-policy\\\" ssh-ed25519 AAAA...\""
                 ))
-            });
-            (options, key?)
+            })?;
+            (read_options(options)?, key)
         }
     };
     Ok(Entry {
@@ -221,6 +226,17 @@ fn word(text: &str) -> Result<(&str, &str), String> {
 
 fn unquoted(text: &str) -> String {
     text.chars().filter(|&char| char != '"').collect()
+}
+
+/// What stands between the quotation marks that OpenSSH wants around a value.
+fn dequoted(name: &str, value: &str) -> Result<String, String> {
+    let inner = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    match inner.filter(|inner| !inner.contains(['"', '\\'])) {
+        Some(inner) => Ok(inner.to_owned()),
+        None => Err(format!(
+            "option {name}: its value stands in quotation marks, {name}=\"...\""
+        )),
+    }
 }
 
 fn list(text: &str, what: &str) -> Result<Vec<String>, String> {
@@ -281,7 +297,7 @@ fn read_options(text: &str) -> Result<Options, String> {
         let (option, next) = option(rest);
         rest = next;
         let (name, value) = match option.split_once('=') {
-            Some((name, value)) => (name, Some(unquoted(value))),
+            Some((name, value)) => (name, Some(dequoted(name, value)?)),
             None => (option, None),
         };
         let value = |what: &str| value.clone().ok_or_else(|| format!("option {name} needs {what}"));
@@ -370,3 +386,6 @@ fn moment(text: &str) -> Result<u64, String> {
         .and_then(until::to_unix)
         .ok_or_else(wrong)
 }
+
+#[cfg(test)]
+mod tests;

@@ -601,3 +601,6 @@ impl Envelope {
         Digest::of(self.statement_bytes())
     }
 }
+
+#[cfg(test)]
+mod tests;
