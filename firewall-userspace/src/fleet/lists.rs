@@ -104,7 +104,7 @@ pub fn encode(bytes: &[u8], path: &Path) -> Result<Encoded, Vec<Diagnostic>> {
         all.sort_unstable();
         all.dedup();
         prefixes += all.len() as u64;
-        let ends = |prefix: &Prefix| mixed(*prefix) % family.chunk() == 0;
+        let ends = |prefix: &Prefix| mixed(*prefix).is_multiple_of(family.chunk());
         chunks.extend(cut(&all, family.max_chunk(), ends).map(|chunk| write_chunk(family, chunk)));
     }
     let mut objects = BTreeMap::new();
@@ -114,7 +114,7 @@ pub fn encode(bytes: &[u8], path: &Path) -> Result<Encoded, Vec<Diagnostic>> {
         digest
     };
     let chunks: Vec<Digest> = chunks.into_iter().map(&mut add).collect();
-    let ends = |digest: &Digest| u64::from(digest.0[0]) % PAGE == 0;
+    let ends = |digest: &Digest| u64::from(digest.0[0]).is_multiple_of(PAGE);
     let pages: Vec<Digest> = cut(&chunks, MAX_PAGE, ends)
         .map(|page| add(write_digests(PAGE_MAGIC, page)))
         .collect();

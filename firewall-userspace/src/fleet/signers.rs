@@ -121,7 +121,7 @@ impl Signers {
         match self
             .entries_of(signature, signature::NODE, now)?
             .iter()
-            .any(|entry| named(&entry))
+            .any(|entry| named(entry))
         {
             true => Ok(()),
             false => Err(unknown(signature, &format!("is not that of {principal}"))),

@@ -51,7 +51,7 @@ impl Digest {
     /// `None` unless it is 64 digits of lower-case hexadecimal.
     pub fn from_hex(text: &str) -> Option<Digest> {
         let lower = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-        if text.len() != 64 || !text.as_bytes().iter().all(|byte| lower(byte)) {
+        if text.len() != 64 || !text.as_bytes().iter().all(lower) {
             return None;
         }
         blake3::Hash::from_hex(text)
