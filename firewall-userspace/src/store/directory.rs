@@ -8,8 +8,8 @@
 //! Changes are found by inotify, and by looking every few seconds, because network file systems tell nothing.
 
 use super::shared::{
-    Change, Entry, ErrorKind, Event, Expect, Holds, Lease, Lost, MAX_VALUE, Point, PutError, Revision,
-    Session, Snapshot, Store, StoreError, Watch, Watching, is_key, refuse,
+    Entry, ErrorKind, Event, Expect, Holds, Lease, Lost, MAX_VALUE, Point, PutError, Revision, Session,
+    Snapshot, Store, StoreError, Watch, Watching, is_key, refuse,
 };
 use super::{Durable, replace};
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use nix::fcntl::{Flock, FlockArg};
 use notify::{EventKind, RecursiveMode, Watcher};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -292,12 +292,10 @@ impl Store for Directory {
         std::future::ready(Ok(Holds::Yes)).boxed()
     }
 
-    fn watch<'a>(
-        &'a self,
-        under: &'a [&'a str],
-        after: Revision,
-    ) -> BoxFuture<'a, Result<Watch, StoreError>> {
-        let under = owned(under);
+    fn watch<'a>(&'a self, from: &'a [(&'a str, Revision)]) -> BoxFuture<'a, Result<Watch, StoreError>> {
+        let under: Vec<String> = from.iter().map(|(prefix, _)| (*prefix).to_owned()).collect();
+        // Only snapshots have been told, which are of all of them.
+        let known = from.first().map_or(Revision(0), |&(_, revision)| revision);
         async move {
             let (sender, changed) = watch::channel(());
             let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
@@ -310,17 +308,12 @@ impl Store for Directory {
             watcher
                 .watch(&self.root, RecursiveMode::Recursive)
                 .map_err(|error| self.notify_error(error))?;
-            let known = {
-                let under = under.clone();
-                self.blocking(move |store| store.scan(&under)).await?
-            };
             Ok(Watch::new(DirectoryWatch {
                 store: self.clone(),
                 under,
-                stale: known.revision != after,
                 known,
                 changed,
-                look: false,
+                look: true,
                 _watcher: watcher,
             }))
         }
@@ -365,11 +358,9 @@ impl Directory {
 struct DirectoryWatch {
     store: Directory,
     under: Vec<String>,
-    known: Snapshot,
-    /// It was not what the watcher knows from the beginning on.
-    stale: bool,
+    known: Revision,
     changed: watch::Receiver<()>,
-    /// Something changed that was not looked at yet.
+    /// Something may have changed that was not looked at yet.
     look: bool,
     _watcher: notify::RecommendedWatcher,
 }
@@ -377,9 +368,6 @@ struct DirectoryWatch {
 impl Watching for DirectoryWatch {
     fn next(&mut self) -> BoxFuture<'_, Result<Event, StoreError>> {
         async move {
-            if self.stale {
-                return Ok(Event::Relist("it changed before it was watched".to_owned()));
-            }
             if !self.look {
                 tokio::select! {
                     changed = self.changed.changed() => if changed.is_err() {
@@ -391,36 +379,19 @@ impl Watching for DirectoryWatch {
                 self.look = true;
             }
             let under = self.under.clone();
-            let now = self.store.blocking(move |store| store.scan(&under)).await?;
+            let now = self
+                .store
+                .blocking(move |store| store.scan(&under))
+                .await?
+                .revision;
             self.look = false;
-            let changes = difference(&self.known, &now);
-            self.known = now;
-            Ok(Event::Changes {
-                revision: self.known.revision,
-                changes,
+            Ok(match now == self.known {
+                true => Event::Alive,
+                false => Event::Relist("files changed".to_owned()),
             })
         }
         .boxed()
     }
-}
-
-fn difference(before: &Snapshot, now: &Snapshot) -> Vec<Change> {
-    let old: BTreeMap<&str, &Entry> = before.entries.iter().map(|entry| (&*entry.key, entry)).collect();
-    let new: BTreeSet<&str> = now.entries.iter().map(|entry| &*entry.key).collect();
-    let gone = before
-        .entries
-        .iter()
-        .filter(|entry| !new.contains(&*entry.key))
-        .map(|entry| Change::Delete {
-            key: entry.key.clone(),
-            revision: now.revision,
-        });
-    let put = now
-        .entries
-        .iter()
-        .filter(|entry| old.get(&*entry.key).is_none_or(|old| old != entry))
-        .map(|entry| Change::Put(entry.clone()));
-    gone.chain(put).collect()
 }
 
 /// What a session holds.
@@ -622,28 +593,17 @@ mod tests {
             panic!("no snapshot");
         };
         assert_eq!(snapshot.entries.len(), 1);
-        let mut keys: BTreeMap<String, Bytes> = BTreeMap::new();
         std::fs::write(dir.path().join("policies/b"), "2").expect("written");
         std::fs::remove_file(dir.path().join("policies/a")).expect("removed");
-        keys.insert("policies/a".to_owned(), Bytes::new());
-        while keys.contains_key("policies/a") || keys.get("policies/b").is_none_or(|value| value != "2") {
-            match follower.next().await {
-                Update::Changes { changes, .. } => {
-                    for change in changes {
-                        match change {
-                            Change::Put(entry) => keys.insert(entry.key, entry.value),
-                            Change::Delete { key, .. } => keys.remove(&key),
-                        };
-                    }
-                }
-                Update::All(snapshot) => {
-                    keys = snapshot
-                        .entries
-                        .into_iter()
-                        .map(|entry| (entry.key, entry.value))
-                        .collect();
-                }
-                other => panic!("{other:?}"),
+        loop {
+            let Update::All(snapshot) = follower.next().await else {
+                panic!("something else than a snapshot");
+            };
+            if let [entry] = &snapshot.entries[..]
+                && entry.key == "policies/b"
+                && entry.value == "2"
+            {
+                break;
             }
         }
     }

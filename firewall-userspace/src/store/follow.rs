@@ -80,6 +80,7 @@ impl Follower {
             under: under.iter().map(|&prefix| prefix.to_owned()).collect(),
             timing,
             known,
+            positions: Vec::new(),
             listed: None,
             lost: None,
             relist: relist.clone(),
@@ -119,6 +120,8 @@ struct Following {
     under: Vec<String>,
     timing: Timing,
     known: Option<Point>,
+    /// What is known of each prefix: a watch may be behind with one and not with another.
+    positions: Vec<Revision>,
     /// When the next list is due; none before the first.
     listed: Option<Instant>,
     /// What was told of the outage that lasts.
@@ -180,36 +183,30 @@ impl Following {
 
     /// Lists if that is due, watches, and returns when a list is due again.
     async fn list_and_watch(&mut self) -> Result<(), Interrupted> {
-        let mut point = match self.known.take() {
-            // Kept until the store was found to be the same.
-            Some(point) => {
-                let holds = self.store.holds(&point).await;
-                self.known = Some(point.clone());
-                match holds? {
-                    Holds::Yes => Some(point),
-                    Holds::No(how) => {
-                        self.back().await?;
-                        self.tell(Update::Replaced(how)).await?;
-                        self.listed = None;
-                        None
-                    }
-                }
-            }
-            None => None,
-        };
-        let under: Vec<String> = self.under.clone();
-        let under: Vec<&str> = under.iter().map(String::as_str).collect();
-        let due = self.listed.is_none_or(|due| due <= Instant::now());
-        if due {
+        if let Some(point) = &self.known
+            && let Holds::No(how) = self.store.holds(point).await?
+        {
+            self.known = None;
+            self.listed = None;
+            self.back().await?;
+            self.tell(Update::Replaced(how)).await?;
+        }
+        let under = self.under.clone();
+        if self.listed.is_none_or(|due| due <= Instant::now()) {
+            let under: Vec<&str> = under.iter().map(String::as_str).collect();
             let snapshot = self.store.snapshot(&under).await?;
-            point = Some(Point::of(&snapshot));
+            self.known = Some(Point::of(&snapshot));
+            self.positions = vec![snapshot.revision; under.len()];
             self.back().await?;
             self.tell(Update::All(snapshot)).await?;
             self.listed = Some(Instant::now() + self.waits.about(self.timing.relist));
         }
-        let point = point.unwrap_or_default();
-        let watch = self.store.watch(&under, point.revision).await?;
-        self.known = Some(point);
+        let from: Vec<(&str, Revision)> = under
+            .iter()
+            .map(String::as_str)
+            .zip(self.positions.iter().copied())
+            .collect();
+        let watch = self.store.watch(&from).await?;
         self.back().await?;
         self.watch(watch).await
     }
@@ -233,9 +230,14 @@ impl Following {
                 ))),
             };
             match event {
-                Event::Changes { revision, changes } => {
-                    // It lives: the next failure is the first of its kind.
-                    self.waits.reset();
+                Event::Changes {
+                    under,
+                    revision,
+                    changes,
+                } => {
+                    if let Some(position) = self.positions.get_mut(under) {
+                        *position = revision.max(*position);
+                    }
                     if let Some(point) = &mut self.known {
                         point.advance(revision, &changes);
                     }
@@ -243,12 +245,15 @@ impl Following {
                         self.tell(Update::Changes { revision, changes }).await?;
                     }
                 }
+                Event::Alive => {}
                 Event::Relist(why) => {
-                    log::info!("{}: listing everything again: {why}", self.store.name());
+                    log::debug!("{}: listing everything again: {why}", self.store.name());
                     self.listed = None;
                     return Ok(());
                 }
             }
+            // It lives: the next failure is the first of its kind.
+            self.waits.reset();
         }
     }
 

@@ -299,18 +299,16 @@ impl Store for Memory {
         async move { Ok(self.reach("asking for its history")?.holds(point)) }.boxed()
     }
 
-    fn watch<'a>(
-        &'a self,
-        under: &'a [&'a str],
-        after: Revision,
-    ) -> BoxFuture<'a, Result<Watch, StoreError>> {
+    fn watch<'a>(&'a self, from: &'a [(&'a str, Revision)]) -> BoxFuture<'a, Result<Watch, StoreError>> {
         async move {
             let state = self.reach("watching")?;
             Ok(Watch::new(MemoryWatch {
                 changed: self.changed.subscribe(),
                 store: self.clone(),
-                under: under.iter().map(|&prefix| prefix.to_owned()).collect(),
-                after,
+                from: from
+                    .iter()
+                    .map(|&(prefix, after)| (prefix.to_owned(), after))
+                    .collect(),
                 epoch: state.epoch,
             }))
         }
@@ -349,8 +347,7 @@ impl Store for Memory {
 struct MemoryWatch {
     store: Memory,
     changed: watch::Receiver<u64>,
-    under: Vec<String>,
-    after: Revision,
+    from: Vec<(String, Revision)>,
     epoch: u64,
 }
 
@@ -360,24 +357,30 @@ impl MemoryWatch {
         if state.epoch != self.epoch {
             return Some(Err(error("watching", "the stream ended")));
         }
-        if self.after.0 < state.compacted {
-            return Some(Ok(Event::Relist(format!(
-                "compacted up to revision {}",
-                state.compacted
-            ))));
+        let revision = Revision(state.revision);
+        for (under, (prefix, after)) in self.from.iter_mut().enumerate() {
+            if after.0 < state.compacted {
+                return Some(Ok(Event::Relist(format!(
+                    "compacted up to revision {}",
+                    state.compacted
+                ))));
+            }
+            let changes: Vec<Change> = state
+                .history
+                .iter()
+                .filter(|change| change.revision() > *after && change.key().starts_with(&*prefix))
+                .cloned()
+                .collect();
+            *after = revision.max(*after);
+            if !changes.is_empty() {
+                return Some(Ok(Event::Changes {
+                    under,
+                    revision,
+                    changes,
+                }));
+            }
         }
-        let under: Vec<&str> = self.under.iter().map(String::as_str).collect();
-        let changes: Vec<Change> = state
-            .history
-            .iter()
-            .filter(|change| change.revision() > self.after && begins(change.key(), &under))
-            .cloned()
-            .collect();
-        self.after = self.after.max(Revision(state.revision));
-        (!changes.is_empty()).then_some(Ok(Event::Changes {
-            revision: self.after,
-            changes,
-        }))
+        None
     }
 }
 
@@ -468,10 +471,13 @@ mod tests {
         put(&store, "status/n", "x").await;
         put(&store, "policies/b", "2").await;
         let mut watch = store
-            .watch(&["policies/"], snapshot.revision)
+            .watch(&[("policies/", snapshot.revision)])
             .await
             .expect("watched");
-        let Event::Changes { changes, revision } = watch.next().await.expect("an event") else {
+        let Event::Changes {
+            changes, revision, ..
+        } = watch.next().await.expect("an event")
+        else {
             panic!("a relist");
         };
         assert_eq!(revision, Revision(snapshot.revision.0 + 2));
@@ -556,9 +562,9 @@ mod tests {
         put(&store, "policies/a", "1").await;
         let now = store.snapshot(&[""]).await.expect("read").revision;
         store.compact();
-        let mut behind = store.watch(&[""], old).await.expect("watched");
+        let mut behind = store.watch(&[("", old)]).await.expect("watched");
         assert!(matches!(behind.next().await, Ok(Event::Relist(_))));
-        let mut present = store.watch(&[""], now).await.expect("watched");
+        let mut present = store.watch(&[("", now)]).await.expect("watched");
         put(&store, "policies/b", "1").await;
         assert!(matches!(present.next().await, Ok(Event::Changes { .. })));
         store.reachable(false);

@@ -4,6 +4,8 @@
 //! Everything is replaced whole: a reader, and a machine that loses power, sees the old content or the new one.
 
 pub mod directory;
+#[cfg(feature = "etcd")]
+pub mod etcd;
 pub mod follow;
 pub mod last_good;
 pub mod memory;

@@ -94,6 +94,13 @@ impl TryFrom<Written> for Settings {
         if !encrypted && (ca.is_some() || identity.is_some()) {
             return Err("certificates, and an endpoint of http://: they are for https://".to_owned());
         }
+        if encrypted && ca.is_none() {
+            return Err(
+                "`ca` is missing: the certificate of who signed those of the members (for the system's: \
+                 /etc/ssl/certs/ca-certificates.crt)"
+                    .to_owned(),
+            );
+        }
         Ok(Settings::Etcd(Etcd {
             endpoints,
             tls: Tls { ca, identity },
@@ -238,10 +245,11 @@ mod tests {
             ("endpoints = ['https://a:http']", "not of the form https://"),
             ("endpoints = ['https://a/b']", "not of the form https://"),
             ("endpoints = ['https://user@a']", "not of the form https://"),
+            ("endpoints = ['https://a']", "`ca` is missing"),
             ("endpoints = ['https://a']\ncert = 'x'", "`cert` without `key`"),
             ("endpoints = ['https://a']\nkey = 'x'", "`key` without `cert`"),
             ("endpoints = ['http://a']\nca = 'x'", "they are for https://"),
-            ("endpoints = ['https://a']\nprefix = ''", "prefix \"\""),
+            ("endpoints = ['https://a']\nca = 'x'\nprefix = ''", "prefix \"\""),
             ("endpoint = ['https://a']", "unknown field `endpoint`"),
         ] {
             let error = read(text).expect_err(text);

@@ -72,12 +72,16 @@ impl Change {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// In the order in which they were made. None is a sign of life.
+    /// What happened below one of the prefixes (the place that it had among those asked for), in the order in which it was done. All
+    /// up to this revision is known there now; of other prefixes this says nothing.
     Changes {
+        under: usize,
         revision: Revision,
         changes: Vec<Change>,
     },
-    /// Changes are lost, and why: compacted, or too many. The watch is over; whoever needs to know reads a snapshot.
+    /// A sign of life.
+    Alive,
+    /// Changes are lost or not told one by one, and why. The watch is over; whoever needs to know reads a snapshot.
     Relist(String),
 }
 
@@ -130,7 +134,7 @@ impl Point {
 
     /// Takes note of changes that a watch told.
     pub fn advance(&mut self, revision: Revision, changes: &[Change]) {
-        self.revision = revision;
+        self.revision = self.revision.max(revision);
         let newest = changes.iter().rev().find_map(|change| match change {
             Change::Put(entry) => Some(entry),
             Change::Delete { .. } => None,
@@ -183,10 +187,9 @@ pub trait Store: Send + Sync + 'static {
     /// Whether this is still the store in which somebody got to this point.
     fn holds<'a>(&'a self, point: &'a Point) -> BoxFuture<'a, Result<Holds, StoreError>>;
 
-    /// The changes of all keys that begin with one of these, after this revision; it stands when this returns. What most want
-    /// is `follow::Follower`.
-    fn watch<'a>(&'a self, under: &'a [&'a str], after: Revision)
-    -> BoxFuture<'a, Result<Watch, StoreError>>;
+    /// The changes of all keys that begin with one of these, after the revision that is known of each; it stands when this returns.
+    /// What most want is `follow::Follower`.
+    fn watch<'a>(&'a self, from: &'a [(&'a str, Revision)]) -> BoxFuture<'a, Result<Watch, StoreError>>;
 
     /// Puts a value of at most [`MAX_VALUE`] bytes, if the key is as expected. Returns the key's new revision.
     fn put<'a>(

@@ -236,14 +236,10 @@ impl Store for Deaf {
         self.inner.holds(point)
     }
 
-    fn watch<'a>(
-        &'a self,
-        under: &'a [&'a str],
-        after: Revision,
-    ) -> BoxFuture<'a, Result<Watch, StoreError>> {
+    fn watch<'a>(&'a self, from: &'a [(&'a str, Revision)]) -> BoxFuture<'a, Result<Watch, StoreError>> {
         match self.watches.fetch_add(1, Ordering::Relaxed) {
             0 => async { Ok(Watch::new(Nothing)) }.boxed(),
-            _ => self.inner.watch(under, after),
+            _ => self.inner.watch(from),
         }
     }
 
