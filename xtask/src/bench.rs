@@ -94,6 +94,8 @@ pub fn run(args: &Args) -> Result<()> {
     command
         .env("RAVELIN_BIN", &binary)
         .env("RAVELIN_NGINX", setup::NGINX.path()?)
+        .env("RAVELIN_ETCD", setup::ETCD.path()?)
+        .env("RAVELIN_ETCDCTL", setup::ETCDCTL.path()?)
         .env("RAVELIN_BENCH_RECORDS", &records_file)
         .env("RAVELIN_BENCH_QUICK", if args.quick { "1" } else { "" })
         .env("RAVELIN_BENCH_ONLY", args.only.as_deref().unwrap_or_default())

@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 ///
 /// On Debian 12 as root this needs nothing else; it takes three to five minutes the first time (two Rust tools are
 /// compiled) and no time when all is there. Packages are installed by apt-get, none of which starts a service;
-/// bpf-linker, cargo-deny, promtool, nginx and chronyd go to ~/.cache/ravelin (or $XDG_CACHE_HOME/ravelin).
+/// bpf-linker, cargo-deny, promtool, nginx, chronyd and etcd go to ~/.cache/ravelin (or $XDG_CACHE_HOME/ravelin).
 ///
 /// Elsewhere: `rustup toolchain install nightly --component rust-src` and bpf-linker on PATH are used instead.
 /// RAVELIN_BPF_TOOLCHAIN=debian|nightly and RAVELIN_BPF_LINKER=/path override the choice.
@@ -75,6 +75,10 @@ pub fn ensure(purposes: &[Purpose]) -> Result<Toolchain> {
     }
     if wanted(Purpose::Bench) {
         NGINX.ensure()?;
+    }
+    if wanted(Purpose::Demo) || wanted(Purpose::Test) || wanted(Purpose::Bench) {
+        ETCD.ensure()?;
+        ETCDCTL.ensure()?;
     }
     let linker = toolchain::find_linker(kind).map_err(|error| anyhow!(error))?;
     Ok(Toolchain {
@@ -144,7 +148,29 @@ fn missing_packages(purposes: &[Purpose]) -> Vec<Package> {
         "bpf-linker links LLVM, which is C++",
         linker.is_some() || is_there("c++"),
     );
+    need(
+        "protobuf-compiler",
+        "`protoc` makes etcd's client of its protocol",
+        is_there("protoc"),
+    );
+    need(
+        "libprotobuf-dev",
+        "what that protocol refers to",
+        ["/usr/include", "/usr/local/include"]
+            .iter()
+            .any(|dir| Path::new(dir).join("google/protobuf/descriptor.proto").is_file()),
+    );
     if wanted(Purpose::Demo) || wanted(Purpose::Test) || wanted(Purpose::Bench) {
+        need(
+            "openssl",
+            "makes the certificates of etcd and its clients",
+            is_there("openssl"),
+        );
+        need(
+            "openssh-client",
+            "`ssh-keygen` makes keys and signs",
+            is_there("ssh-keygen"),
+        );
         need("iproute2", "`ip` makes the network namespaces", is_there("ip"));
     }
     if wanted(Purpose::Check) {
@@ -389,6 +415,16 @@ pub const CHRONYD: Extracted = Extracted {
     package: "chrony",
     file: "usr/sbin/chronyd",
     why: "tests run it as NTP client and server",
+};
+pub const ETCD: Extracted = Extracted {
+    package: "etcd-server",
+    file: "usr/bin/etcd",
+    why: "a fleet's store, in tests, benches and the demo",
+};
+pub const ETCDCTL: Extracted = Extracted {
+    package: "etcd-client",
+    file: "usr/bin/etcdctl",
+    why: "what operators of etcd work with",
 };
 
 impl Extracted {

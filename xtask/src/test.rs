@@ -77,6 +77,8 @@ pub fn run(args: &Args) -> Result<()> {
             .env("RAVELIN_PROMTOOL", setup::PROMTOOL.path()?)
             .env("RAVELIN_NGINX", setup::NGINX.path()?)
             .env("RAVELIN_CHRONYD", setup::CHRONYD.path()?)
+            .env("RAVELIN_ETCD", setup::ETCD.path()?)
+            .env("RAVELIN_ETCDCTL", setup::ETCDCTL.path()?)
             .args(["test", "--package", "ravelin-tests", "--no-fail-fast", "--"])
             .args(&args.filter)
             .arg("--test-threads=1");
