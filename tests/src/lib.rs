@@ -8,6 +8,7 @@ pub mod barrage;
 pub mod bench;
 pub mod both;
 pub mod bpf;
+pub mod etcd;
 pub mod frame;
 pub mod generator;
 pub mod honest;
