@@ -11,6 +11,7 @@ use super::views::hex;
 use crate::api::types::Applied;
 use crate::datapath::InForce;
 use crate::datapath::limits::Need;
+use crate::fleet::documents::Documents;
 use crate::store::last_good::LastGood;
 use crate::store::policy_file::Seen;
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ impl Owner {
             policy: self.desired.as_ref().map(|desired| desired.policy.clone()),
             compare,
             seen: self.seen.clone(),
+            documents: self.documents.clone(),
         }
     }
 
@@ -68,6 +70,10 @@ impl Owner {
             self.seen = Some(seen);
         }
         let reload = matches!(work, Work::Reload { .. });
+        let of_fleet = match &work {
+            Work::Fleet(documents) => Some(documents.clone()),
+            Work::Reload { .. } | Work::Edit(_) | Work::Apply(_) => None,
+        };
         let outcome = match result {
             Ok(Ready::Same) => return Ok(self.unchanged()),
             Ok(Ready::WouldBe(candidate)) => {
@@ -96,13 +102,17 @@ impl Owner {
                         applied.generation
                     );
                     self.failed(&refusal);
+                    self.take_documents(of_fleet);
                     return Ok(applied);
                 }
+                Err(of_kernel) if of_fleet.is_some() => Err(of_kernel),
                 Err(_) => Err(refusal),
             },
             Err(refusal) => Err(refusal),
         };
         match &outcome {
+            // The fleet tells its own story.
+            Err(_) if of_fleet.is_some() => self.seen = None,
             Ok(_) => {
                 let now = self.clock.wall();
                 self.reload = LastReload {
@@ -111,6 +121,7 @@ impl Owner {
                     success_at: now,
                     from_file: true,
                 };
+                self.take_documents(of_fleet);
             }
             Err(refusal) if reload => {
                 self.failed(refusal);
@@ -122,6 +133,12 @@ impl Owner {
             Err(refusal) => log::warn!("refused: {refusal}"),
         }
         outcome
+    }
+
+    fn take_documents(&mut self, documents: Option<Arc<Documents>>) {
+        if documents.is_some() {
+            self.documents = documents;
+        }
     }
 
     fn failed(&mut self, refusal: &Refusal) {
@@ -214,10 +231,14 @@ impl Owner {
             };
             let base = self.ledger.take().unwrap_or_default();
             self.ledger = Some(base.turn(retired.as_ref(), generation, candidate.names));
-            self.in_force = Some(InForce {
+            let first = self.in_force.replace(InForce {
                 generation,
                 digest: candidate.compiled.digest,
             });
+            if first.is_none() && self.started_without {
+                self.started_without = false;
+                self.attach_waiting();
+            }
         } else if self.ledger.is_none() {
             self.ledger = Some(Ledger::new(generation, candidate.names, Totals::default()));
         }
@@ -240,7 +261,7 @@ impl Owner {
             .deadlines
             .next(&*self.clock)
             .map(|left| self.clock.boot() + left);
-        if candidate.origin == Origin::File {
+        if candidate.origin == Origin::File && candidate.local {
             self.keeper.keep(LastGood {
                 generation,
                 ..candidate.source.clone()

@@ -8,7 +8,24 @@ use crate::datapath::{Datapath, netlink};
 use std::sync::PoisonError;
 use std::time::Instant;
 
+/// Why an interface is not filtered before there is a policy.
+pub(super) const WAITING: &str = "it waits for the first policy: neither this node nor its fleet has one";
+
 impl Owner {
+    /// The first policy is in force: nothing has to wait any more.
+    pub(super) fn attach_waiting(&mut self) {
+        let since = Instant::now();
+        let waiting: Vec<u32> = self
+            .links
+            .states()
+            .filter(|(_, state)| matches!(state, State::Refused { .. }))
+            .map(|(interface, _)| interface.index)
+            .collect();
+        for index in waiting {
+            self.attach(index, since);
+        }
+    }
+
     pub(super) fn relist(&mut self, since: Instant) {
         match netlink::interfaces() {
             Ok(list) => {
@@ -53,6 +70,11 @@ impl Owner {
     }
 
     pub(super) fn attach(&mut self, index: u32, since: Instant) {
+        if self.in_force.is_none() {
+            // A node of a fleet that waits for its first policy.
+            self.links.refused(index, WAITING.into(), Instant::now());
+            return;
+        }
         let (Some(interface), Some(datapath)) = (self.links.get(index).cloned(), self.datapath.as_mut())
         else {
             return;

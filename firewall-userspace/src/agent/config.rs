@@ -4,11 +4,13 @@
 //! its line and column. Whether the things it names exist is found out later, by those who use them.
 
 use super::banned::BansSection;
+use super::fleet::config::{Fleet, FleetError, FleetSection, TrustSection};
 use super::limits;
 use super::timeouts::Timeouts;
 use crate::datapath::{Features, Hook, Options};
 use crate::detect::settings::Settings as Detect;
 use crate::policy::diagnostic::{Diagnostic, Text, did_you_mean};
+use crate::store::settings::Settings;
 use firewall_common::ban::BanKey;
 use firewall_common::control::{Failsafe, LINK_EAPOL, LINK_LACP, LINK_LLDP, LINK_STP, MAX_FAILSAFE};
 use ipnetwork::IpNetwork;
@@ -127,6 +129,9 @@ struct File {
     limits: Option<limits::Section>,
     bans: Option<BansSection>,
     detect: Option<Detect>,
+    store: Option<Settings>,
+    trust: Option<TrustSection>,
+    fleet: Option<FleetSection>,
     link_control: Option<OneOrMany<LinkControl>>,
     detach_on_exit: Option<bool>,
     log_drops: Option<bool>,
@@ -163,6 +168,8 @@ pub struct Config {
     pub limits: limits::Settings,
     pub bans: BansSection,
     pub detect: Detect,
+    /// `None`: the node belongs to no fleet.
+    pub fleet: Option<Fleet>,
     /// Set of `firewall_common::control::LINK_*`.
     pub link_control: u32,
     pub detach_on_exit: bool,
@@ -184,6 +191,8 @@ pub enum ConfigError {
     TooManyFailsafe { count: usize, limit: usize },
     #[error("the path {} of {key} is relative; the agent needs an absolute one", path.display())]
     Relative { key: &'static str, path: PathBuf },
+    #[error("{}: {error}", path.display())]
+    Fleet { path: PathBuf, error: FleetError },
 }
 
 impl Config {
@@ -231,6 +240,17 @@ impl Config {
             .or(file.instance)
             .map_or_else(|| DEFAULT_INSTANCE.to_owned(), |name| name.0);
         let flows = file.flows.unwrap_or_default();
+        let fleet = Fleet::of(file.store, file.trust, file.fleet).map_err(|error| ConfigError::Fleet {
+            path: path.to_owned(),
+            error,
+        })?;
+        let relative = fleet
+            .iter()
+            .flat_map(Fleet::paths)
+            .find(|(_, path)| path.is_relative());
+        if let Some((key, path)) = relative {
+            return Err(ConfigError::Relative { key, path });
+        }
         let config = Config {
             policy: absolute(args.policy, file.policy, "policy")?.unwrap_or_else(|| DEFAULT_POLICY.into()),
             interfaces: many(args.interfaces, file.interfaces),
@@ -252,6 +272,7 @@ impl Config {
             limits: file.limits.unwrap_or_default().settings(),
             bans: file.bans.unwrap_or_default(),
             detect: file.detect.unwrap_or_default(),
+            fleet,
             link_control: args
                 .link_control
                 .or(file.link_control.map(LinkControl::all_of))

@@ -10,6 +10,7 @@ use crate::api::types::{
 use crate::datapath::{Flow, Part};
 use crate::detect::Kind;
 use crate::detect::detector::Sample;
+use crate::fleet::documents::Documents;
 use crate::policy::compile::{Compiled, Stats};
 use crate::policy::model::Policy;
 use crate::simulate::Flows;
@@ -48,6 +49,8 @@ pub enum Command {
     },
     Edit(Edit, Reply<Outcome>),
     Apply(ApplyRequest, Reply<Outcome>),
+    /// What the fleet says from now on, verified; it stands beside the policy file.
+    Fleet(Arc<Documents>, Reply<Outcome>),
     Bans(Reply<BanList>),
     Ban(BanRequest, Reply<Result<Banned, Refusal>>),
     Unban(UnbanRequest, Reply<Result<Unbanned, Refusal>>),
@@ -221,6 +224,11 @@ impl Handle {
         let reached = readiness.wait_for(|now| now.ready && now.generation >= generation);
         // Who asks looks at the status afterwards, whatever came first.
         let _ = tokio::time::timeout(limit, reached).await;
+    }
+
+    /// Tells whenever another policy is in force, or the readiness changes.
+    pub fn readiness(&self) -> watch::Receiver<Readiness> {
+        self.readiness.clone()
     }
 
     pub fn is_ready(&self) -> bool {

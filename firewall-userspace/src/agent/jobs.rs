@@ -4,7 +4,9 @@
 use super::handle::{Outcome, Reply};
 use super::reload::{Basis, Candidate, Refusal, Written};
 use crate::api::types::{ApplyRequest, Edit};
+use crate::fleet::documents::Documents;
 use crate::store::policy_file::Seen;
+use std::sync::Arc;
 use tokio::sync::oneshot;
 
 pub(super) struct Job {
@@ -22,6 +24,8 @@ pub(super) enum Work {
     },
     Edit(Edit),
     Apply(ApplyRequest),
+    /// What the fleet says from now on.
+    Fleet(Arc<Documents>),
 }
 
 /// What came of a job, before the kernel is asked.
@@ -64,6 +68,20 @@ pub(super) fn perform(basis: &Basis, work: Work) -> Done {
             Done {
                 result,
                 seen: Some(seen),
+            }
+        }
+        Work::Fleet(documents) => {
+            let basis = Basis {
+                documents: Some(documents),
+                ..basis.clone()
+            };
+            let result = basis.fleet(&mut seen).map(|(candidate, refusal)| match refusal {
+                None => boxed((candidate, None)),
+                Some(refusal) => Ready::Instead(Box::new(candidate), refusal),
+            });
+            Done {
+                seen: result.is_ok().then_some(seen),
+                result,
             }
         }
         // What was refused did not change the file, so it tells nothing about it.
@@ -109,6 +127,7 @@ impl Work {
             Work::Reload { why, .. } => why,
             Work::Edit(_) => "edit",
             Work::Apply(_) => "apply",
+            Work::Fleet(_) => "the fleet",
         }
     }
 }

@@ -19,6 +19,7 @@ pub mod clock;
 pub mod config;
 pub mod counters;
 mod coverage;
+pub mod fleet;
 pub mod flows;
 pub mod handle;
 mod jobs;
@@ -41,6 +42,7 @@ pub mod watch;
 use crate::api::server;
 use crate::datapath::{Datapath, Options};
 use crate::detect;
+use crate::fleet::documents::Documents;
 use crate::metrics;
 use crate::monitor::{self, Hub, record::Directory};
 use crate::store::last_good::LastGood;
@@ -96,12 +98,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         teller.tell(Command::Listen(wanted));
     });
     let board = detect::watch::board(&config.detect);
+    let fleet_board = fleet::Board::default();
+    let of_fleet = config
+        .fleet
+        .as_ref()
+        .map(|fleet| fleet::Start::new(fleet, &config.state_dir, Arc::new(SystemClock)));
+    let sets = of_fleet.as_ref().map(fleet::Start::sets).unwrap_or_default();
     let outlets = Outlets {
         readiness: readiness_out,
         files: files_out,
         directory: directory.clone(),
         hub: hub.clone(),
         board: board.clone(),
+        fleet: fleet_board.clone(),
     };
 
     let (started, start) = oneshot::channel();
@@ -114,6 +123,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .spawn(move || {
             let result = own(
                 owner_config,
+                sets,
                 outlets,
                 inbox,
                 started,
@@ -124,12 +134,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             // Who waits for it is the function that this thread was made by.
             let _ = stopped.send(result);
         })?;
-    if start.await.is_err() {
+    let Ok(documents) = start.await else {
         return Err(match stop.await {
             Ok(Err(error)) => error,
             _ => anyhow!("the agent could not start, in an unexpected way"),
         });
-    }
+    };
 
     let (close, closing) = oneshot::channel::<()>();
     let serving = tokio::spawn(server::serve(listener, agent.clone(), hub.clone(), async move {
@@ -151,6 +161,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             hub,
             board,
         ));
+    }
+    if let Some(start) = of_fleet {
+        tasks.spawn(fleet::run(start, documents, agent.clone(), fleet_board));
     }
     let hinted = agent.clone();
     tasks.spawn(watch::run(files, move || {
@@ -187,9 +200,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 /// The whole life of the owner, on its own thread.
 fn own(
     config: Config,
+    sets: Vec<Arc<Documents>>,
     outlets: Outlets,
     inbox: mpsc::UnboundedReceiver<Command>,
-    started: oneshot::Sender<()>,
+    started: oneshot::Sender<Option<Arc<Documents>>>,
     agent: Handle,
     hub: Arc<Hub>,
     directory: Arc<RwLock<Directory>>,
@@ -214,7 +228,7 @@ fn own(
         };
         let mut owner = Owner::new(config, Arc::new(SystemClock), &clock::boot_id(), outlets)?;
         // Without pins nothing is in force, so a mistake in the policy ends it here, before anything was changed.
-        owner.read_policy(early.is_none())?;
+        owner.read_policy(early.is_none(), sets)?;
         let mut datapath = Datapath::open_with(&pins, options).context("cannot set up the data path")?;
         let _pins_lock = early.map_or_else(|| lock::pins(&pins), Ok)?;
         let kernel_log = with_kernel_log.then(|| datapath.take_kernel_log());
@@ -232,7 +246,7 @@ fn own(
             });
         }
         // Nobody waits for it any more only if the agent is ending anyway.
-        let _ = started.send(());
+        let _ = started.send(owner.documents());
         let why = owner.run(inbox, watch).await;
         pump.abort();
         owner.stop(why)

@@ -12,6 +12,7 @@ use super::challenge::Challenge;
 use super::clock::Clock;
 use super::config::{Config, Mode};
 use super::counters::Ledger;
+use super::fleet;
 use super::handle::{Command, Readiness};
 use super::jobs::{Done, Job, Ready, Work, instead, job};
 use super::keeper::Keeper;
@@ -22,6 +23,7 @@ use super::temporary::Deadlines;
 use crate::datapath::netlink::{self, Watch};
 use crate::datapath::{self, Datapath, InForce, NodeConfig};
 use crate::detect::watch::Board;
+use crate::fleet::documents::Documents;
 use crate::monitor::{self, Hub, record::Directory};
 use crate::policy::compile::{Compiled, Scope, Stats};
 use crate::policy::model::Policy;
@@ -79,6 +81,10 @@ pub struct Owner {
     pub(super) bans: Bans,
     pub(super) challenge: Challenge,
     pub(super) keeper: Keeper,
+    /// What the fleet says, as it is in force; `None` without a fleet.
+    pub(super) documents: Option<Arc<Documents>>,
+    /// There was no policy at the start, so nothing is attached.
+    pub(super) started_without: bool,
     pub(super) out: Outlets,
 }
 
@@ -91,6 +97,8 @@ pub struct Outlets {
     pub hub: Arc<Hub>,
     /// What detection has found.
     pub board: Board,
+    /// How it stands with the fleet.
+    pub fleet: fleet::Board,
 }
 
 /// The policy in force, as far as it is known.
@@ -165,29 +173,68 @@ impl Owner {
             limiting: Limiting::default(),
             bans: Bans::new(boot_id),
             challenge: Challenge::default(),
+            documents: None,
+            started_without: false,
             out,
         })
     }
 
-    /// Makes the first policy ready, without touching the kernel. `needed`: nothing can be in force from before.
+    /// Makes the first policy ready, without touching the kernel. `needed`: nothing can be in force from before. `of_fleet`: what
+    /// the fleet said before, the newest first; a node of a fleet waits for more if that is nothing.
     ///
     /// # Errors
     /// There is none, and it is needed.
-    pub fn read_policy(&mut self, needed: bool) -> Result<(), StartError> {
-        let basis = self.basis(false);
-        let mut seen = Seen::default();
-        let loaded = match basis.reload(true, &mut seen) {
-            Ok(Some(candidate)) => Ok(Ready::Policy(Box::new(candidate), None)),
-            Ok(None) => Ok(Ready::Same),
-            Err(error) => instead(&basis, error),
-        };
-        match &loaded {
-            Err(refusal) if needed => Err(StartError::NoPolicy(self.first_policy(refusal))),
-            _ => {
-                self.first = Some((loaded, seen));
-                Ok(())
+    pub fn read_policy(&mut self, needed: bool, of_fleet: Vec<Arc<Documents>>) -> Result<(), StartError> {
+        let mut sets: Vec<Option<Arc<Documents>>> = of_fleet.into_iter().map(Some).collect();
+        let of_fleet = !sets.is_empty();
+        if sets.is_empty() {
+            sets.push(None);
+        }
+        let mut refused = None;
+        for set in &sets {
+            self.documents.clone_from(set);
+            let (basis, mut seen) = (self.basis(false), Seen::default());
+            match basis.reload(true, &mut seen) {
+                Ok(Some(candidate)) => {
+                    self.first = Some((Ok(Ready::Policy(Box::new(candidate), None)), seen));
+                    return Ok(());
+                }
+                Ok(None) => {
+                    self.first = Some((Ok(Ready::Same), seen));
+                    return Ok(());
+                }
+                Err(refusal) => drop(refused.get_or_insert((refusal, seen))),
             }
         }
+        let (refusal, seen) = refused.unwrap_or_else(|| {
+            (
+                Refusal::Missing("the policy was not read".into()),
+                Seen::default(),
+            )
+        });
+        for set in sets {
+            self.documents = set;
+            let basis = self.basis(false);
+            if let Ok(loaded) = instead(&basis, refusal.clone()) {
+                self.first = Some((Ok(loaded), seen));
+                return Ok(());
+            }
+            // A policy file that was never good does not hinder what the fleet says.
+            if let (true, Ok((candidate, Some(of_file)))) = (of_fleet, basis.fleet(&mut Seen::default())) {
+                self.first = Some((Ok(Ready::Instead(Box::new(candidate), of_file)), seen));
+                return Ok(());
+            }
+        }
+        if needed && !of_fleet {
+            return Err(StartError::NoPolicy(self.first_policy(&refusal)));
+        }
+        self.first = Some((Err(refusal), seen));
+        Ok(())
+    }
+
+    /// What of the fleet's is in force.
+    pub fn documents(&self) -> Option<Arc<Documents>> {
+        self.documents.clone()
     }
 
     /// From nothing to filtering. In this order, so that no packet is judged by nothing or by a half: policy,
@@ -237,7 +284,14 @@ impl Owner {
             Ok(_) => {}
             Err(refusal) if self.in_force.is_some() => {
                 log::warn!("what was in force before stays in force: {refusal}");
+                // Which documents that holds is not known.
+                self.documents = self.documents.as_ref().map(|_| Arc::default());
                 self.count_connections();
+            }
+            Err(refusal) if self.documents.is_some() && !matches!(refusal, Refusal::Failed(_)) => {
+                self.documents = Some(Arc::default());
+                self.started_without = true;
+                log::warn!("nothing is filtered yet: {refusal}");
             }
             Err(refusal) => {
                 self.leave_nothing();
@@ -513,6 +567,10 @@ impl Owner {
             }),
             Command::Apply(apply, reply) => self.jobs.push_back(Job {
                 work: Work::Apply(apply),
+                reply: Some(reply),
+            }),
+            Command::Fleet(documents, reply) => self.jobs.push_back(Job {
+                work: Work::Fleet(documents),
                 reply: Some(reply),
             }),
             Command::Bans(reply) => drop(reply.send(self.ban_list())),

@@ -8,10 +8,12 @@ use super::clock::Clock;
 use super::counters::{EndingName, names};
 use super::temporary::Deadlines;
 use crate::api::types::{DiffLine, Edit};
+use crate::fleet::documents::{Document, Documents};
 use crate::host::sysctl;
 use crate::policy::compile::{Compiled, compile};
 use crate::policy::diagnostic::Diagnostic;
 use crate::policy::file::{Loaded, TemporaryEntry};
+use crate::policy::merge::{Part, PartName, merge};
 use crate::policy::model::Policy;
 use crate::policy::{diff, edit, ephemeral, file, groups};
 use crate::store::last_good::{LastGood, Lists};
@@ -49,6 +51,8 @@ pub struct Basis {
     pub compare: bool,
     /// What was there the last time.
     pub seen: Option<Seen>,
+    /// What the fleet says, beside which the policy file stands; `None` without a fleet.
+    pub documents: Option<Arc<Documents>>,
 }
 
 /// A policy that compiled, ready to be put in force.
@@ -63,11 +67,35 @@ pub struct Candidate {
     pub told: Vec<String>,
     /// Against the policy in force, if it was asked for.
     pub diff: Vec<DiffLine>,
-    /// Everything needed to keep it as the last good one; the generation is not known yet.
+    /// Everything needed to keep it as the last good one; the generation is not known yet. Of the policy file: a fleet's
+    /// documents are kept by themselves.
     pub source: LastGood,
+    /// There is a policy file. Only a node of a fleet does without.
+    pub local: bool,
     pub deadlines: Deadlines,
-    /// Temporary entries that have ended and are left out.
+    /// Temporary entries of the policy file that have ended and are left out.
     pub ended: Vec<TemporaryEntry>,
+}
+
+/// What is read of a node's own policy.
+struct Local<'a> {
+    text: &'a str,
+    /// What errors call the text, if it is not the policy file's.
+    name: Option<&'a str>,
+    /// The content of list files, if they are not to be read from where the policy says.
+    kept: Lists,
+    origin: Origin,
+}
+
+impl<'a> Local<'a> {
+    fn file(text: &'a str, name: Option<&'a str>) -> Local<'a> {
+        Local {
+            text,
+            name,
+            kept: Lists::new(),
+            origin: Origin::File,
+        }
+    }
 }
 
 /// Why a policy or an edit was not taken. The text says all of it.
@@ -143,9 +171,10 @@ impl Basis {
             return Ok(None);
         }
         *seen = Seen::text(text.as_deref());
-        let text =
-            text.ok_or_else(|| Refusal::Missing(format!("there is no policy file {}", self.path.display())))?;
-        let mut candidate = self.prepare(&text, None, Lists::new(), Origin::File, seen)?;
+        let Some(text) = text else {
+            return self.without_file(seen).map(Some);
+        };
+        let mut candidate = self.prepare(Some(Local::file(&text, None)), seen)?;
         if candidate.source.text != text {
             match write_over(&self.path, Some(&text), &candidate.source.text) {
                 Ok(()) => seen.text = Seen::text(Some(&candidate.source.text)).text,
@@ -162,6 +191,55 @@ impl Basis {
         Ok(Some(candidate))
     }
 
+    /// What the fleet says alone: for a node that never had a policy file. One that is gone is missed, for it may have been
+    /// moved by mistake.
+    fn without_file(&self, seen: &mut Seen) -> Result<Candidate, Refusal> {
+        let path = self.path.display();
+        let missing = |text: String| Err(Refusal::Missing(text));
+        match &self.documents {
+            None => missing(format!("there is no policy file {path}")),
+            Some(_) if LastGood::exists(&self.state_dir) => missing(format!(
+                "there is no policy file {path} any more; what it said stays in force: an empty one (`version = 1`) ends it"
+            )),
+            Some(documents) if documents.parts.is_empty() => missing(format!(
+                "there is no policy file {path}, and the fleet has no document for this node yet"
+            )),
+            Some(_) => self.prepare(None, seen),
+        }
+    }
+
+    /// What is to be in force when the fleet says something new. A policy file that is bad does not hinder it: its last good
+    /// copy stands in, and the refusal tells what is wrong with the file.
+    ///
+    /// # Errors
+    /// The documents cannot hold together, or not with the policy file.
+    pub fn fleet(&self, seen: &mut Seen) -> Result<(Candidate, Option<Refusal>), Refusal> {
+        let refusal = match self.reload(true, seen) {
+            Ok(Some(candidate)) => return Ok((candidate, None)),
+            // That is not what it does when it is forced.
+            Ok(None) => Refusal::Failed("the policy was not read".into()),
+            Err(refusal) => refusal,
+        };
+        let alone = Basis {
+            documents: None,
+            ..self.clone()
+        };
+        match alone
+            .read()
+            .and_then(|text| alone.prepare(Some(Local::file(&text, None)), &mut Seen::default()))
+        {
+            // The file is good by itself.
+            Ok(_) => Err(refusal),
+            Err(of_file) => {
+                let candidate = match self.last_good()? {
+                    Some(candidate) => candidate,
+                    None => self.prepare(None, &mut Seen::default())?,
+                };
+                Ok((candidate, Some(of_file)))
+            }
+        }
+    }
+
     /// The agent's own copy of the last policy that was in force.
     pub fn last_good(&self) -> Result<Option<Candidate>, Refusal> {
         let Some(kept) = LastGood::read(&self.state_dir) else {
@@ -173,10 +251,12 @@ impl Basis {
         };
         basis
             .prepare(
-                &kept.text,
-                None,
-                kept.lists,
-                Origin::LastGood,
+                Some(Local {
+                    text: &kept.text,
+                    name: None,
+                    kept: kept.lists,
+                    origin: Origin::LastGood,
+                }),
                 &mut Seen::default(),
             )
             .map(Some)
@@ -229,7 +309,7 @@ impl Basis {
 
     /// What [`Basis::apply`] would do.
     pub fn try_apply(&self, text: &str, name: &str) -> Result<Candidate, Refusal> {
-        self.prepare(text, Some(name), Lists::new(), Origin::File, &mut Seen::default())
+        self.prepare(Some(Local::file(text, Some(name))), &mut Seen::default())
     }
 
     fn rewrite(
@@ -248,7 +328,7 @@ impl Basis {
             };
             let text = new(old.as_deref())?;
             *seen = Seen::default();
-            let candidate = self.prepare(&text, Some(name), Lists::new(), Origin::File, seen)?;
+            let candidate = self.prepare(Some(Local::file(&text, Some(name))), seen)?;
             let new = candidate.source.text.clone();
             seen.text = Seen::text(Some(&new)).text;
             if old.as_deref() == Some(new.as_str()) {
@@ -281,18 +361,12 @@ impl Basis {
         String::from_utf8(bytes).map_err(|_| Refusal::Invalid(format!("the policy file {path} is not UTF-8")))
     }
 
-    /// Parses and compiles. `name`: what errors call the text, if it is not the policy file's. `kept`: the content of list files, if they are not to be read from where the policy
-    /// says. The list files asked for are noted in `seen`.
-    fn prepare(
-        &self,
-        text: &str,
-        name: Option<&str>,
-        kept: Lists,
-        origin: Origin,
-        seen: &mut Seen,
-    ) -> Result<Candidate, Refusal> {
-        let mut lists = kept;
-        let called = name.map_or_else(|| self.path.display().to_string(), str::to_owned);
+    /// Parses, merges with what the fleet says, and compiles. The list files asked for are noted in `seen`.
+    fn prepare(&self, local: Option<Local<'_>>, seen: &mut Seen) -> Result<Candidate, Refusal> {
+        let origin = local.as_ref().map_or(Origin::File, |local| local.origin);
+        let called = local.as_ref().and_then(|local| local.name);
+        let called = called.map_or_else(|| self.path.display().to_string(), str::to_owned);
+        let (text, mut lists) = local.map_or((None, Lists::new()), |local| (Some(local.text), local.kept));
         // What the deadlines say counts, so all entries are wanted, whatever the wall clock says now.
         let mut parse = |text: &str| -> Result<Loaded, Refusal> {
             let mut read = |path: &Path| match lists.get(path) {
@@ -310,49 +384,112 @@ impl Basis {
                 Refusal::Invalid(error.to_string())
             })
         };
-        let mut loaded = parse(text)?;
+        let mut own = text.map(&mut parse).transpose()?;
+        let mut parts = self.parts()?;
         let mut deadlines = self.deadlines.clone();
-        let ended = deadlines.update(&loaded.temporary, &*self.clock);
-        if !ended.is_empty() {
-            let mut without = text.to_owned();
-            for entry in &ended {
-                without =
-                    edit::edit(&without, &entry.edit, self.clock.wall().as_secs()).map_err(|error| {
-                        Refusal::Invalid(format!("taking out {}: {}", entry.entry, chain(&error)))
-                    })?;
+        let held = own.iter().chain(parts.iter().map(|part| &part.1));
+        let temporary: Vec<TemporaryEntry> = held.flat_map(|loaded| loaded.temporary.clone()).collect();
+        let over = deadlines.update(&temporary, &*self.clock);
+        let mut ended = Vec::new();
+        if let Some(loaded) = &mut own {
+            ended = self.ended(loaded, &over);
+            if !ended.is_empty() {
+                *loaded = parse(&self.without(&loaded.text, &ended)?)?;
             }
-            loaded = parse(&without)?;
         }
-        let compiled = compile(&loaded.policy)
-            .map_err(|error| Refusal::Invalid(format!("{called}: {}", chain(&error))))?;
+        for (document, loaded) in &mut parts {
+            let ended = self.ended(loaded, &over);
+            if !ended.is_empty() {
+                let text = self.without(&loaded.text, &ended)?;
+                *loaded = self.load(document, &text)?;
+            }
+        }
+        let (policy, loaded) = merged(own, &parts)?;
+        let compiled =
+            compile(&policy).map_err(|error| Refusal::Invalid(format!("{called}: {}", chain(&error))))?;
         let diff = match (&self.policy, self.compare) {
             (_, false) => Vec::new(),
-            (Some(old), true) => diff::diff(old, &loaded.policy),
-            (None, true) => diff::diff(&Policy::default(), &loaded.policy),
+            (Some(old), true) => diff::diff(old, &policy),
+            (None, true) => diff::diff(&Policy::default(), &policy),
         };
-        let more = ephemeral::warnings(&loaded, &self.path, &sysctl::local_ports());
-        loaded.warnings.extend(more);
-        let warnings = loaded.warnings.iter().map(ToString::to_string).collect();
-        self.call(&mut loaded.warnings, &called);
+        let ports = sysctl::local_ports();
+        let (mut warnings, mut told) = (Vec::new(), Vec::new());
+        if let Some(loaded) = &loaded {
+            let mut findings = loaded.warnings.clone();
+            findings.extend(ephemeral::warnings(loaded, &self.path, &ports));
+            warnings.extend(findings.iter().map(ToString::to_string));
+            self.call(&mut findings, &called);
+            told.extend(findings.iter().map(ToString::to_string));
+        }
+        for (document, loaded) in &parts {
+            let more = ephemeral::warnings(loaded, Path::new(document.name()), &ports);
+            let of_documents: Vec<String> = loaded
+                .warnings
+                .iter()
+                .chain(&more)
+                .map(ToString::to_string)
+                .collect();
+            warnings.extend(of_documents.iter().cloned());
+            told.extend(of_documents);
+        }
         // A list that the policy no longer names is not kept.
-        lists.retain(|path, _| loaded.files.contains(path));
+        lists.retain(|path, _| loaded.as_ref().is_some_and(|loaded| loaded.files.contains(path)));
         Ok(Candidate {
             origin,
-            names: names(&loaded.policy, &compiled),
+            names: names(&policy, &compiled),
             warnings,
-            told: loaded.warnings.iter().map(ToString::to_string).collect(),
+            told,
             diff,
+            local: loaded.is_some(),
             source: LastGood {
                 generation: 0,
                 path: self.path.clone(),
-                text: loaded.text.clone(),
+                text: loaded.map(|loaded| loaded.text).unwrap_or_default(),
                 lists,
             },
-            policy: loaded.policy,
+            policy,
             compiled,
             deadlines,
             ended,
         })
+    }
+
+    /// The documents of the fleet, read.
+    fn parts(&self) -> Result<Vec<(Arc<Document>, Loaded)>, Refusal> {
+        let documents = self.documents.iter().flat_map(|documents| &documents.parts);
+        let load = |document: &Arc<Document>| {
+            let loaded = self.load(document, &document.verified.statement.text)?;
+            Ok((document.clone(), loaded))
+        };
+        documents.map(load).collect()
+    }
+
+    fn load(&self, document: &Document, text: &str) -> Result<Loaded, Refusal> {
+        let nodes = self.documents.as_ref().map(|documents| documents.nodes.clone());
+        let loaded = document.load(text, &nodes.unwrap_or_default());
+        loaded
+            .map(|(loaded, _)| loaded)
+            .map_err(|error| Refusal::Invalid(error.to_string()))
+    }
+
+    /// The entries of a policy that are over.
+    fn ended(&self, loaded: &Loaded, over: &[TemporaryEntry]) -> Vec<TemporaryEntry> {
+        let is_over = |entry: &&TemporaryEntry| {
+            over.iter()
+                .any(|one| one.edit == entry.edit && one.until == entry.until)
+        };
+        loaded.temporary.iter().filter(is_over).cloned().collect()
+    }
+
+    /// A policy's text without these entries.
+    fn without(&self, text: &str, ended: &[TemporaryEntry]) -> Result<String, Refusal> {
+        let mut without = text.to_owned();
+        for entry in ended {
+            without = edit::edit(&without, &entry.edit, self.clock.wall().as_secs()).map_err(|error| {
+                Refusal::Invalid(format!("taking out {}: {}", entry.entry, chain(&error)))
+            })?;
+        }
+        Ok(without)
     }
 
     /// Gives findings about a text the name that its author knows.
@@ -366,6 +503,27 @@ impl Basis {
             finding.message = finding.message.replace(&format!("({own}:"), &format!("({name}:"));
         }
     }
+}
+
+/// One policy of the node's own and the fleet's. Alone, its own is taken as it is.
+fn merged(
+    own: Option<Loaded>,
+    parts: &[(Arc<Document>, Loaded)],
+) -> Result<(Policy, Option<Loaded>), Refusal> {
+    if let (Some(loaded), []) = (&own, parts) {
+        return Ok((loaded.policy.clone(), own));
+    }
+    let local = own.iter().map(|loaded| Part {
+        name: PartName::Local,
+        loaded,
+    });
+    let documents = parts.iter().map(|(document, loaded)| Part {
+        name: PartName::Document(document.name().to_owned()),
+        loaded,
+    });
+    let policy = merge(local.chain(documents).collect())
+        .map_err(|conflict| Refusal::Conflict(conflict.to_string()))?;
+    Ok((policy, own))
 }
 
 #[cfg(test)]
@@ -405,6 +563,7 @@ mod tests {
             policy: None,
             compare: true,
             seen: None,
+            documents: None,
         };
         std::fs::write(&basis.path, POLICY).expect("written");
         std::fs::write(dir.path().join("bad.txt"), "192.0.2.66\n").expect("written");

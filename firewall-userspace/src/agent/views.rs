@@ -90,6 +90,13 @@ impl Owner {
         degraded.extend(self.notes.values().cloned());
         let flows = self.flow_scrape();
         degraded.extend(flows.warning());
+        let fleet = self
+            .out
+            .fleet
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        degraded.extend(fleet.iter().flat_map(|fleet| fleet.degraded.iter().cloned()));
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             instance: self.config.instance.clone(),
@@ -123,6 +130,7 @@ impl Owner {
             },
             limits: self.limit_status(),
             anomalies: self.anomalies().anomalies,
+            fleet,
             warnings: self.config.warnings(),
             degraded,
             ready: self.in_force.is_some() && self.links.ready(),

@@ -1,6 +1,7 @@
 //! Requests and answers of the local socket: JSON over HTTP, version 1. The command line prints these same
 //! records with `-o json`, so field names are an interface: add, never rename.
 
+use super::fleet::FleetStatus;
 use crate::policy::model::Place;
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +35,9 @@ pub struct Status {
     /// What is far more than usual now.
     #[serde(default)]
     pub anomalies: Vec<AnomalyRow>,
+    /// `None`: the node belongs to no fleet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<FleetStatus>,
     /// What is surely a mistake in the agent's configuration, a sentence each.
     #[serde(default)]
     pub warnings: Vec<String>,

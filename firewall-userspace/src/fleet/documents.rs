@@ -79,18 +79,19 @@ impl Document {
         self.objects.retain(|digest, _| used.contains(digest));
     }
 
-    /// Reads its text. Entries whose `until` has passed are read like the others.
+    /// Reads `text`, which is its own or what is left of it without entries that have ended: here they are read like the
+    /// others.
     ///
     /// # Errors
     /// All findings, with the name of the document for a path.
-    pub fn load(&self, nodes: &Nodes) -> Result<(Loaded, Vec<NodeGroup>), PolicyError> {
+    pub fn load(&self, text: &str, nodes: &Nodes) -> Result<(Loaded, Vec<NodeGroup>), PolicyError> {
         let mut parts = Parts {
             document: self,
             nodes,
             asked: Vec::new(),
         };
         let path = Path::new(self.name());
-        let loaded = file::parse_with(&self.verified.statement.text, path, 0, &mut parts)?;
+        let loaded = file::parse_with(text, path, 0, &mut parts)?;
         Ok((loaded, parts.asked))
     }
 }

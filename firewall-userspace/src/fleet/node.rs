@@ -11,7 +11,7 @@
 use super::Verified;
 use super::documents::{Document, Documents, NodeGroup};
 use super::registered::{Member, Registered};
-use super::statement::{Digest, Kind, Subject};
+use super::statement::{Digest, Kind, Statement, Subject};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -176,13 +176,27 @@ enum Verdict {
     Rejected(Rejection, Option<Bytes>),
 }
 
-/// What a node keeps over restarts.
+/// What a node reads of what it kept: verified again before it counts.
 #[derive(Clone, Debug, Default)]
 pub struct Kept {
     /// In force at the end, then what was about to be.
+    pub good: Vec<KeptDocument>,
+    pub next: Vec<KeptDocument>,
+    /// Name and value as it was stored.
+    pub members: Vec<(String, Bytes)>,
+}
+
+#[derive(Clone, Debug)]
+pub struct KeptDocument {
+    pub envelope: Bytes,
+    pub objects: HashMap<Digest, Bytes>,
+}
+
+/// What a node keeps over restarts.
+#[derive(Clone, Debug, Default)]
+pub struct Keep {
     pub good: Vec<Arc<Document>>,
     pub next: Vec<Arc<Document>>,
-    /// Name and value as it was stored.
     pub members: Vec<(String, Bytes)>,
 }
 
@@ -228,19 +242,37 @@ impl Node {
     /// signer is not trusted any more, is left out and told.
     pub fn restore(&mut self, kept: Kept, judge: &dyn Judge) {
         for (documents, good) in [(kept.good, true), (kept.next, false)] {
-            for document in documents {
-                match judge.verify_kept(&document.envelope) {
-                    // The labels of this node may be others now.
-                    Ok(verified) if !judge.is_here(&verified.statement.nodes) => {}
-                    Ok(_) => {
-                        let slot = self.slots.entry(document.name().to_owned()).or_default();
-                        if good {
-                            slot.good = Some(document);
-                        } else {
-                            slot.next = Some(document);
-                        }
+            for KeptDocument { envelope, objects } in documents {
+                let verified = match judge.verify_kept(&envelope) {
+                    Ok(verified) => verified,
+                    Err(rejection) => {
+                        self.tell_kept(&envelope, None, rejection);
+                        continue;
                     }
-                    Err(rejection) => self.tell_kept(&document, rejection),
+                };
+                // The labels of this node may be others now.
+                if !judge.is_here(&verified.statement.nodes) {
+                    continue;
+                }
+                let mut document = Document {
+                    stored_as: Digest::of(&envelope),
+                    verified,
+                    envelope,
+                    objects,
+                    asks: Vec::new(),
+                };
+                match judge.read(&document) {
+                    Ok(asks) => document.asks = asks,
+                    Err(rejection) => {
+                        self.tell_kept(&document.envelope, Some(&document.verified), rejection);
+                        continue;
+                    }
+                }
+                let slot = self.slots.entry(document.name().to_owned()).or_default();
+                if good {
+                    slot.good = Some(Arc::new(document));
+                } else {
+                    slot.next = Some(Arc::new(document));
                 }
             }
         }
@@ -252,12 +284,13 @@ impl Node {
         self.registered.restore(members);
     }
 
-    fn tell_kept(&mut self, document: &Document, rejection: Rejection) {
+    fn tell_kept(&mut self, envelope: &Bytes, verified: Option<&Verified>, rejection: Rejection) {
+        let statement = verified.map(|verified| &verified.statement);
         self.refusals.push(Refusal {
-            key: document.verified.statement.key(),
-            digest: document.stored_as,
-            version: Some(document.version()),
-            signer: Some(document.verified.signer.clone()),
+            key: statement.map_or_else(|| "what was kept".to_owned(), Statement::key),
+            digest: Digest::of(envelope),
+            version: statement.map(|statement| statement.version),
+            signer: verified.map(|verified| verified.signer.clone()),
             rejection,
         });
     }
@@ -407,7 +440,7 @@ impl Node {
             slot.offer = None;
         }
         for (document, rejection) in dropped {
-            self.tell_kept(&document, rejection);
+            self.tell_kept(&document.envelope, Some(&document.verified), rejection);
         }
     }
 
@@ -693,8 +726,8 @@ impl Node {
     }
 
     /// What to keep over a restart: before a planned set is given to the owner, and after.
-    pub fn keep(&self) -> Kept {
-        Kept {
+    pub fn keep(&self) -> Keep {
+        Keep {
             good: self.applied.parts.clone(),
             next: self
                 .slots
@@ -735,6 +768,11 @@ impl Node {
             })
         });
         rows.collect()
+    }
+
+    /// Whether the owner looks at a set now.
+    pub fn is_waiting(&self) -> bool {
+        self.offered.is_some()
     }
 
     pub fn registered(&self) -> &Registered {

@@ -116,6 +116,22 @@ impl Judge for Lenient {
     }
 }
 
+/// Over the disk.
+fn read_back(keep: Keep) -> Kept {
+    let documents = |documents: Vec<Arc<Document>>| {
+        let kept = documents.into_iter().map(|document| KeptDocument {
+            envelope: document.envelope.clone(),
+            objects: document.objects.clone(),
+        });
+        kept.collect()
+    };
+    Kept {
+        good: documents(keep.good),
+        next: documents(keep.next),
+        members: keep.members,
+    }
+}
+
 /// A node, its store and its owner.
 struct Stage {
     node: Node,
@@ -200,7 +216,7 @@ impl Stage {
 
     /// Dies and comes back; `with` is what the owner can put in force.
     fn restart(&mut self, with: impl Fn(&Documents) -> bool) {
-        let kept = self.node.keep();
+        let kept = read_back(self.node.keep());
         self.node = Node::new(Duration::from_secs(GRACE));
         self.node.restore(kept, &self.judge);
         let set = self.node.kept().into_iter().find(|set| with(set));
@@ -529,7 +545,7 @@ fn who_is_not_trusted_any_more_has_no_document_in_force() {
     stage.put("web", &Stage::policy("web", 1, "one"));
     stage.put("db", "bob|policy|db|1|*|9000||data");
     stage.judge.untrusted = vec!["bob"];
-    let kept = stage.node.keep();
+    let kept = read_back(stage.node.keep());
     stage.node.trust_changed(&stage.judge);
     stage.relist();
     assert_eq!(
