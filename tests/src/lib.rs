@@ -9,6 +9,7 @@ pub mod bench;
 pub mod both;
 pub mod bpf;
 pub mod etcd;
+pub mod fleet;
 pub mod frame;
 pub mod generator;
 pub mod honest;

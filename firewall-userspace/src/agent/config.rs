@@ -9,6 +9,7 @@ use super::limits;
 use super::timeouts::Timeouts;
 use crate::datapath::{Features, Hook, Options};
 use crate::detect::settings::Settings as Detect;
+use crate::fleet::guards::Guards;
 use crate::policy::diagnostic::{Diagnostic, Text, did_you_mean};
 use crate::store::settings::Settings;
 use firewall_common::ban::BanKey;
@@ -132,6 +133,7 @@ struct File {
     store: Option<Settings>,
     trust: Option<TrustSection>,
     fleet: Option<FleetSection>,
+    guard: Option<Guards>,
     link_control: Option<OneOrMany<LinkControl>>,
     detach_on_exit: Option<bool>,
     log_drops: Option<bool>,
@@ -240,9 +242,11 @@ impl Config {
             .or(file.instance)
             .map_or_else(|| DEFAULT_INSTANCE.to_owned(), |name| name.0);
         let flows = file.flows.unwrap_or_default();
-        let fleet = Fleet::of(file.store, file.trust, file.fleet).map_err(|error| ConfigError::Fleet {
-            path: path.to_owned(),
-            error,
+        let fleet = Fleet::of(file.store, file.trust, file.fleet, file.guard).map_err(|error| {
+            ConfigError::Fleet {
+                path: path.to_owned(),
+                error,
+            }
         })?;
         let relative = fleet
             .iter()

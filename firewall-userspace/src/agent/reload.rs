@@ -201,7 +201,7 @@ impl Basis {
             Some(_) if LastGood::exists(&self.state_dir) => missing(format!(
                 "there is no policy file {path} any more; what it said stays in force: an empty one (`version = 1`) ends it"
             )),
-            Some(documents) if documents.parts.is_empty() => missing(format!(
+            Some(documents) if documents.parts.is_empty() && !documents.heard => missing(format!(
                 "there is no policy file {path}, and the fleet has no document for this node yet"
             )),
             Some(_) => self.prepare(None, seen),
@@ -233,7 +233,7 @@ impl Basis {
             Err(of_file) => {
                 let candidate = match self.last_good()? {
                     Some(candidate) => candidate,
-                    None => self.prepare(None, &mut Seen::default())?,
+                    None => self.without_file(&mut Seen::default())?,
                 };
                 Ok((candidate, Some(of_file)))
             }
@@ -467,9 +467,7 @@ impl Basis {
     fn load(&self, document: &Document, text: &str) -> Result<Loaded, Refusal> {
         let nodes = self.documents.as_ref().map(|documents| documents.nodes.clone());
         let loaded = document.load(text, &nodes.unwrap_or_default());
-        loaded
-            .map(|(loaded, _)| loaded)
-            .map_err(|error| Refusal::Invalid(error.to_string()))
+        loaded.map_err(|error| Refusal::Invalid(error.to_string()))
     }
 
     /// The entries of a policy that are over.

@@ -8,7 +8,7 @@ use super::selector::Selector;
 use super::statement::Digest;
 use crate::policy::diagnostic::PolicyError;
 use crate::policy::file::{self, Loaded};
-use crate::policy::groups::Resolve;
+use crate::policy::groups::{NodeGroup, Resolve};
 use bytes::Bytes;
 use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -29,13 +29,6 @@ pub struct Document {
     pub objects: HashMap<Digest, Bytes>,
     /// The nodes that its groups ask for.
     pub asks: Vec<NodeGroup>,
-}
-
-/// A group that holds nodes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodeGroup {
-    pub nodes: Selector,
-    pub within: Option<Vec<IpNetwork>>,
 }
 
 impl Document {
@@ -84,15 +77,12 @@ impl Document {
     ///
     /// # Errors
     /// All findings, with the name of the document for a path.
-    pub fn load(&self, text: &str, nodes: &Nodes) -> Result<(Loaded, Vec<NodeGroup>), PolicyError> {
+    pub fn load(&self, text: &str, nodes: &Nodes) -> Result<Loaded, PolicyError> {
         let mut parts = Parts {
             document: self,
             nodes,
-            asked: Vec::new(),
         };
-        let path = Path::new(self.name());
-        let loaded = file::parse_with(text, path, 0, &mut parts)?;
-        Ok((loaded, parts.asked))
+        file::parse_with(text, Path::new(self.name()), 0, &mut parts)
     }
 }
 
@@ -100,7 +90,6 @@ impl Document {
 struct Parts<'a> {
     document: &'a Document,
     nodes: &'a Nodes,
-    asked: Vec<NodeGroup>,
 }
 
 impl Resolve for Parts<'_> {
@@ -113,13 +102,7 @@ impl Resolve for Parts<'_> {
     }
 
     fn nodes(&mut self, nodes: &Selector, within: Option<&[IpNetwork]>) -> Option<Vec<IpAddr>> {
-        let group = NodeGroup {
-            nodes: nodes.clone(),
-            within: within.map(<[IpNetwork]>::to_vec),
-        };
-        let addresses = self.nodes.addresses(&group);
-        self.asked.push(group);
-        Some(addresses)
+        Some(self.nodes.addresses(nodes, within))
     }
 }
 
@@ -128,6 +111,8 @@ impl Resolve for Parts<'_> {
 pub struct Documents {
     pub parts: Vec<Arc<Document>>,
     pub nodes: Arc<Nodes>,
+    /// The fleet has said something once, so that an empty set is its word, too.
+    pub heard: bool,
 }
 
 impl Documents {
@@ -140,10 +125,12 @@ impl Documents {
     pub fn same(&self, other: &Documents) -> bool {
         let digests =
             |set: &Documents| -> Vec<Digest> { set.parts.iter().map(|part| part.digest()).collect() };
+        let addresses =
+            |set: &Documents, group: &NodeGroup| set.nodes.addresses(&group.nodes, group.within.as_deref());
         let mut asked = self.parts.iter().flat_map(|part| &part.asks);
         digests(self) == digests(other)
             && (Arc::ptr_eq(&self.nodes, &other.nodes)
-                || asked.all(|group| self.nodes.addresses(group) == other.nodes.addresses(group)))
+                || asked.all(|group| addresses(self, group) == addresses(other, group)))
     }
 
     /// Names of the documents that are not the same in both.

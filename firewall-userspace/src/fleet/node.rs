@@ -9,9 +9,10 @@
 //! - If the owner refuses a set, what was new in it is tried one by one, by name; who is refused alone is at fault.
 
 use super::Verified;
-use super::documents::{Document, Documents, NodeGroup};
+use super::documents::{Document, Documents};
 use super::registered::{Member, Registered};
 use super::statement::{Digest, Kind, Statement, Subject};
+use crate::policy::groups::NodeGroup;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -184,6 +185,8 @@ pub struct Kept {
     pub next: Vec<KeptDocument>,
     /// Name and value as it was stored.
     pub members: Vec<(String, Bytes)>,
+    /// There was something once.
+    pub heard: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -198,6 +201,7 @@ pub struct Keep {
     pub good: Vec<Arc<Document>>,
     pub next: Vec<Arc<Document>>,
     pub members: Vec<(String, Bytes)>,
+    pub heard: bool,
 }
 
 /// What a store holds.
@@ -226,6 +230,8 @@ pub struct Node {
     /// Boot clock: not before then, for the machine could not.
     resting: Option<(Duration, usize)>,
     refusals: Vec<Refusal>,
+    /// Something of the fleet was in force once.
+    heard: bool,
     /// The store was read once.
     joined: bool,
 }
@@ -282,6 +288,7 @@ impl Node {
             .filter_map(|(name, value)| judge.member(name, value).ok())
             .collect();
         self.registered.restore(members);
+        self.heard = kept.heard;
     }
 
     fn tell_kept(&mut self, envelope: &Bytes, verified: Option<&Verified>, rejection: Rejection) {
@@ -305,6 +312,7 @@ impl Node {
             Arc::new(Documents {
                 parts: self.slots.values().filter_map(part).collect(),
                 nodes: self.registered.nodes(),
+                heard: self.heard,
             })
         };
         let mut sets = vec![set(true), set(false)];
@@ -610,6 +618,7 @@ impl Node {
                 .filter_map(|slot| slot.wanted().cloned())
                 .collect(),
             nodes: self.registered.nodes(),
+            heard: self.heard,
         }
     }
 
@@ -628,6 +637,7 @@ impl Node {
         Documents {
             parts: parts.into_values().cloned().collect(),
             nodes: self.registered.nodes(),
+            heard: self.heard,
         }
     }
 
@@ -636,6 +646,7 @@ impl Node {
         let Some(set) = self.offered.take() else { return };
         self.resting = None;
         self.taken += 1;
+        self.heard |= !set.parts.is_empty();
         for (name, slot) in &mut self.slots {
             slot.good = set.part(name).cloned();
             let digest = slot.good.as_ref().map(|good| good.stored_as);
@@ -728,6 +739,7 @@ impl Node {
     /// What to keep over a restart: before a planned set is given to the owner, and after.
     pub fn keep(&self) -> Keep {
         Keep {
+            heard: self.heard,
             good: self.applied.parts.clone(),
             next: self
                 .slots

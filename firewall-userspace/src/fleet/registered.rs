@@ -5,9 +5,10 @@
 //! store was wiped or restored only those are missed that came back to it and vanished again: an empty store says
 //! nothing about the nodes.
 
-use super::documents::NodeGroup;
 use super::report::Registration;
+use super::selector::Selector;
 use bytes::Bytes;
+use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,13 +32,13 @@ pub struct Member {
 pub struct Nodes(pub BTreeMap<String, Arc<Member>>);
 
 impl Nodes {
-    /// The addresses of a group that count, in the order of the nodes' names.
-    pub fn addresses(&self, group: &NodeGroup) -> Vec<IpAddr> {
+    /// The addresses of the nodes of a selector that count, in the order of the nodes' names.
+    pub fn addresses(&self, nodes: &Selector, within: Option<&[IpNetwork]>) -> Vec<IpAddr> {
         let meant = self
             .0
             .values()
-            .filter(|member| group.nodes.matches(&member.registration.labels));
-        let counts = |member: &Member, address: &IpAddr| match &group.within {
+            .filter(|member| nodes.matches(&member.registration.labels));
+        let counts = |member: &Member, address: &IpAddr| match within {
             Some(within) => within.iter().any(|prefix| prefix.contains(*address)),
             None => member.sure.contains(address),
         };
@@ -289,11 +290,9 @@ mod tests {
             seconds(0),
         );
         let addresses = |nodes: &str, within: Option<&str>| -> Vec<String> {
-            let group = NodeGroup {
-                nodes: nodes.parse().expect("a selector"),
-                within: within.map(|prefix| vec![prefix.parse().expect("a prefix")]),
-            };
-            let found = registered.nodes().addresses(&group);
+            let within = within.map(|prefix| vec![prefix.parse().expect("a prefix")]);
+            let nodes: Selector = nodes.parse().expect("a selector");
+            let found = registered.nodes().addresses(&nodes, within.as_deref());
             found.iter().map(ToString::to_string).collect()
         };
         assert_eq!(addresses("*", None), ["192.0.2.1"]);

@@ -36,6 +36,9 @@ struct Manifest {
     next: Vec<Digest>,
     #[serde(default)]
     point: Option<Point>,
+    /// Something of the fleet was in force once.
+    #[serde(default)]
+    heard: bool,
 }
 
 impl Cache {
@@ -85,6 +88,7 @@ impl Cache {
                 .into_iter()
                 .map(|(name, value)| (name, Bytes::from(value)))
                 .collect(),
+            heard: manifest.heard,
         };
         let point = manifest.point.clone();
         self.last = manifest;
@@ -125,8 +129,9 @@ impl Cache {
             good: names(&keep.good),
             next: names(&keep.next),
             point: point.cloned(),
+            heard: keep.heard,
         };
-        let documents = |manifest: &Manifest| (manifest.good.clone(), manifest.next.clone());
+        let documents = |manifest: &Manifest| (manifest.good.clone(), manifest.next.clone(), manifest.heard);
         if documents(&manifest) == documents(&self.last) {
             // Where the store was is nothing that a power cut has to spare.
             if manifest != self.last {

@@ -1,6 +1,8 @@
-//! `[store]`, `[trust]` and `[fleet]` of agent.toml: which fleet a node belongs to, whom it believes, and what it says of itself.
+//! `[store]`, `[trust]`, `[fleet]` and `[guard]` of agent.toml: which fleet a node belongs to, whom it believes, what it says of
+//! itself, and what it takes from nobody.
 
 use crate::cli::duration;
+use crate::fleet::guards::Guards;
 use crate::fleet::selector::Labels;
 use crate::store::settings::Settings;
 use ipnetwork::IpNetwork;
@@ -27,6 +29,7 @@ pub struct Fleet {
     pub node_addresses: Vec<IpNetwork>,
     /// How long a node counts whose lease is lost.
     pub grace: Duration,
+    pub guards: Guards,
 }
 
 /// `[trust]` as written.
@@ -96,7 +99,7 @@ pub enum FleetError {
 }
 
 impl Fleet {
-    /// The three sections as one; `None` without a store.
+    /// The sections as one; `None` without a store.
     ///
     /// # Errors
     /// One that needs another, labels that are none.
@@ -104,12 +107,17 @@ impl Fleet {
         store: Option<Settings>,
         trust: Option<TrustSection>,
         fleet: Option<FleetSection>,
+        guard: Option<Guards>,
     ) -> Result<Option<Fleet>, FleetError> {
         let Some(store) = store else {
-            return match (trust, fleet) {
-                (Some(_), _) => Err(FleetError::NoStore("trust")),
-                (None, Some(_)) => Err(FleetError::NoStore("fleet")),
-                (None, None) => Ok(None),
+            let given = [
+                ("trust", trust.is_some()),
+                ("fleet", fleet.is_some()),
+                ("guard", guard.is_some()),
+            ];
+            return match given.iter().find(|(_, given)| *given) {
+                Some((section, _)) => Err(FleetError::NoStore(section)),
+                None => Ok(None),
             };
         };
         let trust = trust.ok_or(FleetError::NoTrust)?;
@@ -138,6 +146,7 @@ impl Fleet {
             key: fleet.key,
             node_addresses: fleet.node_addresses,
             grace: fleet.grace.map_or(GRACE, |grace| grace.0),
+            guards: guard.unwrap_or_default(),
         }))
     }
 

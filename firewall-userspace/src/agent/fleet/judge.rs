@@ -2,7 +2,8 @@
 //! [`Judge`] of an agent.
 
 use super::config::{Fleet, is_global};
-use crate::fleet::documents::{Document, NodeGroup};
+use crate::fleet::documents::Document;
+use crate::fleet::guards::{Guarded, Guards};
 use crate::fleet::memory::Memory;
 use crate::fleet::node::{Judge, Rejection};
 use crate::fleet::registered::{Member, Nodes};
@@ -13,6 +14,7 @@ use crate::fleet::signature::Signature;
 use crate::fleet::signers::Signers;
 use crate::fleet::statement::Envelope;
 use crate::fleet::{Trust, TrustError, Verified};
+use crate::policy::groups::NodeGroup;
 use bytes::Bytes;
 use ipnetwork::IpNetwork;
 
@@ -26,6 +28,7 @@ pub struct Guard {
     /// The memory is not as it is on disk.
     pub unsaved: bool,
     pub node_addresses: Vec<IpNetwork>,
+    pub guards: Guards,
     /// Unix seconds, for registrations.
     pub now: u64,
 }
@@ -85,9 +88,13 @@ impl Judge for Guard {
 
     fn read(&self, document: &Document) -> Result<Vec<NodeGroup>, Rejection> {
         let text = &document.verified.statement.text;
-        let read = document.load(text, &Nodes::default());
-        let (_, asks) = read.map_err(|error| Rejection::new("invalid", error.to_string()))?;
-        Ok(asks)
+        let guarded = |error: Guarded| Rejection::new("guarded", error.to_string());
+        self.guards.check_size(text.len()).map_err(guarded)?;
+        let loaded = document
+            .load(text, &Nodes::default())
+            .map_err(|error| Rejection::new("invalid", error.to_string()))?;
+        self.guards.check(&loaded).map_err(guarded)?;
+        Ok(loaded.node_groups)
     }
 
     fn member(&self, name: &str, value: &[u8]) -> Result<Member, Rejection> {

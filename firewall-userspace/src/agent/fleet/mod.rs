@@ -87,6 +87,7 @@ impl Start {
             memory,
             unsaved: false,
             node_addresses: fleet.node_addresses.clone(),
+            guards: fleet.guards.clone(),
             now: clock.wall().as_secs(),
         };
         let (kept, point) = cache.read();

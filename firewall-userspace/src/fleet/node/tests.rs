@@ -3,6 +3,7 @@ use crate::fleet::lists;
 use crate::fleet::report::Registration;
 use crate::fleet::selector::{Labels, Selector};
 use crate::fleet::statement::Statement;
+use crate::policy::model::Place;
 use std::path::Path;
 
 /// Envelopes of the tests: `signer|kind|name|version|selector|expires|list|text`. A text `bad` is no policy, one that
@@ -89,8 +90,10 @@ impl Judge for Lenient {
 
     fn read(&self, document: &Document) -> Result<Vec<NodeGroup>, Rejection> {
         let group = NodeGroup {
+            name: "all".into(),
             nodes: Selector::every(),
             within: None,
+            place: Place::default(),
         };
         match &*document.verified.statement.text {
             "bad" => Err(Rejection::new("invalid", "no policy")),
@@ -129,6 +132,7 @@ fn read_back(keep: Keep) -> Kept {
         good: documents(keep.good),
         next: documents(keep.next),
         members: keep.members,
+        heard: keep.heard,
     }
 }
 
