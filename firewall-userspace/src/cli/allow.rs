@@ -1,6 +1,6 @@
 //! `ravelin allow`
 
-use super::{Answer, Context, duration, source};
+use super::{Answer, Context, duration, fleet, source};
 use crate::api::types::Edit;
 
 /// Let a source reach a service, or this host a destination by an egress rule
@@ -23,12 +23,15 @@ pub struct Args {
     source: String,
     #[command(flatten)]
     lasting: duration::Lasting,
+    #[command(flatten)]
+    on: fleet::OnDocument,
 }
 
 pub(super) fn run(args: Args, context: &Context) -> anyhow::Result<Answer> {
-    context.edit(&Edit::Allow {
+    let edit = Edit::Allow {
         service: args.service,
         source: args.source,
         for_seconds: args.lasting.seconds(),
-    })
+    };
+    context.edit_on(&edit, &args.on)
 }

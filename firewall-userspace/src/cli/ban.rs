@@ -1,7 +1,8 @@
 //! `ravelin ban`
 
-use super::{Answer, Context, duration, message, session, unix_seconds, usage};
+use super::{Answer, Context, duration, fleet, message, session, unix_seconds, usage};
 use crate::api::types::{BanRequest, Banned};
+use crate::fleet::selector::Selector;
 use crate::output;
 use crate::policy::prefix::{self, PrefixError};
 use ipnetwork::IpNetwork;
@@ -15,7 +16,8 @@ use ipnetwork::IpNetwork;
 #[command(after_help = "Examples:
   ravelin ban 203.0.113.9 --for 1h --why 'login attempts'
   ravelin ban 2001:db8:bad::/48 --for 7d
-  ravelin ban 198.51.100.7                  for ever, until `ravelin unban`")]
+  ravelin ban 198.51.100.7                  for ever, until `ravelin unban`
+  ravelin ban 203.0.113.9 --for 1h --fleet  on every node")]
 pub struct Args {
     /// Address or prefix
     #[arg(value_name = "PREFIX", value_parser = network)]
@@ -25,6 +27,9 @@ pub struct Args {
     /// Why, for whoever reads `ravelin bans`
     #[arg(long, value_name = "TEXT")]
     why: Option<String>,
+    /// With --fleet: only on these nodes, such as 'role=web' [default: all]
+    #[arg(long, value_name = "SELECTOR", value_parser = fleet::selector)]
+    nodes: Option<Selector>,
     /// Also if it cuts off your own session, neighbours of this host or a large part of the internet, or ends a ban sooner
     #[arg(long)]
     force: bool,
@@ -92,6 +97,18 @@ pub(super) fn run(args: Args, context: &Context) -> anyhow::Result<Answer> {
              keep it open, --force bans it all the same",
             peer.ip().to_canonical()
         );
+    }
+    if context.fleet {
+        let ban = fleet::bans::Ban {
+            network: args.network,
+            nodes: args.nodes,
+            for_seconds: args.lasting.seconds(),
+            why,
+        };
+        return fleet::bans::ban(&ban, context);
+    }
+    if args.nodes.is_some() {
+        return Err(usage("ban", "--nodes names nodes of a fleet: say --fleet, too"));
     }
     let request = BanRequest {
         prefix: shown,

@@ -1,6 +1,6 @@
 //! `ravelin deny`
 
-use super::{Answer, Context, duration, source};
+use super::{Answer, Context, duration, fleet, source};
 use crate::api::types::Edit;
 
 /// Shut a source out of everything, on every port
@@ -17,11 +17,14 @@ pub struct Args {
     source: String,
     #[command(flatten)]
     lasting: duration::Lasting,
+    #[command(flatten)]
+    on: fleet::OnDocument,
 }
 
 pub(super) fn run(args: Args, context: &Context) -> anyhow::Result<Answer> {
-    context.edit(&Edit::Deny {
+    let edit = Edit::Deny {
         source: args.source,
         for_seconds: args.lasting.seconds(),
-    })
+    };
+    context.edit_on(&edit, &args.on)
 }

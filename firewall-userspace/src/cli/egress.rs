@@ -1,6 +1,6 @@
 //! `ravelin egress`
 
-use super::{Answer, Context, source, usage};
+use super::{Answer, Context, fleet, source, usage};
 use crate::api::types::Edit;
 use clap::Subcommand;
 
@@ -13,6 +13,8 @@ use clap::Subcommand;
 pub struct Args {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    on: fleet::OnDocument,
 }
 
 #[derive(Debug, Subcommand)]
@@ -121,5 +123,5 @@ pub(super) fn run(args: Args, context: &Context) -> anyhow::Result<Answer> {
         }
         Command::Remove { name } => Edit::EgressRemove { name },
     };
-    context.edit(&edit)
+    context.edit_on(&edit, &args.on)
 }

@@ -11,6 +11,7 @@ mod ban;
 mod bans;
 mod check;
 mod completions;
+mod context;
 mod counters;
 mod deny;
 mod detach;
@@ -18,6 +19,7 @@ mod doctor;
 pub mod duration;
 mod egress;
 mod explain;
+mod fleet;
 mod flows;
 mod limits;
 mod man;
@@ -39,7 +41,8 @@ use crate::agent::config::{self, Instance};
 use crate::api::client::Client;
 use crate::api::types::{Applied, Edit};
 use crate::output::{self, Style};
-use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
@@ -78,6 +81,13 @@ pub struct Cli {
     /// Instance of the agent, when a host runs several [default: default]
     #[arg(long, global = true, value_name = "NAME", env = "RAVELIN_INSTANCE", hide_env = true, help_heading = GLOBAL)]
     instance: Option<Instance>,
+    /// Act on the fleet that the context file names, instead of the agent of this host
+    #[arg(long, global = true, help_heading = GLOBAL)]
+    fleet: bool,
+    /// Which fleet, and the key to sign with; implies --fleet [default: ~/.config/ravelin/context.toml or
+    /// /etc/ravelin/context.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "RAVELIN_CONTEXT", hide_env = true, help_heading = GLOBAL)]
+    context: Option<PathBuf>,
     /// Form of the output: for people, or the records as they are, whose fields are never renamed
     #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table", help_heading = GLOBAL)]
     output: Format,
@@ -118,6 +128,11 @@ enum Command {
     Bans(bans::Args),
     Service(service::Args),
     Egress(egress::Args),
+    Policies(fleet::policies::Args),
+    Show(fleet::show::Args),
+    Delete(fleet::delete::Args),
+    Nodes(fleet::nodes::Args),
+    Lists(fleet::lists::Args),
     Observe(mode::ObserveArgs),
     Enforce(mode::EnforceArgs),
     Detach(detach::Args),
@@ -125,6 +140,30 @@ enum Command {
     Schema(schema::Args),
     Completions(completions::Args),
     Man(man::Args),
+}
+
+impl Command {
+    /// Whether `--fleet` means anything to it.
+    fn is_of_fleets(&self) -> bool {
+        matches!(
+            self,
+            Command::Apply(_)
+                | Command::Allow(_)
+                | Command::Revoke(_)
+                | Command::Deny(_)
+                | Command::Undeny(_)
+                | Command::Service(_)
+                | Command::Egress(_)
+                | Command::Ban(_)
+                | Command::Unban(_)
+                | Command::Bans(_)
+                | Command::Policies(_)
+                | Command::Show(_)
+                | Command::Delete(_)
+                | Command::Nodes(_)
+                | Command::Lists(_)
+        )
+    }
 }
 
 /// The answer of a command that has run.
@@ -136,7 +175,18 @@ pub enum Answer {
 
 /// Parses the process's arguments; help, version and usage errors end the process here.
 pub fn parse() -> Cli {
-    Cli::parse_from(arguments(std::env::args_os()))
+    let matches = Cli::command().get_matches_from(arguments(std::env::args_os()));
+    match read(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    }
+}
+
+/// A context file that was typed says that the fleet is meant; one of the environment may be meant for other commands.
+fn read(matches: &ArgMatches) -> Result<Cli, clap::Error> {
+    let mut cli = Cli::from_arg_matches(matches).map_err(|error| error.format(&mut Cli::command()))?;
+    cli.fleet |= matches.value_source("context") == Some(ValueSource::CommandLine);
+    Ok(cli)
 }
 
 /// An arrow begins like a flag: `-> 8443` becomes `to 8443` before clap sees it.
@@ -155,12 +205,21 @@ fn arguments(raw: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsStri
 /// # Errors
 /// Whatever kept it from an answer; [`exit_code`] says what the process makes of it.
 pub fn run(cli: Cli) -> anyhow::Result<Answer> {
+    if cli.fleet && !cli.command.is_of_fleets() {
+        return Err(usage(
+            "",
+            "this command asks the agent of one host; --fleet is for apply, allow, revoke, deny, undeny, service, egress, ban, \
+             unban and bans; policies, show, delete, nodes and lists are of the fleet anyway",
+        ));
+    }
     let only_socket = cli.socket.is_some() && cli.instance.is_none();
     let instance = cli
         .instance
         .map_or_else(|| config::DEFAULT_INSTANCE.to_owned(), |instance| instance.0);
     let context = Context {
         socket: cli.socket.unwrap_or_else(|| config::default_socket(&instance)),
+        fleet: cli.fleet,
+        context_file: cli.context,
         json: cli.output == Format::Json,
         style: Style::of(&std::io::stdout()),
         instance,
@@ -189,6 +248,11 @@ pub fn run(cli: Cli) -> anyhow::Result<Answer> {
         Command::Bans(args) => bans::run(&args, &context),
         Command::Service(args) => service::run(args, &context),
         Command::Egress(args) => egress::run(args, &context),
+        Command::Policies(args) => fleet::policies::run(&args, &context),
+        Command::Show(args) => fleet::show::run(&args, &context),
+        Command::Delete(args) => fleet::delete::run(&args, &context),
+        Command::Nodes(args) => fleet::nodes::run(&args, &context),
+        Command::Lists(args) => fleet::lists::run(&args, &context),
         Command::Observe(args) => mode::observe(&args, &context),
         Command::Enforce(args) => mode::enforce(&args, &context),
         Command::Detach(args) => detach::run(&args, &context),
@@ -259,6 +323,10 @@ struct Context {
     instance: String,
     /// The agent was named by its socket alone, so which instance it is, is not known.
     only_socket: bool,
+    /// What is to be changed is the fleet, not the agent.
+    fleet: bool,
+    /// Which one, if it was said.
+    context_file: Option<PathBuf>,
     json: bool,
     style: Style,
 }
@@ -302,6 +370,15 @@ impl Context {
         let record: T = self.wait(async { Ok(self.client().get(path).await?) })?;
         self.show(&record, text)?;
         Ok(Answer::Yes)
+    }
+
+    /// Changes a document of the fleet, or has the agent change the policy file.
+    fn edit_on(&self, edit: &Edit, on: &fleet::OnDocument) -> anyhow::Result<Answer> {
+        match (self.fleet, &on.policy) {
+            (true, _) => fleet::change::edit_document(edit, on, self),
+            (false, Some(_)) => Err(usage("", "--policy names a policy of a fleet: say --fleet, too")),
+            (false, None) => self.edit(edit),
+        }
     }
 
     /// Has the agent change the policy file, and tells what came of it.

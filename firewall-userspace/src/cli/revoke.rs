@@ -1,6 +1,6 @@
 //! `ravelin revoke`
 
-use super::{Answer, Context, source};
+use super::{Answer, Context, fleet, source};
 use crate::api::types::Edit;
 
 /// Take back an allow: the source is removed from the service's allow list, or the destination from the egress rule
@@ -18,11 +18,14 @@ pub struct Args {
     /// Address, prefix, @group, or any
     #[arg(value_name = "PREFIX", value_parser = source::parse)]
     source: String,
+    #[command(flatten)]
+    on: fleet::OnDocument,
 }
 
 pub(super) fn run(args: Args, context: &Context) -> anyhow::Result<Answer> {
-    context.edit(&Edit::Revoke {
+    let edit = Edit::Revoke {
         service: args.service,
         source: args.source,
-    })
+    };
+    context.edit_on(&edit, &args.on)
 }

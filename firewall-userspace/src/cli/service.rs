@@ -1,6 +1,6 @@
 //! `ravelin service`
 
-use super::{Answer, Context, source, usage};
+use super::{Answer, Context, fleet, source, usage};
 use crate::api::types::Edit;
 use clap::Subcommand;
 
@@ -9,6 +9,8 @@ use clap::Subcommand;
 pub struct Args {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    on: fleet::OnDocument,
 }
 
 #[derive(Debug, Subcommand)]
@@ -99,5 +101,5 @@ pub(super) fn run(args: Args, context: &Context) -> anyhow::Result<Answer> {
         }
         Command::Remove { name } => Edit::ServiceRemove { name },
     };
-    context.edit(&edit)
+    context.edit_on(&edit, &args.on)
 }

@@ -1,6 +1,6 @@
 //! `ravelin unban`
 
-use super::{Answer, Context, ban, usage};
+use super::{Answer, Context, ban, fleet, usage};
 use crate::api::types::{UnbanRequest, Unbanned};
 use crate::output;
 use crate::policy::prefix;
@@ -12,7 +12,8 @@ use ipnetwork::IpNetwork;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   ravelin unban 203.0.113.9
-  ravelin unban --all")]
+  ravelin unban --all
+  ravelin unban 203.0.113.9 --fleet    what was banned with --fleet")]
 pub struct Args {
     /// Address or prefix
     #[arg(value_name = "PREFIX", value_parser = ban::network, conflicts_with = "all")]
@@ -28,6 +29,9 @@ pub(super) fn run(args: &Args, context: &Context) -> anyhow::Result<Answer> {
             "unban",
             "say whose ban is over: a PREFIX as `ravelin bans` has it, or --all",
         ));
+    }
+    if context.fleet {
+        return fleet::bans::unban(args.network, context);
     }
     let request = UnbanRequest {
         prefix: args.network.map(prefix::show),

@@ -1,6 +1,6 @@
 //! `ravelin undeny`
 
-use super::{Answer, Context, source};
+use super::{Answer, Context, fleet, source};
 use crate::api::types::Edit;
 
 /// Take back a deny: the source is removed from the policy's own deny list
@@ -11,8 +11,10 @@ pub struct Args {
     /// Address, prefix or @group, as the policy has it
     #[arg(value_name = "PREFIX", value_parser = source::parse)]
     source: String,
+    #[command(flatten)]
+    on: fleet::OnDocument,
 }
 
 pub(super) fn run(args: Args, context: &Context) -> anyhow::Result<Answer> {
-    context.edit(&Edit::Undeny { source: args.source })
+    context.edit_on(&Edit::Undeny { source: args.source }, &args.on)
 }

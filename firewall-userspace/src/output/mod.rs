@@ -11,6 +11,7 @@ mod diff;
 mod doctor;
 mod events;
 mod explain;
+mod fleet;
 mod flows;
 mod human;
 mod limit_states;
@@ -28,6 +29,10 @@ pub use diff::{applied, diff, ends};
 pub use doctor::doctor;
 pub use events::{event, event_header, route};
 pub use explain::explanation;
+pub use fleet::{
+    FleetBanRow, ListRow, Lists, NodeRow, PolicyRow, Published, Signed, fleet_bans, fleet_lists, nodes,
+    policies, published,
+};
 pub use flows::flows;
 pub use human::{bytes, duration, number, utc};
 pub use limit_states::limit_states;
