@@ -323,7 +323,7 @@ PASS tcp 10.20.3.4:49152 -> 192.0.2.1:8443 flags syn (allowed)
     fn mistakes_of_the_command_line_exit_2_and_teach() {
         let cases: [(&[&str], &str); 12] = [
             (&[], "Usage: ravelin"),
-            (&["stauts"], "similar subcommand exists: 'status'"),
+            (&["staatus"], "similar subcommand exists: 'status'"),
             (
                 &["explain", "tpc", "10.0.0.1", "to", "80"],
                 "did you mean \"tcp\"?",

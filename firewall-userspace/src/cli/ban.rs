@@ -99,6 +99,12 @@ pub(super) fn run(args: Args, context: &Context) -> anyhow::Result<Answer> {
         );
     }
     if context.fleet {
+        let shortest = if args.network.is_ipv4() { 8 } else { 16 };
+        if args.network.prefix() < shortest && !args.force {
+            anyhow::bail!(
+                "{shown} is a large part of the internet, and this is for the whole fleet; --force bans it all the same"
+            );
+        }
         let ban = fleet::bans::Ban {
             network: args.network,
             nodes: args.nodes,

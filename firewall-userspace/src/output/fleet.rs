@@ -27,7 +27,7 @@ pub struct Signed {
     /// Hex BLAKE3 of what was signed.
     pub digest: String,
     /// `ok`, `unchecked`, or why nodes do not take it: `unsigned`, `bad-signature`, `unknown-signer`, `not-permitted`,
-    /// `malformed`, `too-large`, `expired`.
+    /// `malformed`, `too-large`, `expired`, `not-yet`.
     pub state: String,
     /// The same in words, where something is wrong.
     pub problem: String,
@@ -171,9 +171,9 @@ pub fn published(record: &Published, done: &str, dry_run: bool, style: &Style) -
             .unwrap_or_default();
         let done = style.good(done);
         let _ = writeln!(out, "{done}{by}{expires}");
-        if record.list_bytes > 0 {
-            let _ = writeln!(out, "{} of lists were stored", bytes(record.list_bytes));
-        }
+    }
+    if record.list_bytes > 0 {
+        let _ = writeln!(out, "{} of lists were stored", bytes(record.list_bytes));
     }
     let _ = match &record.meant[..] {
         [] => writeln!(
@@ -495,6 +495,7 @@ web-3  silent      -  -                 0  -             -                      
         let nobody = Published {
             changed: false,
             meant: Vec::new(),
+            list_bytes: 0,
             ..record
         };
         assert_eq!(

@@ -182,15 +182,22 @@ impl Fleet {
         let lines = diff(&old, &new.loaded.policy);
         // A document that expires is signed anew: that is how it lives on.
         let same = before.is_some_and(|before| draft.says(before)) && draft.expires.is_none();
+        if !wishes.dry_run && !same {
+            // Before anything is stored.
+            self.file.key()?;
+        }
+        let list_bytes = match wishes.dry_run {
+            true => 0,
+            // Also where nothing else changes: what the store lost of them comes back.
+            false => self.put_objects(&new.objects).await?,
+        };
         if !wishes.dry_run && same {
             record.version = before.map_or(0, |before| before.statement.version);
             record.digest = before.map(|before| before.digest.to_string()).unwrap_or_default();
         } else if !wishes.dry_run {
-            self.file.key()?;
-            let list_bytes = self.put_objects(&new.objects).await?;
             record = self.publish(draft, base, version).await?;
-            record.list_bytes = list_bytes;
         }
+        record.list_bytes = list_bytes;
         record.diff = lines;
         record.meant = meant;
         Ok(record)
@@ -244,7 +251,15 @@ impl Fleet {
     /// A document of the store as a policy, lists and all.
     pub(super) async fn load(&self, view: &View, verified: &Verified) -> anyhow::Result<Policy> {
         let statement = &verified.statement;
-        let objects = self.list_objects(statement.lists.values()).await?;
+        let objects = match self.list_objects(statement.lists.values()).await {
+            Ok(objects) => objects,
+            // Of a store out of reach nobody can say what it lacks.
+            Err(error) if error.downcast_ref::<ListError>().is_none() => return Err(error),
+            Err(error) => {
+                message("warning", &format!("{error:#}, so all of this looks new"));
+                return Ok(Policy::default());
+            }
+        };
         let mut remote = Remote {
             lists: &statement.lists,
             objects: &objects,

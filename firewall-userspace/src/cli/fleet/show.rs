@@ -19,7 +19,8 @@ use serde::Serialize;
   ravelin show payments --signed > payments.signed
   sed '/^-----BEGIN SSH/,$d' payments.signed > payments.statement
   sed -n '/^-----BEGIN SSH/,$p' payments.signed > payments.sig
-  ssh-keygen -Y verify -f allowed_signers -I alice@example.org -n ravelin-policy -s payments.sig < payments.statement")]
+  ssh-keygen -Y verify -f allowed_signers -I alice@example.org -n ravelin-policy \\
+      -s payments.sig < payments.statement")]
 pub struct Args {
     /// Policy as `ravelin policies` names it
     #[arg(value_name = "NAME", value_parser = document)]

@@ -199,6 +199,21 @@ fn the_text_says_what_is_signed() {
         .expect_err(to);
         assert!(error.contains(words), "{error}");
     }
+    // Deep nesting is refused, not followed.
+    for deep in [
+        "x = ".to_owned() + &"[".repeat(100_000),
+        "[".repeat(100_000),
+        "x.".repeat(100_000) + "y = 1\n",
+    ] {
+        let text = deep + &statement.text;
+        assert!(
+            Touched::by(&Statement {
+                text,
+                ..statement.clone()
+            })
+            .is_err()
+        );
+    }
     let spaced = Statement {
         nodes: "role = payments".into(),
         ..statement
