@@ -2,8 +2,11 @@
 //! They must cost the same in front of every filter that is compared, so no compiler has a hand in them.
 
 use anyhow::{Context, Result, bail};
+use std::ffi::CString;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// XDP_DROP and nothing else.
 ///
@@ -131,6 +134,101 @@ pub fn look_up(map: &OwnedFd, key: u32) -> Result<u64> {
     ];
     bpf(1, &attr, "reading a map")?;
     Ok(value)
+}
+
+/// A map that is pinned.
+///
+/// # Errors
+/// There is none.
+pub fn pinned(path: &Path) -> Result<OwnedFd> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let attr = [name.as_ptr() as u64, 0];
+    bpf(7, &attr, &format!("opening {}", path.display())).map(owned)
+}
+
+/// Reads a value of `size` bytes, which is the size that the map has.
+///
+/// # Errors
+/// There is none.
+pub fn read(map: &OwnedFd, key: &[u8], size: usize) -> Result<Vec<u8>> {
+    // Values are padded to eight bytes.
+    let mut value = vec![0_u8; size.next_multiple_of(8)];
+    let attr = [
+        map.as_raw_fd() as u64,
+        key.as_ptr() as u64,
+        value.as_mut_ptr() as u64,
+        0,
+    ];
+    bpf(1, &attr, "reading a map")?;
+    value.truncate(size);
+    Ok(value)
+}
+
+/// Sets a value by a key of any shape.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn write(map: &OwnedFd, key: &[u8], value: &[u8]) -> Result<()> {
+    let attr = [
+        map.as_raw_fd() as u64,
+        key.as_ptr() as u64,
+        value.as_ptr() as u64,
+        0,
+    ];
+    bpf(2, &attr, "updating a map").map(drop)
+}
+
+/// Takes an element out.
+///
+/// # Errors
+/// It is not there.
+pub fn delete(map: &OwnedFd, key: &[u8]) -> Result<()> {
+    let attr = [map.as_raw_fd() as u64, key.as_ptr() as u64, 0, 0];
+    bpf(3, &attr, "deleting from a map").map(drop)
+}
+
+/// An array that fits into the arrays of maps of a policy: mmap-able, of any number of entries.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn inner_array(value_size: u32, max_entries: u32) -> Result<OwnedFd> {
+    const MMAPABLE: u32 = 1 << 10;
+    const INNER_MAP: u32 = 1 << 12;
+    let attr = [
+        2,
+        4,
+        value_size,
+        max_entries,
+        MMAPABLE | INNER_MAP,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ];
+    bpf(0, &attr, "creating a map").map(owned)
+}
+
+/// A program that writes a word into the first element of an array, as no system call can once the array is frozen.
+///
+/// # Errors
+/// What the verifier says.
+pub fn writer(map: &OwnedFd, offset: i16, word: i32) -> Result<OwnedFd> {
+    let mut code = load_map(1, map).to_vec();
+    code.extend([
+        insn(0x62, 10, 0, -4, 0),
+        mov(2, 10),
+        insn(0x07, 2, 0, 0, -4),
+        call(1),
+        insn(0x15, 0, 0, LEAVE, 0),
+        insn(0x62, 0, 0, offset, word),
+        mov_imm(0, 2),
+        EXIT,
+    ]);
+    leave_at_end(&mut code);
+    load(&code)
 }
 
 /// Loads an XDP program.

@@ -188,7 +188,7 @@ impl Owner {
             .ledger
             .as_ref()
             .is_none_or(|ledger| ledger.names() == candidate.names);
-        let changed = !(same_image && same_names);
+        let changed = !(same_image && same_names) || self.drift.switch_again;
         let generation = match (&self.in_force, changed) {
             (Some(in_force), false) => in_force.generation,
             (in_force, _) => {
@@ -231,6 +231,7 @@ impl Owner {
             };
             let base = self.ledger.take().unwrap_or_default();
             self.ledger = Some(base.turn(retired.as_ref(), generation, candidate.names));
+            self.drift.switch_again = false;
             let first = self.in_force.replace(InForce {
                 generation,
                 digest: candidate.compiled.digest,

@@ -4,6 +4,7 @@
 //! its line and column. Whether the things it names exist is found out later, by those who use them.
 
 use super::banned::BansSection;
+use super::drift::DriftSection;
 use super::fleet::config::{Fleet, FleetError, FleetSection, TrustSection};
 use super::limits;
 use super::timeouts::Timeouts;
@@ -134,6 +135,7 @@ struct File {
     trust: Option<TrustSection>,
     fleet: Option<FleetSection>,
     guard: Option<Guards>,
+    drift: Option<DriftSection>,
     link_control: Option<OneOrMany<LinkControl>>,
     detach_on_exit: Option<bool>,
     log_drops: Option<bool>,
@@ -172,6 +174,7 @@ pub struct Config {
     pub detect: Detect,
     /// `None`: the node belongs to no fleet.
     pub fleet: Option<Fleet>,
+    pub drift: DriftSection,
     /// Set of `firewall_common::control::LINK_*`.
     pub link_control: u32,
     pub detach_on_exit: bool,
@@ -277,6 +280,7 @@ impl Config {
             bans: file.bans.unwrap_or_default(),
             detect: file.detect.unwrap_or_default(),
             fleet,
+            drift: file.drift.unwrap_or_default(),
             link_control: args
                 .link_control
                 .or(file.link_control.map(LinkControl::all_of))
@@ -406,7 +410,8 @@ fn reworded(told: &str, key: &str) -> Option<(String, Option<String>)> {
 }
 
 /// Keys of the file that take a time.
-const TIMES: [&str; 17] = [
+const TIMES: [&str; 18] = [
+    "every",
     "recount",
     "quiet",
     "longest",

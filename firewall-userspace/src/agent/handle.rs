@@ -7,7 +7,7 @@ use crate::api::types::{
     AnomalyList, Applied, ApplyRequest, BanList, BanRequest, BanRow, Banned, Count, CounterRow, Edit,
     LimitState, RuleRow, ServiceRow, Status, UnbanRequest, Unbanned,
 };
-use crate::datapath::{Flow, Part};
+use crate::datapath::{Drift, Flow, Part};
 use crate::detect::Kind;
 use crate::detect::detector::Sample;
 use crate::fleet::documents::Documents;
@@ -71,6 +71,8 @@ pub struct Scrape {
     pub interfaces: Vec<InterfaceScrape>,
     /// By interface: what was put back, and how often.
     pub repairs: Vec<(String, Part, u64)>,
+    /// What somebody else changed in the maps, and how often.
+    pub drift: Vec<(Drift, u64)>,
     pub generation: u64,
     pub digest: String,
     pub stats: Stats,

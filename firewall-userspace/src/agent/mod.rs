@@ -19,6 +19,7 @@ pub mod clock;
 pub mod config;
 pub mod counters;
 mod coverage;
+pub mod drift;
 pub mod fleet;
 pub mod flows;
 pub mod handle;

@@ -12,6 +12,7 @@ use super::challenge::Challenge;
 use super::clock::Clock;
 use super::config::{Config, Mode};
 use super::counters::Ledger;
+use super::drift::Drifting;
 use super::fleet;
 use super::handle::{Command, Readiness};
 use super::jobs::{Done, Job, Ready, Work, instead, job};
@@ -85,6 +86,7 @@ pub struct Owner {
     pub(super) documents: Option<Arc<Documents>>,
     /// There was no policy at the start, so nothing is attached.
     pub(super) started_without: bool,
+    pub(super) drift: Drifting,
     pub(super) out: Outlets,
 }
 
@@ -175,6 +177,7 @@ impl Owner {
             challenge: Challenge::default(),
             documents: None,
             started_without: false,
+            drift: Drifting::new(Instant::now()),
             out,
         })
     }
@@ -428,7 +431,7 @@ impl Owner {
     fn wake(&self) -> Instant {
         let now = Instant::now();
         let mut wake = self.next_sweep.min(self.next_check).min(now + NAP);
-        wake = wake.min(self.next_tending());
+        wake = wake.min(self.next_tending()).min(self.drift.next());
         if let Some(retry) = self.links.next_retry() {
             wake = wake.min(retry);
         }
@@ -457,6 +460,7 @@ impl Owner {
                 return Some(why);
             }
         }
+        self.look_for_drift(now);
         if self.challenge.is_due(now) {
             self.look_at_challenge(now);
         }

@@ -32,6 +32,8 @@ pub struct Status {
     pub limits: LimitStatus,
     #[serde(default)]
     pub bans: BanStatus,
+    #[serde(default)]
+    pub drift: DriftStatus,
     /// What is far more than usual now.
     #[serde(default)]
     pub anomalies: Vec<AnomalyRow>,
@@ -45,6 +47,17 @@ pub struct Status {
     pub degraded: Vec<String>,
     /// True when a policy is in force on every interface asked for.
     pub ready: bool,
+}
+
+/// What somebody else changed in the maps of the kernel since the agent started; all of it was put back.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DriftStatus {
+    /// How often.
+    pub found: u64,
+    /// What, the last time.
+    pub last: Option<String>,
+    /// Unix seconds.
+    pub last_at: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -9,6 +9,7 @@
 use super::{
     DatapathError,
     counters::{EndingCounters, read_counters},
+    drift::Drift,
     limits::Scopes,
     sys::{self, Grace, Mapping, OuterArray},
 };
@@ -21,9 +22,10 @@ use firewall_common::{
 };
 use std::{
     mem::offset_of,
+    ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::atomic::Ordering,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 /// What the kernel enforces.
@@ -34,10 +36,25 @@ pub struct InForce {
     pub digest: [u8; 32],
 }
 
-/// The image and the counters of one slot.
+/// The image and the counters of one slot, and what the kernel is to hold of it.
 struct Slot {
     image: Mapping,
     counters: Mapping,
+    /// The maps behind both.
+    maps: [Held; 2],
+    generation: u64,
+    stride: u32,
+    /// Of the image.
+    digest: [u8; 32],
+    bound: Vec<Option<u32>>,
+    /// How far the image was read back.
+    reading: Option<(blake3::Hasher, usize)>,
+}
+
+/// A map that stands in an outer array.
+struct Held {
+    map: OwnedFd,
+    id: u32,
 }
 
 /// Both slots, and the cell that selects one.
@@ -48,6 +65,8 @@ pub(super) struct Slots {
     control: Mapping,
     scopes: Scopes,
     grace: Grace,
+    /// What this process had packets read first; the word in the cell may be changed by others.
+    selected: AtomicU64,
     /// That of the selector; `None` if it is empty.
     in_force: Option<Slot>,
 }
@@ -66,6 +85,7 @@ impl Slots {
             directory: directory.to_owned(),
             images: clone(maps.images)?,
             counters: clone(maps.counters)?,
+            selected: AtomicU64::new(control.load_u64(offset_of!(Control, selector))),
             control,
             scopes,
             grace,
@@ -79,11 +99,12 @@ impl Slots {
     }
 
     pub fn selector(&self) -> Selector {
-        Selector(self.control.load_u64(offset_of!(Control, selector)))
+        Selector(self.selected.load(Ordering::Relaxed))
     }
 
     /// Switches what packets read first. Follow it by [`Self::grace`] before touching what it left.
     pub fn select(&self, selector: Selector) {
+        self.selected.store(selector.0, Ordering::Relaxed);
         // Release: whoever sees the selector sees what was written for it before.
         self.control
             .u64(offset_of!(Control, selector))
@@ -140,16 +161,15 @@ impl Slots {
 
     pub fn in_force(&self) -> Option<InForce> {
         let slot = self.in_force.as_ref()?;
-        let generation = self.generation(self.selector().image());
         Some(InForce {
-            generation,
+            generation: slot.generation,
             digest: digest(&slot.image),
         })
     }
 
     pub fn counters(&self) -> Option<EndingCounters> {
         let slot = self.in_force.as_ref()?;
-        Some(self.read(slot, self.selector().image()))
+        Some(read(slot))
     }
 
     /// Uploads a policy into the idle slot and switches to it.
@@ -168,10 +188,7 @@ impl Slots {
         })?;
         self.select(Selector::new(new, old.config()));
         self.grace()?;
-        let retired = self
-            .in_force
-            .replace(slot)
-            .map(|slot| self.read(&slot, old.image()));
+        let retired = self.in_force.replace(slot).map(|slot| read(&slot));
         self.empty(self.idle())?;
         Ok(retired)
     }
@@ -193,24 +210,30 @@ impl Slots {
             sys::pin(map.as_fd(), &path).map_err(DatapathError::path("pinning", &path))?;
         }
 
-        let index = slot as usize;
-        self.control
-            .u64(offset_of!(Control, generation) + index * 8)
-            .store(generation, Ordering::Relaxed);
-        self.control
-            .u32(offset_of!(Control, stride) + index * 4)
-            .store(stride, Ordering::Relaxed);
-        let put = || DatapathError::system("putting the policy into its slot");
-        OuterArray::new(self.images.as_fd())
-            .and_then(|outer| outer.set(slot, image.as_fd()))
-            .map_err(put())?;
-        OuterArray::new(self.counters.as_fd())
-            .and_then(|outer| outer.set(slot, counters.as_fd()))
-            .map_err(put())?;
-        Ok(Slot {
+        self.generation(slot).store(generation, Ordering::Relaxed);
+        self.stride(slot).store(stride, Ordering::Relaxed);
+        let filled = Slot {
             image: mapped,
             counters: counters_mapped,
-        })
+            maps: [Held::new(image)?, Held::new(counters)?],
+            generation,
+            stride,
+            digest: compiled.digest,
+            bound: self.scopes.bound(slot),
+            reading: None,
+        };
+        for (outer, held) in self.outer(&filled) {
+            OuterArray::new(outer)
+                .and_then(|outer| outer.set(slot, held.map.as_fd()))
+                .map_err(DatapathError::system("putting the policy into its slot"))?;
+        }
+        Ok(filled)
+    }
+
+    /// The outer arrays, each with what stands in it for a slot.
+    fn outer<'a>(&'a self, slot: &'a Slot) -> [(BorrowedFd<'a>, &'a Held); 2] {
+        let [image, counters] = &slot.maps;
+        [(self.images.as_fd(), image), (self.counters.as_fd(), counters)]
     }
 
     /// Removes everything from a slot that no packet reads.
@@ -233,15 +256,25 @@ impl Slots {
     /// Maps what is in a slot already. `None` if it is not all there, or the pins are of other maps: then no policy
     /// counts as in force and the next one is uploaded.
     fn take_over(&self, slot: u32) -> Option<Slot> {
-        let image = self.pinned("image", &self.images, slot)?;
-        let counters = self.pinned("counters", &self.counters, slot)?;
+        let (image, held_image) = self.pinned("image", &self.images, slot)?;
+        let (counters, held_counters) = self.pinned("counters", &self.counters, slot)?;
+        let stride = self.stride(slot).load(Ordering::Relaxed);
         let complete = image.load_u64(field::MAGIC as usize) == MAGIC
             && image.load_u32(field::LAYOUT as usize) == LAYOUT_VERSION
-            && image.load_u32(field::STRIDE as usize) == self.stride(slot);
-        complete.then_some(Slot { image, counters })
+            && image.load_u32(field::STRIDE as usize) == stride;
+        complete.then(|| Slot {
+            maps: [held_image, held_counters],
+            generation: self.generation(slot).load(Ordering::Relaxed),
+            stride,
+            digest: digest(&image),
+            bound: self.scopes.bound(slot),
+            reading: None,
+            image,
+            counters,
+        })
     }
 
-    fn pinned(&self, name: &str, outer: &OwnedFd, slot: u32) -> Option<Mapping> {
+    fn pinned(&self, name: &str, outer: &OwnedFd, slot: u32) -> Option<(Mapping, Held)> {
         let map = sys::open_pin(&self.pin_path(name, slot)).ok()?;
         let info = sys::map_info(map.as_fd()).ok()?;
         let inner = OuterArray::new(outer.as_fd()).ok()?.inner_id(slot).ok()?;
@@ -250,32 +283,109 @@ impl Slots {
         }
         let len = info.value_size as usize * info.max_entries as usize;
         let mapping = Mapping::new(map.as_fd(), len, false).ok()?;
-        (name != "image" || len.is_multiple_of(PAGE_SIZE)).then_some(mapping)
+        let held = Held { map, id: info.id };
+        (name != "image" || len.is_multiple_of(PAGE_SIZE)).then_some((mapping, held))
     }
 
     fn pin_path(&self, name: &str, slot: u32) -> PathBuf {
         self.directory.join(format!("{name}-{slot}"))
     }
 
-    fn generation(&self, slot: u32) -> u64 {
+    fn generation(&self, slot: u32) -> &AtomicU64 {
         self.control
-            .load_u64(offset_of!(Control, generation) + slot as usize * 8)
+            .u64(offset_of!(Control, generation) + slot as usize * 8)
     }
 
-    fn stride(&self, slot: u32) -> u32 {
-        self.control
-            .load_u32(offset_of!(Control, stride) + slot as usize * 4)
+    fn stride(&self, slot: u32) -> &AtomicU32 {
+        self.control.u32(offset_of!(Control, stride) + slot as usize * 4)
+    }
+}
+
+/// What others may do to the slots, and how it is undone. The selector comes back last: until then packets may read
+/// what somebody else has chosen, afterwards they read what is whole.
+impl Slots {
+    /// What of the policy in force is not as this process left it. `closely`: also the bindings of its limits.
+    pub fn drift(&self, closely: bool) -> Result<Vec<Drift>, DatapathError> {
+        let mut found = Vec::new();
+        if self.control.load_u64(offset_of!(Control, selector)) != self.selector().0 {
+            found.push(Drift::Selector);
+        }
+        let Some(slot) = &self.in_force else {
+            return Ok(found);
+        };
+        let at = self.selector().image();
+        for ((outer, held), drift) in self.outer(slot).into_iter().zip([Drift::Image, Drift::Counters]) {
+            let there = OuterArray::new(outer)
+                .and_then(|outer| outer.inner_id(at))
+                .map_err(DatapathError::system("reading a policy slot"))?;
+            if there != Some(held.id) {
+                found.push(drift);
+            }
+        }
+        let same = self.generation(at).load(Ordering::Relaxed) == slot.generation
+            && self.stride(at).load(Ordering::Relaxed) == slot.stride;
+        if !same {
+            found.push(Drift::Words);
+        }
+        if closely && self.scopes.bound(at) != slot.bound {
+            found.push(Drift::Limits);
+        }
+        Ok(found)
     }
 
-    fn read(&self, slot: &Slot, index: u32) -> EndingCounters {
-        let endings = slot.image.load_u32(field::ENDINGS as usize);
-        read_counters(
-            &slot.counters,
-            self.generation(index),
-            self.stride(index),
-            endings,
-        )
+    /// Reads `bytes` more of the image in force back from the kernel. At its end: whether it is what was put there.
+    pub fn read_back(&mut self, bytes: usize) -> Option<bool> {
+        let slot = self.in_force.as_mut()?;
+        let (mut hasher, mut at) = slot.reading.take().unwrap_or_default();
+        let end = slot.image.len().min(at + bytes);
+        hash(&slot.image, at..end, &mut hasher);
+        at = end;
+        if at < slot.image.len() {
+            slot.reading = Some((hasher, at));
+            return None;
+        }
+        Some(*hasher.finalize().as_bytes() == slot.digest)
     }
+
+    /// Whether an image is being read back.
+    pub fn is_reading_back(&self) -> bool {
+        self.in_force.as_ref().is_some_and(|slot| slot.reading.is_some())
+    }
+
+    /// Makes the policy in force again what this process left, but for the bytes of the image itself.
+    pub fn repair(&self) -> Result<(), DatapathError> {
+        if let Some(slot) = &self.in_force {
+            let at = self.selector().image();
+            for (outer, held) in self.outer(slot) {
+                let put = |outer: OuterArray<'_>| match outer.inner_id(at)? == Some(held.id) {
+                    true => Ok(()),
+                    false => outer.set(at, held.map.as_fd()),
+                };
+                OuterArray::new(outer)
+                    .and_then(put)
+                    .map_err(DatapathError::system("putting the policy back into its slot"))?;
+            }
+            self.generation(at).store(slot.generation, Ordering::Relaxed);
+            self.stride(at).store(slot.stride, Ordering::Relaxed);
+            self.scopes.rebind(at, &slot.bound);
+        }
+        self.select(self.selector());
+        self.grace()?;
+        self.empty(self.idle())
+    }
+}
+
+impl Held {
+    fn new(map: OwnedFd) -> Result<Held, DatapathError> {
+        let info =
+            sys::map_info(map.as_fd()).map_err(DatapathError::system("asking for the number of a map"))?;
+        Ok(Held { map, id: info.id })
+    }
+}
+
+fn read(slot: &Slot) -> EndingCounters {
+    let endings = slot.image.load_u32(field::ENDINGS as usize);
+    read_counters(&slot.counters, slot.generation, slot.stride, endings)
 }
 
 /// The maps that the slots live in.
@@ -317,15 +427,19 @@ fn upload_image(slot: u32, image: &[u8]) -> std::io::Result<(OwnedFd, Mapping)> 
 
 /// BLAKE3 of a mapped image.
 fn digest(image: &Mapping) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hash(image, 0..image.len(), &mut hasher);
+    hasher.finalize().into()
+}
+
+fn hash(image: &Mapping, range: Range<usize>, hasher: &mut blake3::Hasher) {
     // Copied out in chunks that stay in the cache: memory shared with the kernel is never a plain slice.
     let mut chunk = vec![0; 256 << 10];
-    let mut hasher = blake3::Hasher::new();
-    let mut at = 0;
-    while at < image.len() {
-        let len = chunk.len().min(image.len() - at);
+    let mut at = range.start;
+    while at < range.end {
+        let len = chunk.len().min(range.end - at);
         image.read(at, &mut chunk[..len]);
         hasher.update(&chunk[..len]);
         at += len;
     }
-    hasher.finalize().into()
 }

@@ -334,6 +334,14 @@ impl Scopes {
             .collect()
     }
 
+    /// Binds a slot to these scopes of the kernel again, as [`Self::bound`] gave them.
+    pub fn rebind(&self, slot: u32, bound: &[Option<u32>]) {
+        for (local, place) in (0..).zip(bound) {
+            let word = place.map_or(0, |place| place + 1);
+            self.binding(slot, local).store(word, Ordering::Release);
+        }
+    }
+
     /// Since and until which second new connections of a scope are challenged, if they are.
     pub fn challenged(&self, place: u32, now_s: u32) -> Option<(u32, u32)> {
         let word = self.word(place, scope::CHALLENGED).load(Ordering::Relaxed);

@@ -14,6 +14,7 @@ mod connections;
 mod conntrack;
 mod counters;
 pub mod device;
+mod drift;
 mod events;
 mod flows;
 mod gate;
@@ -33,6 +34,7 @@ mod xdp;
 pub use attach::{AttachError, Attachment, Features, Hook, Ingress, Part, TcMode, Way};
 pub use connections::{Counting, Found, Recounter};
 pub use counters::{EndingCounter, EndingCounters};
+pub use drift::Drift;
 pub use events::EventReader;
 pub use flows::Flow;
 pub use image::InForce;
@@ -45,6 +47,7 @@ use crate::policy::compile::Compiled;
 use attach::Attacher;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use bans::Bans;
+use drift::Expected;
 
 use firewall_common::{
     ban::{self, Ban, BanKey, Escalation},
@@ -263,6 +266,7 @@ pub struct Datapath {
     features: Features,
     slots: Slots,
     config: Array<MapData, [u8; CONFIG_BYTES]>,
+    expected: Expected,
     local: HashMap<MapData, [u64; 2], u32>,
     interfaces: PerCpuArray<MapData, [u64; size_of::<InterfaceCounter>() / 8]>,
     sampler: PerCpuArray<MapData, [u64; 3]>,
@@ -348,13 +352,14 @@ impl Datapath {
             || pins::attached(pins)
                 .map_err(DatapathError::path("reading", pins))?
                 .is_empty();
-        let datapath = Datapath {
+        let mut datapath = Datapath {
             pins: pins.to_owned(),
             directory,
             programs,
             features,
             slots,
             config: maps.take("CONFIG")?,
+            expected: Expected::default(),
             local: maps.take("LOCAL")?,
             interfaces: maps.take("IFACES")?,
             sampler: maps.take("SAMPLER")?,
@@ -378,6 +383,9 @@ impl Datapath {
             .control()
             .u64(offset_of!(Control, netns_cookie))
             .store(cookie, Ordering::Relaxed);
+        let zero = datapath.slots.control().u64(offset_of!(Control, zero));
+        zero.store(0, Ordering::Relaxed);
+        datapath.expected.words = drift::words(datapath.slots.control());
         pins::remove_zombies(pins)?;
         Ok(datapath)
     }
@@ -515,7 +523,9 @@ impl Datapath {
                 self.flows.forget_datagrams();
             }
         }
-        self.forget(known.difference(&own))
+        self.forget(known.difference(&own))?;
+        self.expected.config = Some((config.clone(), bytes, own));
+        Ok(())
     }
 
     fn forget<'a>(&mut self, keys: impl Iterator<Item = &'a [u64; 2]>) -> Result<(), DatapathError> {

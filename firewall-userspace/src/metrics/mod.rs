@@ -134,6 +134,15 @@ fn families(scrape: &Scrape) -> Vec<MetricFamily> {
     }
     out.push(repairs);
 
+    let mut drift = Family::counter(
+        "ravelin_drift_total",
+        "What somebody else changed in the maps of the kernel, and was put back.",
+    );
+    for (what, count) in &scrape.drift {
+        drift.add(&[("what", what.word())], *count as f64);
+    }
+    out.push(drift);
+
     let mut suppressed = Family::counter(
         "ravelin_events_suppressed_total",
         "Events not reported because there were too many.",
@@ -447,7 +456,7 @@ mod tests {
     use crate::agent::counters::{EndingName, RuleKey, Totals, ingress};
     use crate::agent::handle::{BanScrape, InterfaceScrape};
     use crate::api::types::{LimitState, LimitUsed, LimitValue};
-    use crate::datapath::Part;
+    use crate::datapath::{Drift, Part};
     use crate::detect::Kind;
     use firewall_common::verdict::Reason;
     use prometheus::{Registry, TextEncoder};
@@ -490,6 +499,7 @@ mod tests {
                     ..InterfaceScrape::default()
                 }],
                 repairs: vec![("eth0".into(), Part::Egress, 2)],
+                drift: vec![(Drift::Selector, 1), (Drift::Config, 0)],
                 anomalies: vec![
                     ("api".into(), Kind::Drops, true),
                     ("api".into(), Kind::Bytes, false),
@@ -558,6 +568,8 @@ mod tests {
             "ravelin_interface_bytes_total{interface=\"eth0\",direction=\"egress\",verdict=\"drop\"} 300",
             "ravelin_interface_info{interface=\"eth0\",hook=\"xdp\",mode=\"native\",egress=\"tcx\"} 1",
             "ravelin_repairs_total{interface=\"eth0\",part=\"egress\"} 2",
+            "ravelin_drift_total{what=\"selector\"} 1",
+            "ravelin_drift_total{what=\"config\"} 0",
             "ravelin_anomaly{service=\"api\",kind=\"drops\"} 1",
             "ravelin_anomaly{service=\"api\",kind=\"bytes\"} 0",
             "ravelin_policy_generation 3",

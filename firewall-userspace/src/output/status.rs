@@ -143,6 +143,14 @@ pub fn status(record: &Status, now: u64, style: &Style) -> String {
             out.push_str(&indent(&format!("{}: {times}, last: {last}", each.name), "  "));
         }
     }
+    if let Some(last) = &record.drift.last {
+        let _ = writeln!(out, "\n{}", style.warn("Changed by somebody else and put back"));
+        let times = plural(record.drift.found as usize, "time");
+        let age = duration(Duration::from_secs(
+            now.saturating_sub(record.drift.last_at.unwrap_or(now)),
+        ));
+        out.push_str(&indent(&format!("{times}, last {age} ago: {last}"), "  "));
+    }
     if !record.uncovered.is_empty() {
         out.push('\n');
         out.push_str(&uncovered(&record.uncovered, style));
@@ -312,7 +320,7 @@ pub fn plural(count: usize, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::{Count, LimitStatus, PolicyStatus, Temporary};
+    use crate::api::types::{Count, DriftStatus, LimitStatus, PolicyStatus, Temporary};
     use crate::policy::compile::Stats;
 
     fn record() -> Status {
@@ -334,6 +342,11 @@ mod tests {
                 connections: 1,
                 memory: 1_572_864,
                 memory_max: 256_000_000,
+            },
+            drift: DriftStatus {
+                found: 1,
+                last: Some("somebody changed the policy in force in the maps of the kernel".into()),
+                last_at: Some(1_795_309_396),
             },
             policy: PolicyStatus {
                 path: "/etc/ravelin/policy.toml".into(),
@@ -432,6 +445,9 @@ eth1       physical in br0  no     xdp generic          0           0  clsact   
 Taken off by somebody else and put back
   eth1: 2 times, last: somebody detached its XDP link; put back after 251 ms at most
 
+Changed by somebody else and put back
+  1 time, last 3m 20s ago: somebody changed the policy in force in the maps of the kernel
+
 NOT FILTERED  KIND    WHY
 br0           bridge  its frames are judged on its members: eth1
 "
@@ -441,6 +457,7 @@ br0           bridge  its frames are judged on its members: eth1
     #[test]
     fn trouble_is_said_first_and_in_sentences() {
         let mut record = record();
+        record.drift = DriftStatus::default();
         record.mode = "observe".into();
         record.policy.origin = "last-good".into();
         record.policy.last_error = Some("policy.toml:3:9: unknown key \"alow\"\n  3 | alow = []".into());
