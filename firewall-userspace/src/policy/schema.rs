@@ -24,6 +24,20 @@ pub fn json_schema() -> Value {
         "required": ["version"],
         "properties": {
             "version": { "const": 1, "description": "Version of the policy language." },
+            "policy": {
+                "description": "Makes the file a document of a fleet. On a node that reads it as its own file it changes nothing.",
+                "type": "object",
+                "additionalProperties": false,
+                "required": ["name", "nodes"],
+                "properties": {
+                    "name": {
+                        "description": "Unique in the fleet.",
+                        "type": "string",
+                        "pattern": format!("^{NAME_PATTERN}$")
+                    },
+                    "nodes": { "$ref": "#/$defs/selector" }
+                }
+            },
             "deny": {
                 "description": "Sources that are denied on every port; beats every allow.",
                 "type": "array",
@@ -86,8 +100,29 @@ pub fn json_schema() -> Value {
                                 "minLength": 1
                             }
                         }
+                    },
+                    {
+                        "description": "The addresses of the nodes that a selector names, as they register.",
+                        "type": "object",
+                        "additionalProperties": false,
+                        "required": ["nodes"],
+                        "properties": {
+                            "nodes": { "$ref": "#/$defs/selector" },
+                            "within": {
+                                "description": "Prefixes that the addresses have to lie in; others do not count.",
+                                "type": "array",
+                                "minItems": 1,
+                                "items": { "type": "string", "pattern": format!("^({prefix})$") }
+                            }
+                        }
                     }
                 ]
+            },
+            "selector": {
+                "description": "Nodes by their labels; all conditions hold. \"*\" is every node.",
+                "type": "string",
+                "pattern": selector(),
+                "examples": ["*", "role=payments, zone!=eu-1", "zone in (eu-1, eu-2), !canary", "name=web-1"]
             },
             "service": {
                 "type": "object",
@@ -242,6 +277,15 @@ pub fn json_schema() -> Value {
             }
         }
     })
+}
+
+/// As [`crate::fleet::selector`] reads them; which labels there are only the fleet knows.
+fn selector() -> String {
+    let key = "[A-Za-z0-9][A-Za-z0-9._/-]{0,62}";
+    let value = "[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,252}";
+    let values = format!(r"\( *{value} *(, *{value} *)*\)");
+    let condition = format!("(! *{key}|{key}( *(==?|!=) *{value}| +(in|notin|not +in) *{values})?)");
+    format!(r"^ *(\*|{condition} *(, *{condition} *)*) *$")
 }
 
 const NUMBER: &str = r"[0-9]{1,18}(\.[0-9]{1,3})?";

@@ -146,6 +146,23 @@ fn the_examples_are_valid_and_load_without_a_warning() {
 }
 
 #[test]
+fn the_document_of_a_fleet_is_valid_and_tells_that_its_nodes_are_unknown_here() {
+    let text = include_str!("../../../../docs/examples/fleet.toml");
+    assert_eq!(check(text), Ok(()));
+    let loaded = file::parse(text, Path::new("fleet.toml"), 0).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(
+        loaded.header.map(|header| header.name).as_deref(),
+        Some("payments")
+    );
+    let told: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].contains("who these nodes are is known to the agents of a fleet only"),
+        "{told:?}"
+    );
+}
+
+#[test]
 fn temporary_entries_and_list_files_are_valid() {
     let text = "version = 1\ndeny = [{ source = \"@x\", until = 2026-11-22T05:00:00Z }]\n[groups]\nx = { file = \"a\" }\ny = []\n";
     assert_eq!(check(text), Ok(()));
@@ -162,6 +179,16 @@ fn shapes_that_the_parser_refuses_are_invalid() {
         "version = 1\ndeny = [{ source = \"@a\" }]",
         "version = 1\n[defaults]\ningress = \"drop\"",
         "version = 1\n[groups]\na = { path = \"x\" }",
+        "version = 1\n[groups]\na = { nodes = \"x\", file = \"y\" }",
+        "version = 1\n[groups]\na = { file = \"y\", within = [\"10.0.0.0/8\"] }",
+        "version = 1\n[groups]\na = { nodes = \"x\", within = [] }",
+        "version = 1\n[groups]\na = { nodes = \"x\", within = \"10.0.0.0/8\" }",
+        "version = 1\n[groups]\na = { nodes = [\"x\"] }",
+        "version = 1\n[policy]\nname = \"a\"",
+        "version = 1\n[policy]\nnodes = \"*\"",
+        "version = 1\n[policy]\nname = \"a\"\nnodes = [\"b\"]",
+        "version = 1\n[policy]\nname = \"a\"\nnodes = \"*\"\nversion = 3",
+        "version = 1\npolicy = \"a\"",
         "version = 1\n[[service]]\nname = \"a\"",
         "version = 1\n[[service]]\nname = \"a\"\nports = []",
         "version = 1\n[[service]]\nname = \"a\"\nports = [\"tcp/1\"]\nalow = []",
@@ -232,6 +259,13 @@ mod patterns {
             let known = ["out of range", "no time at all", "does not say for how long", "duration is missing", "hundred years"];
             if let Err(error) = text::on_excess(&excess) {
                 prop_assert!(known.iter().any(|known| error.message.contains(known)), "{excess}: {}", error.message);
+            }
+        }
+
+        #[test]
+        fn selectors_are_selectors(text in pattern("/$defs/selector/pattern").as_str()) {
+            if let Err(error) = crate::fleet::selector::Selector::parse(&text) {
+                prop_assert!(error.message.contains("cannot name a node"), "{text}: {}", error.message);
             }
         }
 
