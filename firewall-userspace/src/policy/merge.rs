@@ -8,7 +8,7 @@
 //! services and says nothing. What no egress rule names stays inside if any part says so. Groups and limits are each
 //! part's own.
 //!
-//! Which of two parts in conflict holds on a node is stated in [`settle`], and nowhere else.
+//! Which of two parts in conflict holds on a node is not decided here: [`crate::fleet::node`] tries them one by one.
 
 use super::file::Loaded;
 use super::model::{Action, EgressId, Owner, Place, Policy, Rule, ServiceId};
@@ -189,72 +189,6 @@ impl Start {
             }
         };
         rule
-    }
-}
-
-/// A policy that may hold on a node, in the version that came last and in the one that is in force.
-#[derive(Clone, Debug)]
-pub struct Contender<'a> {
-    pub name: PartName,
-    /// What is not in force yet.
-    pub newer: Option<&'a Loaded>,
-    pub in_force: Option<&'a Loaded>,
-}
-
-/// Which version of a contender holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
-    Newer,
-    InForce,
-    /// None of them: it cannot stand beside the others.
-    Neither,
-}
-
-/// What becomes of each contender, in their order, and the conflict for which its newest version was rejected.
-///
-/// What is in force stays; among newcomers the local policy and then the lower name goes first. Who comes second
-/// is rejected: then the version in force goes on, if there is one. The chosen ones merge without a conflict.
-pub fn settle(contenders: &[Contender<'_>]) -> Vec<(Choice, Option<Conflict>)> {
-    let mut settled: Vec<(Choice, Option<Conflict>)> = contenders
-        .iter()
-        .map(|contender| match (contender.newer, contender.in_force) {
-            (Some(_), _) => (Choice::Newer, None),
-            (None, Some(_)) => (Choice::InForce, None),
-            (None, None) => (Choice::Neither, None),
-        })
-        .collect();
-    // Each round but the last takes one newer version back.
-    'again: loop {
-        let mut order: Vec<usize> = (0..contenders.len()).collect();
-        order.sort_by_key(|&at| (settled[at].0 == Choice::Newer, &contenders[at].name));
-        let mut claimed = Claimed::default();
-        let mut rejected = Vec::new();
-        for at in order {
-            let contender = &contenders[at];
-            let loaded = match settled[at].0 {
-                Choice::Newer => contender.newer,
-                Choice::InForce => contender.in_force,
-                Choice::Neither => None,
-            };
-            let Some(loaded) = loaded else { continue };
-            let part = Part {
-                name: contender.name.clone(),
-                loaded,
-            };
-            match claimed.add(&part) {
-                Ok(()) => {}
-                Err(conflict) if settled[at].0 == Choice::Newer && contender.in_force.is_some() => {
-                    settled[at] = (Choice::InForce, Some(conflict));
-                    continue 'again;
-                }
-                Err(conflict) => rejected.push((at, conflict)),
-            }
-        }
-        for (at, conflict) in rejected {
-            let before = settled[at].1.take();
-            settled[at] = (Choice::Neither, before.or(Some(conflict)));
-        }
-        return settled;
     }
 }
 
