@@ -1,10 +1,12 @@
 //! A fleet for tests: operators with keys, a store that is a directory, and the configuration of nodes that belong to it.
 
+use crate::etcd::{Cluster, ROOT};
+use crate::netns::{Namespace, run_in};
 use anyhow::{Context, Result, ensure};
 use ravelin::fleet::lists;
 use ravelin::fleet::signature;
 use ravelin::fleet::statement::{Digest, Envelope, Kind, Statement};
-use ravelin::store::directory::Directory;
+use ravelin::store::settings::{self, Settings};
 use ravelin::store::shared::{Expect, Store};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,10 +23,11 @@ pub const STRANGER: &str = "mallory@example.net";
 /// See the top of this file.
 pub struct Fleet {
     dir: TempDir,
-    store: Arc<dyn Store>,
     /// `[store]` of agent.toml.
     section: String,
-    runtime: tokio::runtime::Runtime,
+    settings: Settings,
+    /// Where the store is reached from, if that is not everywhere.
+    namespace: Option<PathBuf>,
 }
 
 impl Fleet {
@@ -36,27 +39,51 @@ impl Fleet {
         let dir = TempDir::with_prefix("ravelin-fleet-").context("making a directory")?;
         let root = dir.path().join("store");
         std::fs::create_dir(&root).context("making the store")?;
-        let store = Arc::new(Directory::open(&root)?);
-        let section = format!("directory = \"{}\"\n", root.display());
-        Fleet::with(dir, store, section)
+        let section = format!("[store]\ndirectory = {root:?}\n");
+        Fleet::with(dir, section, None)
     }
 
-    /// A fleet with any store; `section` is what nodes have below `[store]`.
+    /// A fleet whose store is an etcd that is reached from this namespace, by its user `root`.
     ///
     /// # Errors
-    /// Needs ssh-keygen.
-    pub fn with(dir: TempDir, store: Arc<dyn Store>, section: String) -> Result<Fleet> {
+    /// Needs ssh-keygen and openssl.
+    pub fn in_etcd(cluster: &Cluster, namespace: &Namespace) -> Result<Fleet> {
+        let dir = TempDir::with_prefix("ravelin-fleet-").context("making a directory")?;
+        Fleet::with(dir, cluster.settings(ROOT)?, Some(namespace.path()))
+    }
+
+    fn with(dir: TempDir, section: String, namespace: Option<PathBuf>) -> Result<Fleet> {
+        #[derive(serde::Deserialize)]
+        struct File {
+            store: Settings,
+        }
+        let file: File = toml::from_str(&section).context("reading [store]")?;
         let fleet = Fleet {
             dir,
-            store,
             section,
-            runtime: tokio::runtime::Runtime::new().context("making a runtime")?,
+            settings: file.store,
+            namespace,
         };
         for name in [OPERATOR, STRANGER] {
             fleet.make_key(name)?;
         }
         fleet.trust(&[OPERATOR])?;
         Ok(fleet)
+    }
+
+    /// Does something with the store, from where it is reached, with a connection of its own.
+    fn ask<T: Send>(&self, work: impl AsyncFnOnce(Arc<dyn Store>) -> Result<T> + Send) -> Result<T> {
+        let work = || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("making a runtime")?;
+            runtime.block_on(async { work(settings::open(&self.settings)?).await })
+        };
+        match &self.namespace {
+            Some(namespace) => run_in(namespace, work),
+            None => work(),
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -66,10 +93,6 @@ impl Fleet {
     /// Where a directory has its keys.
     pub fn root(&self) -> PathBuf {
         self.dir.path().join("store")
-    }
-
-    pub fn store(&self) -> &Arc<dyn Store> {
-        &self.store
     }
 
     pub fn key(&self, name: &str) -> PathBuf {
@@ -121,7 +144,7 @@ impl Fleet {
     pub fn config(&self, node: &str, more: &str) -> Result<[String; 2]> {
         let path = self.dir.path().join(format!("{node}.toml"));
         let text = format!(
-            "[store]\n{}\n[trust]\nallowed_signers = \"{}\"\n\n[fleet]\nname = \"{node}\"\n{more}\n",
+            "{}\n[trust]\nallowed_signers = \"{}\"\n\n[fleet]\nname = \"{node}\"\n{more}\n",
             self.section,
             self.allowed_signers().display()
         );
@@ -134,11 +157,21 @@ impl Fleet {
     /// # Errors
     /// The store is out of reach.
     pub fn put(&self, key: &str, value: &[u8]) -> Result<()> {
-        let value = value.to_vec().into();
-        self.runtime
-            .block_on(self.store.put(key, value, Expect::Any))
-            .with_context(|| format!("putting {key}"))?;
-        Ok(())
+        self.put_all(&[(key.to_owned(), value.to_vec())])
+    }
+
+    /// Puts values one after the other, whatever was there.
+    ///
+    /// # Errors
+    /// The store is out of reach.
+    pub fn put_all(&self, values: &[(String, Vec<u8>)]) -> Result<()> {
+        self.ask(async |store| {
+            for (key, value) in values {
+                let put = store.put(key, value.clone().into(), Expect::Any).await;
+                put.with_context(|| format!("putting {key}"))?;
+            }
+            Ok(())
+        })
     }
 
     /// Deletes a key that nobody signed away.
@@ -146,21 +179,24 @@ impl Fleet {
     /// # Errors
     /// The store is out of reach.
     pub fn delete(&self, key: &str) -> Result<()> {
-        self.runtime
-            .block_on(self.store.delete(key, Expect::Any))
-            .with_context(|| format!("deleting {key}"))?;
-        Ok(())
+        self.ask(async |store| {
+            let deleted = store.delete(key, Expect::Any).await;
+            deleted.with_context(|| format!("deleting {key}"))?;
+            Ok(())
+        })
     }
 
     /// # Errors
     /// The store is out of reach.
     pub fn get(&self, key: &str) -> Result<Option<Vec<u8>>> {
-        let found = self.runtime.block_on(self.store.get(&[key.to_owned()]))?;
-        Ok(found
-            .into_iter()
-            .flatten()
-            .next()
-            .map(|entry| entry.value.to_vec()))
+        self.ask(async |store| {
+            let found = store.get(&[key.to_owned()]).await?;
+            Ok(found
+                .into_iter()
+                .flatten()
+                .next()
+                .map(|entry| entry.value.to_vec()))
+        })
     }
 
     /// Signs and puts a document with these services for the nodes of a selector.
@@ -216,6 +252,21 @@ impl Signed {
         })
     }
 
+    /// Bans a prefix for good, everywhere.
+    pub fn ban(prefix: &str, version: u64) -> Signed {
+        let mut ban = Signed::policy("ban", "*", version, "");
+        (ban.0.kind, ban.0.name) = (Kind::Ban, prefix.to_owned());
+        ban.0.text = "until: never\nwhy: scans\n".to_owned();
+        ban
+    }
+
+    /// Takes it back.
+    pub fn unban(prefix: &str, version: u64) -> Signed {
+        let mut unban = Signed::ban(prefix, version);
+        (unban.0.kind, unban.0.text) = (Kind::Unban, String::new());
+        unban
+    }
+
     /// The envelope, signed with a key.
     ///
     /// # Errors
@@ -225,6 +276,38 @@ impl Signed {
         let bytes = self.0.to_bytes();
         let signature = signature::sign(&bytes, key, signature::POLICY)?;
         Ok(Envelope::seal(&bytes, signature.armored())?.bytes().to_vec())
+    }
+
+    /// The envelopes of many, by one run of ssh-keygen.
+    ///
+    /// # Errors
+    /// ssh-keygen fails.
+    pub fn seal_all(all: &[Signed], key: &Path) -> Result<Vec<Vec<u8>>> {
+        let dir = TempDir::new().context("making a directory")?;
+        let files: Vec<PathBuf> = (0..all.len())
+            .map(|number| dir.path().join(number.to_string()))
+            .collect();
+        for (signed, file) in all.iter().zip(&files) {
+            signed.0.check()?;
+            std::fs::write(file, signed.0.to_bytes()).context("writing what is to be signed")?;
+        }
+        let output = Command::new("ssh-keygen")
+            .args(["-q", "-Y", "sign", "-n", signature::POLICY, "-f"])
+            .arg(key)
+            .args(&files)
+            .output()
+            .context("running ssh-keygen")?;
+        ensure!(
+            output.status.success(),
+            "ssh-keygen: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let sealed = all.iter().zip(&files).map(|(signed, file)| {
+            let armored =
+                std::fs::read_to_string(file.with_extension("sig")).context("reading a signature")?;
+            Ok(Envelope::seal(&signed.0.to_bytes(), &armored)?.bytes().to_vec())
+        });
+        sealed.collect()
     }
 
     pub fn digest(&self) -> Digest {

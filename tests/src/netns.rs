@@ -106,15 +106,7 @@ impl Namespace {
     /// # Panics
     /// If the namespace cannot be entered, or the closure panics.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                enter(&self.path()).unwrap_or_else(|error| panic!("{error:#}"));
-                work()
-            });
-            thread
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        run_in(&self.path(), work)
     }
 
     /// Starts a thread inside.
@@ -226,6 +218,22 @@ pub fn ip(arguments: &str) -> Result<String> {
         );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs a closure inside the namespace of this handle, on a thread of its own, and waits for it.
+///
+/// # Panics
+/// If the namespace cannot be entered, or the closure panics.
+pub fn run_in<T: Send>(namespace: &Path, work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            enter(namespace).unwrap_or_else(|error| panic!("{error:#}"));
+            work()
+        });
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// Moves the calling thread into the namespace.

@@ -286,6 +286,7 @@ impl Owner {
         self.desired = Some(Desired {
             policy: Arc::new(candidate.policy),
             text: candidate.source.text.into(),
+            local: candidate.local,
             stats,
             scopes: candidate.compiled.scopes.clone().into(),
             compiled: (candidate.compiled.image.len() <= KEEP_IMAGE).then(|| Arc::new(candidate.compiled)),

@@ -3,6 +3,7 @@
 use super::config::Mode;
 use super::counters::{ServiceKey, Totals};
 use super::reload::Refusal;
+use crate::api::fleet::FleetStatus;
 use crate::api::types::{
     AnomalyList, Applied, ApplyRequest, BanList, BanRequest, BanRow, Banned, Count, CounterRow, Edit,
     LimitState, RuleRow, ServiceRow, Status, UnbanRequest, Unbanned,
@@ -89,6 +90,8 @@ pub struct Scrape {
     /// By service and kind; empty if detection is off.
     pub anomalies: Vec<(String, Kind, bool)>,
     pub enforcing: bool,
+    /// `None`: the node belongs to no fleet.
+    pub fleet: Option<FleetStatus>,
 }
 
 /// Bans: how many are in force, and how many there were.

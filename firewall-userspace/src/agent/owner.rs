@@ -107,6 +107,8 @@ pub struct Outlets {
 pub(super) struct Desired {
     pub(super) policy: Arc<Policy>,
     pub(super) text: Arc<str>,
+    /// There is a policy file.
+    pub(super) local: bool,
     pub(super) compiled: Option<Arc<Compiled>>,
     /// By their number in the image.
     pub(super) scopes: Arc<[Scope]>,

@@ -164,6 +164,7 @@ impl Owner {
             applied_at: desired.map_or(0, |desired| desired.applied_at),
             origin: match desired {
                 None => "kernel",
+                Some(desired) if !desired.local => "fleet",
                 Some(_) if self.reload.from_file => Origin::File.word(),
                 Some(_) => Origin::LastGood.word(),
             }
@@ -371,6 +372,12 @@ impl Owner {
             bans: self.ban_scrape(),
             anomalies: self.anomaly_flags(),
             enforcing: self.mode == Mode::Enforce,
+            fleet: self
+                .out
+                .fleet
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
         }
     }
 

@@ -69,7 +69,7 @@ pub struct PolicyStatus {
     pub digest: String,
     /// Unix seconds of the last successful application.
     pub applied_at: u64,
-    /// `file`; `last-good` when the file is gone or bad; `kernel` when there is no copy of it either, and what an
+    /// `file`; `fleet` when a node has no file and its fleet says all; `last-good` when the file is gone or bad; `kernel` when there is no copy of it either, and what an
     /// earlier agent put in force stays.
     pub origin: String,
     /// Of the last reload, if it failed: the whole text with the pointer into the line.

@@ -5,6 +5,7 @@ pub mod guards;
 pub mod lists;
 pub mod memory;
 pub mod node;
+pub mod orders;
 mod pattern;
 pub mod registered;
 pub mod report;

@@ -10,6 +10,7 @@
 
 use super::Verified;
 use super::documents::{Document, Documents};
+use super::orders::{Order, Orders};
 use super::registered::{Member, Registered};
 use super::statement::{Digest, Kind, Statement, Subject};
 use crate::policy::groups::NodeGroup;
@@ -48,7 +49,7 @@ impl Rejection {
     }
 
     /// May be over when the clock goes on or is put right.
-    fn is_of_time(&self) -> bool {
+    pub(super) fn is_of_time(&self) -> bool {
         matches!(self.word, "expired" | "not-yet")
     }
 }
@@ -61,8 +62,9 @@ pub trait Judge {
     fn verify_kept(&self, envelope: &[u8]) -> Result<Verified, Rejection>;
     /// Whether a selector means this node.
     fn is_here(&self, nodes: &str) -> bool;
-    /// Refuses what is older than something seen before, or another one of the same version; takes note of it otherwise.
-    fn remember(&mut self, verified: &Verified) -> Result<(), Rejection>;
+    /// Refuses what is older than something seen before, or another one of the same version; takes note of it otherwise. True if it
+    /// was known already.
+    fn remember(&mut self, verified: &Verified) -> Result<bool, Rejection>;
     /// Whether the text is a policy within the bounds that this node sets, with lists made of its objects. Gives the
     /// nodes that its groups ask for.
     fn read(&self, document: &Document) -> Result<Vec<NodeGroup>, Rejection>;
@@ -227,6 +229,7 @@ pub struct Node {
     offered: Option<Arc<Documents>>,
     /// What was new in a set that was refused, to be tried one by one.
     trial: VecDeque<String>,
+    orders: Orders,
     /// Boot clock: not before then, for the machine could not.
     resting: Option<(Duration, usize)>,
     refusals: Vec<Refusal>,
@@ -349,6 +352,8 @@ impl Node {
                 self.offer(name, value);
             } else if let Some(name) = key.strip_prefix("nodes/") {
                 members.extend(self.member(name, &value, judge));
+            } else if let Some(name) = key.strip_prefix("bans/") {
+                self.orders.put(name, value);
             }
         }
         for (name, slot) in &mut self.slots {
@@ -382,6 +387,11 @@ impl Node {
                     }
                 }
                 None => self.registered.gone(name, now.boot),
+            }
+        } else if let Some(name) = key.strip_prefix("bans/") {
+            match value {
+                Some(value) => self.orders.put(name, value),
+                None => self.orders.remove(name),
             }
         }
     }
@@ -447,6 +457,7 @@ impl Node {
             }
             slot.offer = None;
         }
+        self.orders.forget();
         for (document, rejection) in dropped {
             self.tell_kept(&document.envelope, Some(&document.verified), rejection);
         }
@@ -498,6 +509,8 @@ impl Node {
     /// Looks at what is new and at what is due.
     pub fn look(&mut self, judge: &mut dyn Judge, now: Now) {
         self.registered.age(now.boot, self.grace);
+        let refusals = self.orders.look(judge, now);
+        self.refusals.extend(refusals);
         for (name, slot) in &mut self.slots {
             let Some(offer) = &mut slot.offer else { continue };
             let before = match &offer.verdict {
@@ -780,6 +793,11 @@ impl Node {
             })
         });
         rows.collect()
+    }
+
+    /// Bans to be carried out since the last call.
+    pub fn orders(&mut self) -> Vec<Order> {
+        self.orders.take()
     }
 
     /// Whether the owner looks at a set now.

@@ -3,6 +3,7 @@
 //!
 //! Labels are names of the policy, reasons and interfaces: bounded, and never an address.
 
+mod fleet;
 pub mod server;
 
 use crate::agent::handle::{Command, Handle, Scrape};
@@ -316,6 +317,7 @@ fn families(scrape: &Scrape) -> Vec<MetricFamily> {
     prefixes.add(&[("family", "ipv4")], scrape.stats.prefixes_v4 as f64);
     prefixes.add(&[("family", "ipv6")], scrape.stats.prefixes_v6 as f64);
     out.push(prefixes);
+    out.extend(scrape.fleet.iter().flat_map(fleet::families));
     out.into_iter()
         .filter(|family| !family.metrics.is_empty())
         .map(Family::finish)
@@ -455,6 +457,7 @@ mod tests {
     use super::*;
     use crate::agent::counters::{EndingName, RuleKey, Totals, ingress};
     use crate::agent::handle::{BanScrape, InterfaceScrape};
+    use crate::api::fleet::{DocumentRow, FleetStatus};
     use crate::api::types::{LimitState, LimitUsed, LimitValue};
     use crate::datapath::{Drift, Part};
     use crate::detect::Kind;
@@ -540,6 +543,17 @@ mod tests {
                     ..BanScrape::default()
                 },
                 suppressed: Reason::ALL.iter().map(|reason| (*reason, 0)).collect(),
+                fleet: Some(FleetStatus {
+                    connected: true,
+                    documents: vec![DocumentRow {
+                        name: "web".into(),
+                        state: "in-force".into(),
+                        version: Some(7),
+                        ..DocumentRow::default()
+                    }],
+                    refused: [("older".to_owned(), 2)].into(),
+                    ..FleetStatus::default()
+                }),
                 ..Scrape::default()
             })
         }
@@ -591,6 +605,11 @@ mod tests {
             "ravelin_limit_sources{service=\"api\",limit=\"api/@web\",kind=\"packets\"} 7",
             "ravelin_limit_sources_max{service=\"api\",limit=\"api/@web\",kind=\"packets\"} 1024",
             "ravelin_connections_mended_total 0",
+            "ravelin_fleet_connected 1",
+            "ravelin_fleet_documents{state=\"in-force\"} 1",
+            "ravelin_fleet_documents{state=\"withheld\"} 0",
+            "ravelin_fleet_document_version{document=\"web\"} 7",
+            "ravelin_fleet_refused_total{reason=\"older\"} 2",
         ] {
             assert!(text.lines().any(|one| one == line), "{line} is not in\n{text}");
         }

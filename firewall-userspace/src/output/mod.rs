@@ -12,6 +12,7 @@ mod doctor;
 mod events;
 mod explain;
 mod fleet;
+mod fleet_status;
 mod flows;
 mod human;
 mod limit_states;

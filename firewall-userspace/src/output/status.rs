@@ -2,6 +2,7 @@
 
 use super::Style;
 use super::anomalies::anomaly_table;
+use super::fleet_status;
 use super::human::{bytes, duration, number, utc};
 use super::table::{indent, left, right, table, words};
 use crate::api::types::{InterfaceStatus, PublishedPort, Status, Uncovered};
@@ -39,6 +40,7 @@ pub fn status(record: &Status, now: u64, style: &Style) -> String {
             )),
             "kernel" => style.warn("an earlier agent; neither its file nor a copy can be read"),
             "file" => policy.path.clone(),
+            "fleet" => "the fleet alone: there is no policy file".to_owned(),
             other => format!("{} ({other})", policy.path),
         };
         field(
@@ -111,6 +113,9 @@ pub fn status(record: &Status, now: u64, style: &Style) -> String {
         );
         field("bans", &text);
     }
+    if let Some(of_fleet) = &record.fleet {
+        field("fleet", &fleet_status::line(of_fleet, now, style));
+    }
     if record.failsafe.is_empty() {
         field("failsafe", &style.dim("none"));
     }
@@ -129,6 +134,9 @@ pub fn status(record: &Status, now: u64, style: &Style) -> String {
             style.bad(&format!("The last reload failed; {kept}:"))
         );
         out.push_str(&indent(error, "  "));
+    }
+    if let Some(of_fleet) = &record.fleet {
+        out.push_str(&fleet_status::documents(of_fleet, style));
     }
     if !record.interfaces.is_empty() {
         out.push('\n');

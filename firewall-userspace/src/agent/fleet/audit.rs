@@ -1,8 +1,9 @@
-//! The audit log: a line of JSON for each document that came in force or was refused, by the log (target `audit`) and in
+//! The audit log: a line of JSON for each document and each ban that came in force or was refused, by the log (target `audit`) and in
 //! `audit.jsonl` of the state directory, which is kept to a bounded size.
 
 use crate::fleet::documents::Document;
 use crate::fleet::node::Refusal;
+use crate::fleet::orders::Order;
 use serde::Serialize;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -86,6 +87,26 @@ impl Audit {
             version: Some(statement.version),
             signer: Some(&document.verified.signer),
             digest: document.stored_as.to_string(),
+            reason: None,
+            text: None,
+        });
+    }
+
+    /// A ban that was carried out.
+    pub fn ordered(&self, order: &Order, now: u64) {
+        let event = if order.terms.is_some() {
+            "banned"
+        } else {
+            "unbanned"
+        };
+        log::info!("{} is {event} by {}", order.prefix, order.signer);
+        self.write(&Line {
+            time: now,
+            event,
+            key: &order.key,
+            version: Some(order.version),
+            signer: Some(&order.signer),
+            digest: order.digest.to_string(),
             reason: None,
             text: None,
         });

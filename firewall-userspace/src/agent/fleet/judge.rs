@@ -4,7 +4,7 @@
 use super::config::{Fleet, is_global};
 use crate::fleet::documents::Document;
 use crate::fleet::guards::{Guarded, Guards};
-use crate::fleet::memory::Memory;
+use crate::fleet::memory::{Memory, News};
 use crate::fleet::node::{Judge, Rejection};
 use crate::fleet::registered::{Member, Nodes};
 use crate::fleet::report::{Registration, Stored};
@@ -80,10 +80,10 @@ impl Judge for Guard {
         Selector::parse(nodes).is_ok_and(|selector| selector.matches(&self.labels))
     }
 
-    fn remember(&mut self, verified: &Verified) -> Result<(), Rejection> {
-        self.memory.judge(verified)?;
+    fn remember(&mut self, verified: &Verified) -> Result<bool, Rejection> {
+        let news = self.memory.judge(verified)?;
         self.unsaved |= self.memory.accept(verified);
-        Ok(())
+        Ok(news == News::Same)
     }
 
     fn read(&self, document: &Document) -> Result<Vec<NodeGroup>, Rejection> {

@@ -16,9 +16,11 @@ use super::handle::{Command, Handle, Outcome, Readiness};
 use super::reload::Refusal;
 pub use super::reload::chain;
 use crate::api::fleet::{DocumentRow, FleetStatus};
+use crate::api::types::{BanRequest, UnbanRequest};
 use crate::fleet::documents::Documents;
 use crate::fleet::memory::Memory;
-use crate::fleet::node::{Fault, Listing, Node, Now, State};
+use crate::fleet::node::{Fault, Listing, Node, Now, Refusal as Refused, Rejection, State};
+use crate::fleet::orders::Order;
 use crate::fleet::report::{Rejected, Report, Version, node_key};
 use crate::fleet::statement::Digest;
 use crate::store::follow::{Follower, Timing, Update};
@@ -260,6 +262,11 @@ impl Looping {
         self.told = self.node.applied().clone();
         loop {
             block_in_place(|| self.look());
+            for order in self.node.orders() {
+                if !self.carry_out(order).await {
+                    return;
+                }
+            }
             if self.prefixes() != self.under {
                 follower = self.follow();
             }
@@ -332,7 +339,7 @@ impl Looping {
             true => "nodes/".to_owned(),
             false => self.own_key.clone(),
         };
-        vec!["policies/".to_owned(), nodes]
+        vec!["policies/".to_owned(), "bans/".to_owned(), nodes]
     }
 
     fn follow(&mut self) -> Follower {
@@ -464,6 +471,51 @@ impl Looping {
                 self.node.refused(fault, &refusal.to_string(), self.now());
             }
         }
+    }
+
+    /// False if the owner is gone.
+    async fn carry_out(&mut self, order: Order) -> bool {
+        let now = self.clock.wall().as_secs();
+        let result = match &order.terms {
+            Some(terms) => {
+                let request = BanRequest {
+                    prefix: order.prefix.clone(),
+                    for_seconds: terms.until.map(|until| until.saturating_sub(now)),
+                    why: terms.why.clone(),
+                    force: false,
+                };
+                let banned = self.agent.ask(|reply| Command::Ban(request, reply)).await;
+                banned.map(|banned| banned.map(drop))
+            }
+            // It was taken back before, and may have been ordered here since.
+            None if order.again => return true,
+            None => {
+                let request = UnbanRequest {
+                    prefix: Some(order.prefix.clone()),
+                };
+                let unbanned = self.agent.ask(|reply| Command::Unban(request, reply)).await;
+                unbanned.map(|unbanned| unbanned.map(drop))
+            }
+        };
+        match result {
+            Err(_) => return false,
+            Ok(Ok(())) => self.audit.ordered(&order, now),
+            // What was banned before is, or ended by the word of somebody here.
+            Ok(Err(refusal)) if order.again => log::debug!("{}: {refusal}", order.key),
+            Ok(Err(refusal)) => {
+                let rejection = Rejection::new("not-bannable", refusal.to_string());
+                *self.refused.entry(rejection.word.to_owned()).or_default() += 1;
+                let refused = Refused {
+                    key: order.key,
+                    digest: order.digest,
+                    version: Some(order.version),
+                    signer: Some(order.signer),
+                    rejection,
+                };
+                self.audit.refused(&[refused], now);
+            }
+        }
+        true
     }
 
     fn tell_changes(&mut self) {

@@ -44,10 +44,11 @@ impl Judge for Lenient {
             ));
         }
         let statement = Statement {
-            kind: if kind == "delete" {
-                Kind::Delete
-            } else {
-                Kind::Policy
+            kind: match kind {
+                "delete" => Kind::Delete,
+                "ban" => Kind::Ban,
+                "unban" => Kind::Unban,
+                _ => Kind::Policy,
             },
             name: name.into(),
             nodes: nodes.into(),
@@ -72,7 +73,7 @@ impl Judge for Lenient {
         nodes == "*"
     }
 
-    fn remember(&mut self, verified: &Verified) -> Result<(), Rejection> {
+    fn remember(&mut self, verified: &Verified) -> Result<bool, Rejection> {
         let Statement { name, version, .. } = &verified.statement;
         let (newest, known) = *self.newest.get(name).unwrap_or(&(0, verified.digest));
         if *version < newest {
@@ -84,8 +85,8 @@ impl Judge for Lenient {
                 format!("another version {newest} was seen"),
             ));
         }
-        self.newest.insert(name.clone(), (*version, verified.digest));
-        Ok(())
+        let before = self.newest.insert(name.clone(), (*version, verified.digest));
+        Ok(before == Some((*version, verified.digest)))
     }
 
     fn read(&self, document: &Document) -> Result<Vec<NodeGroup>, Rejection> {
@@ -622,4 +623,57 @@ fn names_that_no_document_has_are_not_looked_at() {
     stage.relist();
     assert!(stage.texts().is_empty());
     assert_eq!(stage.node.slots.len(), MOST_NAMES);
+}
+
+#[test]
+fn a_ban_is_carried_out_once_and_outlives_its_key() {
+    let mut stage = Stage::new();
+    let put = |stage: &mut Stage, value: &str| {
+        let value = Bytes::from(value.to_owned());
+        stage.store.insert("bans/203.0.113.0_24".into(), value);
+        stage.relist();
+        let orders = stage.node.orders().into_iter();
+        let orders = orders.map(|order| (order.prefix, order.terms.map(|terms| terms.until), order.again));
+        orders.collect::<Vec<_>>()
+    };
+    let ban = "alice|ban|203.0.113.0/24|1|*|9000||until: 1970-01-01T01:00:00Z\nwhy: scans\n";
+    let prefix = || "203.0.113.0/24".to_owned();
+    assert_eq!(put(&mut stage, ban), [(prefix(), Some(Some(3600)), false)]);
+    assert_eq!(put(&mut stage, ban), []);
+    for (word, refused) in [
+        ("unsigned", "|unban|203.0.113.0/24|2|*|9000||"),
+        ("malformed", "alice|unban|203.0.113.0/25|2|*|9000||"),
+        ("malformed", "garbage"),
+    ] {
+        assert_eq!(put(&mut stage, refused), []);
+        assert_eq!(stage.told(), [("bans/203.0.113.0_24".to_owned(), word)]);
+    }
+    stage.store.clear();
+    stage.relist();
+    assert_eq!(stage.node.orders(), []);
+    // Another run of the agent, whose owner may have lost it.
+    stage.restart(|_| true);
+    assert_eq!(put(&mut stage, ban), [(prefix(), Some(Some(3600)), true)]);
+    assert_eq!(
+        put(&mut stage, "alice|unban|203.0.113.0/24|2|*|9000||"),
+        [(prefix(), None, false)]
+    );
+    assert_eq!(put(&mut stage, ban), [], "an older word");
+    assert_eq!(stage.told(), [("bans/203.0.113.0_24".to_owned(), "older")]);
+    // For others, and over.
+    assert_eq!(
+        put(
+            &mut stage,
+            "alice|ban|203.0.113.0/24|3|elsewhere|9000||until: never\n"
+        ),
+        []
+    );
+    stage.now.wall = 5000;
+    assert_eq!(
+        put(
+            &mut stage,
+            "alice|ban|203.0.113.0/24|4|*|9000||until: 1970-01-01T01:00:00Z\n"
+        ),
+        []
+    );
 }
