@@ -95,6 +95,11 @@ impl Fleet {
         self.dir.path().join("store")
     }
 
+    /// What nodes and operators open.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     pub fn key(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }

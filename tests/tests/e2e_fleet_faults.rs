@@ -269,11 +269,13 @@ fn an_agent_killed_at_any_moment_of_an_apply_makes_no_wrong_verdict() -> Result<
 struct Mount<'a>(&'a Path);
 
 impl Mount<'_> {
-    fn remount(&self, options: &str) -> Result<()> {
+    fn new<'a>(at: &'a Path, options: &str) -> Result<Mount<'a>> {
+        let directory = at.display().to_string();
         run(
             "mount",
-            &["-o", &format!("remount,{options}"), &self.0.display().to_string()],
-        )
+            &["-t", "tmpfs", "-o", options, "ravelin-test", &directory],
+        )?;
+        Ok(Mount(at))
     }
 }
 
@@ -302,18 +304,7 @@ fn a_disk_that_is_full_or_read_only_hinders_no_change() -> Result<()> {
     )?;
     let state = agent.state_dir();
     std::fs::create_dir_all(&state)?;
-    run(
-        "mount",
-        &[
-            "-t",
-            "tmpfs",
-            "-o",
-            "size=4m",
-            "ravelin-test",
-            &state.display().to_string(),
-        ],
-    )?;
-    let mount = Mount(&state);
+    let _disk = Mount::new(&state, "size=4m")?;
     agent.launch(&lab.node)?;
     agent.wait_ready()?;
     let _echo = lab.serve(PORT)?;
@@ -333,10 +324,11 @@ fn a_disk_that_is_full_or_read_only_hinders_no_change() -> Result<()> {
     in_force(1);
 
     // Full to the last byte.
-    let mut filler = Vec::new();
-    let rest = std::fs::write(state.join("filler"), vec![1_u8; 8 << 20]);
-    ensure!(rest.is_err(), "the disk is not full");
-    filler.push(state.join("filler"));
+    let filler = state.join("filler");
+    ensure!(
+        std::fs::write(&filler, vec![1_u8; 8 << 20]).is_err(),
+        "the disk is not full"
+    );
     fleet.apply(
         "web",
         "*",
@@ -353,10 +345,9 @@ fn a_disk_that_is_full_or_read_only_hinders_no_change() -> Result<()> {
         ensure!(!degraded.is_empty(), "nothing is told");
         Ok(())
     });
-    for file in &filler {
-        std::fs::remove_file(file)?;
-    }
-    mount.remount("ro")?;
+    std::fs::remove_file(&filler)?;
+    // What is open for writing keeps a disk from becoming read-only: another one stands in.
+    let read_only = Mount::new(&state, "ro")?;
     fleet.apply(
         "web",
         "*",
@@ -368,7 +359,7 @@ fn a_disk_that_is_full_or_read_only_hinders_no_change() -> Result<()> {
         (lab.friend_reaches(PORT), lab.stranger_reaches(PORT)),
         (EVERYTHING, NOTHING)
     );
-    mount.remount("rw")?;
+    drop(read_only);
     fleet.apply(
         "web",
         "*",
@@ -449,8 +440,8 @@ fn thousands_of_changes_leave_memory_and_descriptors_as_they_were() -> Result<()
 fn bans_of_the_fleet_hold_and_end_by_signed_words_only() -> Result<()> {
     let stage = Stage::new()?;
     let _echo = stage.lab.serve(PORT)?;
-    let friend = "192.0.2.2/32";
-    let key = format!("bans/{}", friend.replace('/', "_"));
+    let friend = "192.0.2.2";
+    let key = format!("bans/{friend}");
     let fleet = &stage.fleet;
     assert!(stage.lab.friend_reaches(PORT)[0]);
     fleet.put(&key, &Signed::ban(friend, 1).seal(&fleet.key(OPERATOR))?)?;

@@ -2,7 +2,6 @@
 
 use super::Style;
 use super::human::{duration, utc};
-use super::status::plural;
 use super::table::{indent, left, right, table};
 use crate::api::fleet::{DocumentRow, FleetStatus};
 use comfy_table::Cell;

@@ -8,7 +8,7 @@
 pub mod audit;
 pub mod cache;
 pub mod config;
-mod judge;
+pub mod judge;
 mod session;
 
 use super::clock::Clock;
