@@ -261,7 +261,10 @@ impl Looping {
         let mut last_fetch: Option<tokio::time::Instant> = None;
         self.told = self.node.applied().clone();
         loop {
-            block_in_place(|| self.look());
+            // What comes while the owner is at work is looked at together.
+            if self.answer.is_none() {
+                block_in_place(|| self.look());
+            }
             for order in self.node.orders() {
                 if !self.carry_out(order).await {
                     return;
@@ -317,6 +320,7 @@ impl Looping {
                 }
                 () = sleep(due) => {}
                 _ = tick.tick() => {
+                    block_in_place(|| self.save_memory());
                     if block_in_place(|| self.look_at_trust()) {
                         follower.relist();
                     }
@@ -416,15 +420,6 @@ impl Looping {
         let now = self.now();
         self.guard.now = now.wall;
         self.node.look(&mut self.guard, now);
-        if self.guard.unsaved {
-            match save_memory(&self.guard.memory, &self.cache) {
-                Ok(()) => {
-                    self.guard.unsaved = false;
-                    self.degraded.remove("memory");
-                }
-                Err(error) => self.note("memory", format!("cannot keep which versions were seen: {error}")),
-            }
-        }
         let refusals = self.node.refusals();
         for refusal in &refusals {
             *self.refused.entry(refusal.rejection.word.to_owned()).or_default() += 1;
@@ -439,8 +434,23 @@ impl Looping {
         }
     }
 
+    /// Keeps which versions were seen: before something comes in force, and now and then.
+    fn save_memory(&mut self) {
+        if !self.guard.unsaved {
+            return;
+        }
+        match save_memory(&self.guard.memory, &self.cache) {
+            Ok(()) => {
+                self.guard.unsaved = false;
+                self.degraded.remove("memory");
+            }
+            Err(error) => self.note("memory", format!("cannot keep which versions were seen: {error}")),
+        }
+    }
+
     /// Keeps what is in force and what is about to be. That the disk does not take it hinders nothing else.
     fn keep(&mut self) {
+        self.save_memory();
         let keep = self.node.keep();
         let mut result = self.cache.write(&keep, self.point.as_ref());
         if self.node.asks_for_nodes() {
