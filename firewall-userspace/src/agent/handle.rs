@@ -156,6 +156,8 @@ impl Scrape {
 pub struct ExplainBasis {
     pub policy: Arc<Policy>,
     pub text: Arc<str>,
+    /// Whose texts the other places are in.
+    pub documents: Option<Arc<Documents>>,
     /// `None`: too big to be kept, compile again.
     pub compiled: Option<Arc<Compiled>>,
     pub control: Box<Control>,

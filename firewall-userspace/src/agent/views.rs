@@ -524,6 +524,7 @@ impl Owner {
             flows,
             policy: desired.policy.clone(),
             text: desired.text.clone(),
+            documents: self.documents.clone(),
             compiled: desired.compiled.clone(),
             control,
             own,

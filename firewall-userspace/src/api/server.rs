@@ -305,6 +305,13 @@ fn explained(basis: &ExplainBasis, packet: &str) -> Result<Response, Failure> {
     let mut explanation = explain::explain(&basis.policy, &basis.text, compiled, &node, packet)
         .map_err(|error| Failure::new(StatusCode::BAD_REQUEST, chain(&error)))?;
     explanation.generation = basis.generation;
+    let place = explanation.place.as_ref();
+    let document = place.and_then(|place| basis.documents.as_ref()?.part(&place.path));
+    if let (Some(place), Some(document)) = (place, document) {
+        let line = usize::try_from(place.line).unwrap_or(0).saturating_sub(1);
+        let text = &document.verified.statement.text;
+        explanation.line = text.lines().nth(line).map(str::to_owned);
+    }
     if explanation.reason == Reason::Banned.word() {
         name_ban(&mut explanation, basis, packet);
     }

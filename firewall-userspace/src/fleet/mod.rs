@@ -37,4 +37,4 @@ fn read_small(path: &Path, most: u64) -> io::Result<String> {
 }
 
 #[cfg(test)]
-mod keys;
+pub(crate) mod keys;

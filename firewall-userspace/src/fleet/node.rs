@@ -75,8 +75,10 @@ pub trait Judge {
 /// Whose fault it is that the owner did not take a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// What the documents say, among themselves or with the local policy.
-    Documents,
+    /// Two of the documents claim the same, or one and the local policy.
+    Conflict,
+    /// What they say together is no policy that the kernel takes.
+    Invalid,
     /// The kernel, the disk: to be tried again.
     Machine,
 }
@@ -685,26 +687,32 @@ impl Node {
         let rest = |tries: usize| AGAIN[0].saturating_mul(1 << tries.min(10)).min(AGAIN[1]);
         let tries = self.resting.map_or(0, |(_, tries)| tries + 1);
         let news = set.differing(&self.applied);
+        let word = match fault {
+            Fault::Conflict => "conflict",
+            Fault::Invalid | Fault::Machine => "invalid",
+        };
         match (fault, &news[..]) {
-            (Fault::Documents, [name]) if self.slots.get(name).is_some_and(|slot| slot.next.is_some()) => {
+            (Fault::Conflict | Fault::Invalid, [name])
+                if self.slots.get(name).is_some_and(|slot| slot.next.is_some()) =>
+            {
                 self.trial.retain(|trial| trial != name);
-                self.block(name, text);
+                self.block(name, word, text);
             }
-            (Fault::Documents, [_, _, ..]) => self.trial = news.into(),
+            (Fault::Conflict | Fault::Invalid, [_, _, ..]) => self.trial = news.into(),
             // Something ended, or only the nodes were new, or the machine could not: nobody is at fault.
-            (Fault::Documents, _) | (Fault::Machine, _) => {
+            _ => {
                 self.resting = Some((now.boot + rest(tries), tries));
             }
         }
     }
 
-    fn block(&mut self, name: &str, text: &str) {
+    fn block(&mut self, name: &str, word: &'static str, text: &str) {
         let Some(slot) = self.slots.get_mut(name) else {
             return;
         };
         slot.blocked = Some(self.taken);
         let Some(next) = &slot.next else { return };
-        let rejection = Rejection::new("conflict", text);
+        let rejection = Rejection::new(word, text);
         if let Some(offer) = &mut slot.offer
             && offer.digest == next.stored_as
         {

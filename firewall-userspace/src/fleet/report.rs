@@ -147,8 +147,11 @@ pub struct Rejected {
 impl Report {
     /// Whether it says something else than before, apart from since when.
     pub fn is_news(&self, before: &Report) -> bool {
+        // A number in a sentence may change all the time.
+        let without_digits = |text: &String| text.replace(|c: char| c.is_ascii_digit(), "");
         let timeless = |report: &Report| Report {
             since: 0,
+            degraded: report.degraded.iter().map(without_digits).collect(),
             ..report.clone()
         };
         timeless(self) != timeless(before)
@@ -210,6 +213,11 @@ mod tests {
             ..Report::default()
         };
         assert!(!later.is_news(&report));
+        let filling = |percent: u8| Report {
+            degraded: vec![format!("the table is {percent}% full")],
+            ..Report::default()
+        };
+        assert!(!filling(60).is_news(&filling(61)) && filling(60).is_news(&report));
         let other = Report {
             generation: 1,
             ..report.clone()

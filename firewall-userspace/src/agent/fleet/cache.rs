@@ -182,3 +182,106 @@ impl Cache {
         write_json(&self.root.join(MEMBERS), &members, Durable::No)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::keys::{self, Keys};
+    use crate::fleet::lists::encode;
+    use crate::fleet::{Trust, Verified};
+
+    /// A document with a list of its own.
+    fn document(key: &Path, version: u64) -> Arc<Document> {
+        let list = encode(format!("192.0.2.{version}").as_bytes(), Path::new("list.txt")).expect("a list");
+        let mut statement = keys::document("payments", version);
+        statement.lists = BTreeMap::from([("list.txt".to_owned(), list.root)]);
+        let envelope = keys::sign(&statement, key);
+        let objects = list
+            .objects
+            .into_iter()
+            .map(|(digest, object)| (digest, Bytes::from(object)));
+        Arc::new(Document {
+            verified: Verified {
+                digest: envelope.digest(),
+                statement,
+                signer: "alice".into(),
+                fingerprint: String::new(),
+            },
+            stored_as: Digest::of(envelope.bytes()),
+            envelope: Bytes::copy_from_slice(envelope.bytes()),
+            objects: objects.collect(),
+            asks: Vec::new(),
+        })
+    }
+
+    fn versions(documents: &[KeptDocument]) -> Vec<u64> {
+        let envelopes = documents
+            .iter()
+            .map(|document| Envelope::parse(&document.envelope));
+        envelopes
+            .map(|envelope| envelope.expect("an envelope").claims().version)
+            .collect()
+    }
+
+    #[test]
+    fn what_was_kept_is_read_and_what_is_not_used_goes() {
+        let (dir, keys) = (tempfile::tempdir().expect("a directory"), Keys::new());
+        let key = keys.ed25519("alice");
+        let (one, two) = (document(&key, 1), document(&key, 2));
+        let mut cache = Cache::new(dir.path());
+        assert_eq!(cache.read().0.good.len(), 0);
+        let about_to = Keep {
+            good: vec![one.clone()],
+            next: vec![two.clone()],
+            heard: true,
+            ..Keep::default()
+        };
+        cache.write(&about_to, None).expect("written");
+        let (kept, _) = Cache::new(dir.path()).read();
+        assert_eq!(
+            (versions(&kept.good), versions(&kept.next), kept.heard),
+            (vec![1], vec![2], true)
+        );
+        assert_eq!(kept.next[0].objects, two.objects);
+
+        let point = Point {
+            cluster: 7,
+            ..Point::default()
+        };
+        let done = Keep {
+            good: vec![two],
+            heard: true,
+            ..Keep::default()
+        };
+        cache.write(&done, Some(&point)).expect("written");
+        let (kept, known) = Cache::new(dir.path()).read();
+        assert_eq!(
+            (versions(&kept.good), kept.next.len(), known),
+            (vec![2], 0, Some(point))
+        );
+        let objects = std::fs::read_dir(dir.path().join("fleet/objects")).expect("read");
+        assert_eq!(objects.count(), 1 + kept.good[0].objects.len());
+    }
+
+    #[test]
+    fn a_document_that_is_damaged_is_left_out_and_written_anew() {
+        let (dir, keys) = (tempfile::tempdir().expect("a directory"), Keys::new());
+        let one = document(&keys.ed25519("alice"), 1);
+        let keep = Keep {
+            good: vec![one.clone()],
+            ..Keep::default()
+        };
+        Cache::new(dir.path()).write(&keep, None).expect("written");
+        for digest in one.objects.keys().chain([&one.stored_as]) {
+            let path = dir.path().join("fleet/objects").join(digest.to_string());
+            std::fs::write(&path, "garbage").expect("written");
+            assert_eq!(Cache::new(dir.path()).read().0.good.len(), 0);
+            Cache::new(dir.path()).write(&keep, None).expect("written");
+            assert_eq!(Cache::new(dir.path()).read().0.good.len(), 1);
+        }
+        // What is read is verified by whoever reads it.
+        let (kept, _) = Cache::new(dir.path()).read();
+        let envelope = Envelope::parse(&kept.good[0].envelope).expect("an envelope");
+        assert!(Trust::default().verify_kept(&envelope, None).is_err());
+    }
+}

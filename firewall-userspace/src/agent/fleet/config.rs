@@ -181,3 +181,68 @@ pub fn is_global(address: IpAddr) -> bool {
     };
     !(address.is_loopback() || address.is_unspecified() || address.is_multicast() || link_local)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct File {
+        store: Option<Settings>,
+        trust: Option<TrustSection>,
+        fleet: Option<FleetSection>,
+        guard: Option<Guards>,
+    }
+
+    fn read(text: &str) -> Result<Option<Fleet>, String> {
+        let file: File = toml::from_str(text).map_err(|error| error.message().to_owned())?;
+        Fleet::of(file.store, file.trust, file.fleet, file.guard).map_err(|error| error.to_string())
+    }
+
+    const STORE: &str =
+        "[store]\ndirectory = \"/srv/fleet\"\n[trust]\nallowed_signers = \"/etc/ravelin/allowed_signers\"\n";
+
+    #[test]
+    fn a_node_without_a_store_belongs_to_no_fleet() {
+        assert_eq!(read(""), Ok(None));
+        for section in ["[trust]\nallowed_signers = \"/x\"", "[fleet]", "[guard]"] {
+            let error = read(section).expect_err(section);
+            assert!(error.contains("without [store]"), "{error}");
+        }
+        let error = read("[store]\ndirectory = \"/srv/fleet\"").expect_err("whom to trust is not said");
+        assert!(error.starts_with("[store] without [trust]"), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_said_has_its_default() {
+        let fleet = read(STORE).expect("read").expect("a fleet");
+        let host = nix::sys::utsname::uname().expect("a name");
+        assert_eq!(Some(fleet.labels.node()), host.nodename().to_str());
+        assert_eq!((fleet.grace, fleet.addresses, fleet.key), (GRACE, None, None));
+        let more = "[fleet]\nname = \"web-1\"\nlabels = { role = \"web\" }\naddresses = [\"192.0.2.1\"]\ngrace = \"5m\"\n\
+                    node_addresses = [\"10.0.0.0/8\"]\n";
+        let fleet = read(&format!("{STORE}{more}")).expect("read").expect("a fleet");
+        assert_eq!(
+            (fleet.labels.node(), fleet.labels.get("role")),
+            ("web-1", Some("web"))
+        );
+        assert_eq!(fleet.grace, Duration::from_secs(300));
+        assert_eq!(fleet.paths().len(), 2);
+    }
+
+    #[test]
+    fn mistakes_are_told_with_what_is_accepted() {
+        for (more, part) in [
+            ("name = \"../x\"", "../x"),
+            ("labels = { name = \"other\" }\nname = \"web-1\"", "other"),
+            ("addresses = [\"127.0.0.1\"]", "127.0.0.1"),
+            ("addresses = [\"fe80::1\"]", "fe80::1"),
+            ("grace = \"0s\"", "1s to 24h"),
+            ("colour = \"red\"", "colour"),
+        ] {
+            let error = read(&format!("{STORE}[fleet]\n{more}\n")).expect_err(more);
+            assert!(error.contains(part), "{more}: {error}");
+        }
+    }
+}

@@ -135,3 +135,129 @@ impl Judge for Guard {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::keys::{self, Keys, allowed};
+    use crate::fleet::report::NAMESPACE;
+    use crate::fleet::signature;
+    use std::path::Path;
+
+    fn guard(signers: &str) -> Guard {
+        Guard {
+            trust: Some(keys::trust(signers)),
+            labels: Labels::new("db-1", [("role".to_owned(), "payments".to_owned())]).expect("labels"),
+            memory: Memory::default(),
+            unsaved: false,
+            node_addresses: vec!["10.0.0.0/8".parse().expect("a prefix")],
+            guards: Guards::default(),
+            now: keys::ISSUED,
+        }
+    }
+
+    fn registration(name: &str, key: Option<&Path>) -> Vec<u8> {
+        let registration = Registration {
+            labels: Labels::new(name, []).expect("a name"),
+            addresses: ["192.0.2.1", "10.1.2.3", "127.0.0.1", "fe80::1"]
+                .map(|address| address.parse().expect("an address"))
+                .into(),
+            version: String::new(),
+            at: 1,
+        };
+        let registration = serde_json::to_string(&registration).expect("JSON");
+        let sign = |key| signature::sign(registration.as_bytes(), key, NAMESPACE).expect("signed");
+        let signature = key.map(|key| sign(key).armored().to_owned());
+        let stored = Stored {
+            registration: registration.clone(),
+            signature,
+        };
+        serde_json::to_vec(&stored).expect("JSON")
+    }
+
+    fn sure(guard: &Guard, name: &str, value: &[u8]) -> Result<Vec<String>, &'static str> {
+        let member = guard.member(name, value).map_err(|rejection| rejection.word)?;
+        Ok(member.sure.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn an_address_is_sure_by_the_nodes_key_or_by_this_nodes_own_word() {
+        let keys = Keys::new();
+        let (own, other) = (keys.ed25519("own"), keys.ed25519("other"));
+        let guard = guard(&allowed("node:web-1", "", &own));
+        let all = ["192.0.2.1".to_owned(), "10.1.2.3".to_owned()];
+        assert_eq!(
+            sure(&guard, "web-1", &registration("web-1", Some(&own))),
+            Ok(all.into())
+        );
+        // Without a key, with somebody else's, and with its own for another name.
+        let ours = vec!["10.1.2.3".to_owned()];
+        assert_eq!(
+            sure(&guard, "web-1", &registration("web-1", None)),
+            Ok(ours.clone())
+        );
+        assert_eq!(
+            sure(&guard, "web-1", &registration("web-1", Some(&other))),
+            Ok(ours.clone())
+        );
+        assert_eq!(
+            sure(&guard, "web-2", &registration("web-2", Some(&own))),
+            Ok(ours)
+        );
+        assert_eq!(
+            sure(&guard, "web-2", &registration("web-1", Some(&own))),
+            Err("malformed")
+        );
+        let forged = String::from_utf8(registration("web-1", Some(&own))).expect("text");
+        let forged = forged.replace("192.0.2.1", "192.0.2.9");
+        assert_eq!(sure(&guard, "web-1", forged.as_bytes()), Err("bad-signature"));
+    }
+
+    #[test]
+    fn a_document_is_believed_within_the_bounds_of_this_node() {
+        let keys = Keys::new();
+        let alice = keys.ed25519("alice");
+        let mut guard = guard(&allowed("alice@example.net", "", &alice));
+        let seal = |version: u64, allow: &str| {
+            let mut statement = keys::document("payments", version);
+            statement.text = statement.text.replace("198.51.100.0/24", allow);
+            Bytes::copy_from_slice(keys::sign(&statement, &alice).bytes())
+        };
+        let document = |envelope: &Bytes, guard: &Guard| Document {
+            verified: guard.verify(envelope, keys::ISSUED + 1).expect("believed"),
+            stored_as: crate::fleet::statement::Digest::of(envelope),
+            envelope: envelope.clone(),
+            objects: Default::default(),
+            asks: Vec::new(),
+        };
+        let good = seal(2, "198.51.100.0/24");
+        let read = document(&good, &guard);
+        assert!(guard.is_here(&read.verified.statement.nodes));
+        assert_eq!(guard.read(&read), Ok(Vec::new()));
+        let open = guard
+            .read(&document(&seal(2, "any"), &guard))
+            .expect_err("open to everybody");
+        assert_eq!(open.word, "guarded");
+
+        assert_eq!(guard.remember(&read.verified), Ok(false));
+        assert_eq!(guard.remember(&read.verified), Ok(true));
+        let older = guard
+            .verify(&seal(1, "198.51.100.0/24"), keys::ISSUED + 1)
+            .expect("signed");
+        assert_eq!(guard.remember(&older).expect_err("older").word, "older");
+        assert!(guard.unsaved);
+
+        // Nobody knows whom to trust: what was accepted stays, and nothing new comes.
+        guard.trust = None;
+        assert_eq!(
+            guard.verify(&good, keys::ISSUED + 1).expect_err("unknown").word,
+            "unknown-signer"
+        );
+        assert!(guard.verify_kept(&good).is_ok());
+        guard.trust = Some(keys::trust(""));
+        assert_eq!(
+            guard.verify_kept(&good).expect_err("not trusted").word,
+            "unknown-signer"
+        );
+    }
+}

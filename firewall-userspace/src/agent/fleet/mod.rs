@@ -474,7 +474,8 @@ impl Looping {
             }
             Err(refusal) => {
                 let fault = match &refusal {
-                    Refusal::Invalid(_) | Refusal::Conflict(_) => Fault::Documents,
+                    Refusal::Conflict(_) => Fault::Conflict,
+                    Refusal::Invalid(_) => Fault::Invalid,
                     Refusal::Missing(_) | Refusal::Failed(_) => Fault::Machine,
                 };
                 log::warn!("what the fleet says is not in force: {refusal}");

@@ -206,7 +206,7 @@ impl Stage {
                 _ if self.broken => self.node.refused(Fault::Machine, "no memory", self.now),
                 Some((a, b)) => self
                     .node
-                    .refused(Fault::Documents, &format!("{a} and {b}"), self.now),
+                    .refused(Fault::Conflict, &format!("{a} and {b}"), self.now),
                 None => self.node.taken(),
             }
         }
