@@ -238,7 +238,7 @@ mod tests {
             ("labels = { name = \"other\" }\nname = \"web-1\"", "other"),
             ("addresses = [\"127.0.0.1\"]", "127.0.0.1"),
             ("addresses = [\"fe80::1\"]", "fe80::1"),
-            ("grace = \"0s\"", "1s to 24h"),
+            ("grace = \"25h\"", "1s to 24h"),
             ("colour = \"red\"", "colour"),
         ] {
             let error = read(&format!("{STORE}[fleet]\n{more}\n")).expect_err(more);

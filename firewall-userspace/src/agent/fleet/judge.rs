@@ -254,7 +254,8 @@ mod tests {
             "unknown-signer"
         );
         assert!(guard.verify_kept(&good).is_ok());
-        guard.trust = Some(keys::trust(""));
+        let bob = keys.ed25519("bob");
+        guard.trust = Some(keys::trust(&allowed("bob@example.net", "", &bob)));
         assert_eq!(
             guard.verify_kept(&good).expect_err("not trusted").word,
             "unknown-signer"
