@@ -53,7 +53,8 @@ use std::time::SystemTime;
 /// A host firewall: a policy file says who may reach which service, and what may leave.
 ///
 /// One agent per host (`ravelin agent`) keeps the policy in force; every other command talks to it over a local
-/// socket, except check, doctor, schema and `explain --file`, which need no agent.
+/// socket, except check, doctor, schema and `explain --file`, which need no agent, and what is about a fleet of hosts
+/// (policies, show, delete, nodes, lists, and others with --fleet), which reads and changes the store of the fleet.
 ///
 /// The policy is one TOML file, /etc/ravelin/policy.toml. Edit it by hand, or with allow, revoke, deny, undeny,
 /// service and egress, which keep its comments. A mistake in it changes nothing: what was in force stays in force.
@@ -70,8 +71,10 @@ use std::time::SystemTime;
   ravelin apply -f policy.toml --dry-run            who would gain and lose which port
   ravelin monitor                                   drops as they happen
   ravelin doctor                                    what would stop this host from working
+  ravelin nodes                                     of a fleet: who is behind, who failed, since when
 
-Environment: RAVELIN_SOCKET and RAVELIN_INSTANCE stand for the options, NO_COLOR turns colours off.
+Environment: RAVELIN_SOCKET, RAVELIN_INSTANCE and RAVELIN_CONTEXT stand for the options, NO_COLOR turns
+colours off.
 Exit status: 0 yes or done, 1 no or failed, 2 the command line is wrong."
 )]
 pub struct Cli {

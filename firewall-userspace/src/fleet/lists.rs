@@ -49,11 +49,11 @@ impl Family {
         }
     }
 
-    /// Prefixes of a chunk: one in so many ends it. Random ones take 2 and 14 bytes each.
+    /// Prefixes of a chunk: one in so many ends it. Hosts at random take 2 and 13 bytes each.
     fn chunk(self) -> u64 {
         match self {
             Family::V4 => 2048,
-            Family::V6 => 512,
+            Family::V6 => 256,
         }
     }
 

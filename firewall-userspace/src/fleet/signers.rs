@@ -111,7 +111,7 @@ impl Signers {
     pub fn node(&self, signature: &Signature, name: &str, now: Option<u64>) -> Result<(), TrustError> {
         let principal = format!("{NODE_PREFIX}{name}");
         // `*` stands for all operators, not for all nodes as well.
-        let named = |entry: &&Entry| {
+        let named = |entry: &Entry| {
             let patterns = entry.principals.iter().map(String::as_str);
             pattern::list_fits(
                 patterns.filter(|pattern| pattern.trim_start_matches('!').starts_with(NODE_PREFIX)),
@@ -120,8 +120,8 @@ impl Signers {
         };
         match self
             .entries_of(signature, signature::NODE, now)?
-            .iter()
-            .any(|entry| named(entry))
+            .into_iter()
+            .any(named)
         {
             true => Ok(()),
             false => Err(unknown(signature, &format!("is not that of {principal}"))),
