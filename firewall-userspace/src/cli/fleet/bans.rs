@@ -136,7 +136,7 @@ pub fn list(context: &Context) -> anyhow::Result<Answer> {
 impl Fleet {
     /// By prefix, whatever they say.
     async fn bans(&self) -> anyhow::Result<BTreeMap<String, Stored>> {
-        let snapshot = self.store.snapshot(&[Subject::Ban.directory()]).await?;
+        let snapshot = self.snapshot(&[Subject::Ban.directory()]).await?;
         let bans = snapshot.entries.into_iter().map(|entry| {
             let name = entry
                 .key

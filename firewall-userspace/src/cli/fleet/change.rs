@@ -317,8 +317,8 @@ impl Fleet {
                 continue;
             }
             let key = object_key(digest);
-            match self.store.put(&key, object.clone().into(), Expect::Any).await {
-                Ok(_) => bytes += object.len() as u64,
+            match self.put(&key, &object.clone().into(), Expect::Any).await {
+                Ok(()) => bytes += object.len() as u64,
                 Err(PutError::Store(error)) => return Err(error.into()),
                 // Whatever is there is expected.
                 Err(PutError::Changed(_)) => {}

@@ -26,7 +26,7 @@ pub(in super::super) fn run(args: &Args, context: &Context) -> anyhow::Result<An
     let fleet = context.fleet()?;
     let record = context.wait(async {
         // At one revision, so that nothing looks unused that somebody has just begun to use.
-        let snapshot = fleet.store.snapshot(&["lists/", "policies/"]).await?;
+        let snapshot = fleet.snapshot(&["lists/", "policies/"]).await?;
         let (objects, policies): (Vec<Entry>, Vec<Entry>) =
             snapshot.entries.into_iter().partition(|entry| entry.key.starts_with("lists/"));
         let view = fleet.view_of(policies);

@@ -21,16 +21,24 @@ use crate::fleet::statement::{Digest, Envelope, Kind, Statement, Subject};
 use crate::fleet::{TrustError, Verified};
 use crate::output::{self, Published, Signed};
 use crate::policy::source;
-use crate::store::shared::{Entry, Expect, PutError, Store, StoreError};
+use crate::store::shared::{Entry, Expect, PutError, Snapshot, Store, StoreError};
 use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// What the commands on a fleet read.
 const ALL: [&str; 3] = ["policies/", "nodes/", "status/"];
 /// A version that a node reports is taken for true up to here: reports are not signed.
 const MOST_REPORTED: u64 = 1 << 40;
+/// How long a store may be out of reach before that is an error.
+const PATIENCE: Duration = Duration::from_secs(5);
+const BETWEEN_TRIES: Duration = Duration::from_millis(200);
+/// Tries to put one value.
+const MOST_PUTS: u32 = 5;
 /// Objects that are asked for at once: gRPC takes 4 MiB in an answer.
 const AT_ONCE: usize = 32;
 
@@ -203,8 +211,42 @@ impl Fleet {
     }
 
     async fn view(&self) -> anyhow::Result<View> {
-        let snapshot = self.store.snapshot(&ALL).await?;
+        let snapshot = self.snapshot(&ALL).await?;
         Ok(self.view_of(snapshot.entries))
+    }
+
+    async fn snapshot(&self, under: &[&str]) -> Result<Snapshot, StoreError> {
+        patiently(|| self.store.snapshot(under)).await
+    }
+
+    async fn get(&self, keys: &[String]) -> Result<Vec<Option<Entry>>, StoreError> {
+        patiently(|| self.store.get(keys)).await
+    }
+
+    /// Puts a value; where it is not known whether that was done, looks.
+    async fn put(&self, key: &str, value: &Bytes, expect: Expect) -> Result<(), PutError> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let lost = match self.store.put(key, value.clone(), expect).await {
+                Ok(_) => return Ok(()),
+                Err(PutError::Store(error)) if error.transient() && tries < MOST_PUTS => error,
+                Err(error) => return Err(error),
+            };
+            // Said out loud by whoever looks in vain.
+            let now = self
+                .get(&[key.to_owned()])
+                .await
+                .map_err(|_| lost)?
+                .pop()
+                .flatten();
+            if now.as_ref().is_some_and(|now| now.value == *value) {
+                return Ok(());
+            }
+            if !expect.holds(now.as_ref()) {
+                return Err(PutError::Changed(now));
+            }
+        }
     }
 
     /// What entries below [`ALL`] say.
@@ -234,11 +276,11 @@ impl Fleet {
     }
 
     /// Objects by their digests, those that the store has.
-    async fn objects(&self, digests: &[Digest]) -> Result<HashMap<Digest, bytes::Bytes>, StoreError> {
+    async fn objects(&self, digests: &[Digest]) -> Result<HashMap<Digest, Bytes>, StoreError> {
         let mut found = HashMap::new();
         for some in digests.chunks(AT_ONCE) {
             let keys: Vec<String> = some.iter().map(object_key).collect();
-            let entries = self.store.get(&keys).await?;
+            let entries = self.get(&keys).await?;
             found.extend(
                 some.iter()
                     .zip(entries)
@@ -275,12 +317,8 @@ impl Fleet {
         };
         let key = statement.key();
         let expect = Expect::unchanged(base.map(|base| &base.entry));
-        match self
-            .store
-            .put(&key, envelope.bytes().to_vec().into(), expect)
-            .await
-        {
-            Ok(_) => Ok(Published {
+        match self.put(&key, &envelope.bytes().to_vec().into(), expect).await {
+            Ok(()) => Ok(Published {
                 name: statement.name,
                 nodes: statement.nodes,
                 version,
@@ -396,6 +434,21 @@ fn or_somebody(verified: &Verified) -> &str {
     match verified.signer.as_str() {
         "" => "somebody",
         signer => signer,
+    }
+}
+
+/// Reads again while a store is out of reach: members elect another leader within a second or two.
+async fn patiently<'a, T>(
+    mut read: impl FnMut() -> BoxFuture<'a, Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let started = Instant::now();
+    loop {
+        match read().await {
+            Err(error) if error.transient() && started.elapsed() < PATIENCE => {
+                tokio::time::sleep(BETWEEN_TRIES).await;
+            }
+            other => return other,
+        }
     }
 }
 

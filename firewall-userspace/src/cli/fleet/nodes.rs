@@ -67,7 +67,7 @@ pub(in super::super) fn run(args: &Args, context: &Context) -> anyhow::Result<An
 
 async fn forget(fleet: &Fleet, name: &str) -> anyhow::Result<Answer> {
     let keys = [node_key(name), status_key(name)];
-    let entries = fleet.store.get(&keys).await?;
+    let entries = fleet.get(&keys).await?;
     match &entries[..] {
         [Some(_), _] => bail!("\"{name}\" is registered: it would report again; stop its agent first"),
         [None, Some(report)] => {
