@@ -95,6 +95,9 @@ pub enum CompileError {
     },
 }
 
+/// Lists in all sets of lists together, while an image is made.
+const MAX_MEMBERS: u64 = 1 << 24;
+
 /// Bytes of the largest image: offsets in class tables reach twice as far.
 const MAX_IMAGE: u64 = 1 << 32;
 
@@ -114,10 +117,16 @@ pub fn compile(policy: &Policy) -> Result<Compiled, CompileError> {
     let mut sets = Sets::default();
     let v4 = covers(&policy.lists, &lists, |list| &list.v4, &mut sets);
     let v6 = covers(&policy.lists, &lists, |list| &list.v6, &mut sets);
+    limit("places in sets of lists", sets.size, MAX_MEMBERS)?;
 
     let mut verdicts = Verdicts::new(policy, &sets, &egress.sets, &scopes);
-    let class_of: Vec<u32> = (0..sets.members.len()).map(|set| verdicts.class(set)).collect();
-    limit("classes", verdicts.columns.len() as u64, CLASSES as u64)?;
+    let mut class_of: Vec<u32> = Vec::with_capacity(sets.members.len());
+    for set in 0..sets.members.len() {
+        class_of.push(verdicts.class(set));
+        // At once, for each takes as much memory as there are rows.
+        limit("classes", verdicts.columns.len() as u64, CLASSES as u64)?;
+        limit("bytes", (verdicts.columns.len() * rows * 4) as u64, MAX_IMAGE)?;
+    }
 
     let mut image = vec![0; field::EGRESS_DIRECTORY as usize + DIRECTORY_LEN as usize * 2];
     let services = (1..).zip(&policy.services);
@@ -221,6 +230,8 @@ struct Sets {
     numbers: HashMap<Vec<u32>, u32>,
     /// (set, list) -> the set with the list.
     with: HashMap<(u32, u32), u32>,
+    /// Lists in all of them.
+    size: u64,
 }
 
 impl Default for Sets {
@@ -229,12 +240,17 @@ impl Default for Sets {
             members: vec![Vec::new()],
             numbers: HashMap::from([(Vec::new(), 0)]),
             with: HashMap::new(),
+            size: 0,
         }
     }
 }
 
 impl Sets {
+    /// Beyond [`MAX_MEMBERS`] nothing is right any more, nor is it used.
     fn with(&mut self, set: u32, list: u32) -> u32 {
+        if self.size > MAX_MEMBERS {
+            return set;
+        }
         if let Some(number) = self.with.get(&(set, list)) {
             return *number;
         }
@@ -245,6 +261,7 @@ impl Sets {
         let next = self.members.len() as u32;
         let number = *self.numbers.entry(members.clone()).or_insert(next);
         if number == next {
+            self.size += members.len() as u64;
             self.members.push(members);
         }
         self.with.insert((set, list), number);

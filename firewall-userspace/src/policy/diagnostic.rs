@@ -85,7 +85,13 @@ pub struct Text<'a> {
     pub text: &'a str,
     /// Offset of the start of each line.
     lines: Vec<usize>,
+    /// Characters before each block of [`BLOCK`] bytes: a text of one line may have many findings.
+    chars: Vec<usize>,
 }
+
+const BLOCK: usize = 1024;
+/// Bytes of a line before and behind a finding that are looked at to show it.
+const WINDOW: usize = 1024;
 
 impl<'a> Text<'a> {
     pub fn new(path: &Path, text: &'a str) -> Text<'a> {
@@ -94,10 +100,16 @@ impl<'a> Text<'a> {
             .enumerate()
             .filter(|&(_, byte)| byte == b'\n')
             .map(|(at, _)| at + 1);
+        let blocks = text.as_bytes().chunks(BLOCK).scan(0, |before, block| {
+            let here = *before;
+            *before += beginnings(block);
+            Some(here)
+        });
         Text {
             path: path.display().to_string(),
             text,
             lines: std::iter::once(0).chain(starts).collect(),
+            chars: blocks.collect(),
         }
     }
 
@@ -106,7 +118,7 @@ impl<'a> Text<'a> {
         Place {
             path: self.path.clone(),
             line: line as u32 + 1,
-            column: self.text[start..self.boundary(offset)].chars().count() as u32 + 1,
+            column: (self.chars_before(self.boundary(offset)) - self.chars_before(start)) as u32 + 1,
         }
     }
 
@@ -114,12 +126,16 @@ impl<'a> Text<'a> {
         let place = self.place(span.start);
         let (line, start) = self.line_of(span.start);
         let end = self.lines.get(line + 1).map_or(self.text.len(), |next| next - 1);
-        let source = &self.text[start..end.max(start)];
-        let width = self.text[self.boundary(span.start)..self.boundary(span.end.max(span.start))]
+        let at = self.boundary(span.start);
+        // What is cut off here, the snippet would not show.
+        let from = self.boundary(span.start.saturating_sub(WINDOW)).max(start);
+        let to = self.boundary(span.start + WINDOW).min(end.max(start)).max(at);
+        let width = self.text[at..self.boundary(span.end.clamp(span.start, span.start + WINDOW))]
             .lines()
             .next()
             .map_or(0, |text| text.chars().count());
-        let snippet = snippet(place.line, source, place.column as usize - 1, width);
+        let column = self.text[from..at].chars().count();
+        let snippet = snippet(place.line, &self.text[from..to], column, width);
         Diagnostic {
             message: message.into(),
             place,
@@ -134,6 +150,22 @@ impl<'a> Text<'a> {
         (line, self.lines[line])
     }
 
+    /// Characters of the text before an offset.
+    fn chars_before(&self, offset: usize) -> usize {
+        let block = offset / BLOCK;
+        // Behind the last byte there may be no block.
+        let before = self.chars.get(block).copied();
+        match before {
+            Some(before) => before + beginnings(&self.text.as_bytes()[block * BLOCK..offset]),
+            None => {
+                let last = self.chars.len().saturating_sub(1);
+                self.chars.last().map_or(0, |before| {
+                    before + beginnings(&self.text.as_bytes()[last * BLOCK..offset])
+                })
+            }
+        }
+    }
+
     fn boundary(&self, offset: usize) -> usize {
         let mut offset = offset.min(self.text.len());
         while !self.text.is_char_boundary(offset) {
@@ -141,6 +173,11 @@ impl<'a> Text<'a> {
         }
         offset
     }
+}
+
+/// Bytes that begin a character.
+fn beginnings(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|&&byte| byte & 0xc0 != 0x80).count()
 }
 
 /// Characters of a source line that are shown; a longer one is cut around the pointer.
@@ -202,7 +239,13 @@ pub struct Findings<'a> {
     pub text: Text<'a>,
     pub errors: Vec<Diagnostic>,
     pub warnings: Vec<Diagnostic>,
+    /// Beyond [`MOST`] of each kind, which are only counted.
+    pub more_errors: usize,
+    pub more_warnings: usize,
 }
+
+/// Findings of a kind that are kept.
+const MOST: usize = 1000;
 
 impl<'a> Findings<'a> {
     pub fn new(text: Text<'a>) -> Findings<'a> {
@@ -210,15 +253,30 @@ impl<'a> Findings<'a> {
             text,
             errors: Vec::new(),
             warnings: Vec::new(),
+            more_errors: 0,
+            more_warnings: 0,
         }
     }
 
+    /// Whether further errors are only counted, so that they need no words.
+    pub fn is_full(&self) -> bool {
+        self.errors.len() >= MOST
+    }
+
     pub fn error(&mut self, span: &Range<usize>, message: impl Into<String>, hint: Option<String>) {
+        if self.is_full() {
+            self.more_errors += 1;
+            return;
+        }
         let found = self.text.diagnostic(span.clone(), message);
         self.errors.push(Diagnostic { hint, ..found });
     }
 
     pub fn warn(&mut self, span: &Range<usize>, message: impl Into<String>, hint: Option<String>) {
+        if self.warnings.len() >= MOST {
+            self.more_warnings += 1;
+            return;
+        }
         let found = self.text.diagnostic(span.clone(), message);
         self.warnings.push(Diagnostic { hint, ..found });
     }
@@ -278,6 +336,38 @@ mod tests {
         let expected = "p.toml:2:8: odd name\n    2 | name = \"ü\" # x\n      |        ^^^\n  hint: write u";
         assert_eq!(found.to_string(), expected);
         assert_eq!(text.place(1000).line, 3);
+    }
+
+    #[test]
+    fn columns_of_long_texts_are_those_of_a_count() {
+        let line = "aü€𝄞".repeat(900);
+        let text = format!("# first\n{line}\n{line}");
+        let places = Text::new(Path::new("p"), &text);
+        for offset in (0..=text.len()).filter(|at| text.is_char_boundary(*at)) {
+            let start = text[..offset].rfind('\n').map_or(0, |at| at + 1);
+            let place = places.place(offset);
+            assert_eq!(
+                place.column as usize,
+                text[start..offset].chars().count() + 1,
+                "{offset}"
+            );
+        }
+        assert_eq!(Text::new(Path::new("p"), "").place(0).column, 1);
+        // At the end of a block, and of the text.
+        let block = "x".repeat(BLOCK);
+        assert_eq!(
+            Text::new(Path::new("p"), &block).place(BLOCK).column as usize,
+            BLOCK + 1
+        );
+        // What is shown of a line is the same, however long it is.
+        let shown = |line: &str| {
+            Text::new(Path::new("p"), line)
+                .diagnostic(1500..1505, "odd")
+                .snippet
+        };
+        let short = "y".repeat(1700);
+        assert_eq!(shown(&short), shown(&format!("{short}{short}")));
+        assert_eq!(shown(&short).lines().nth(1).unwrap().matches('^').count(), 5);
     }
 
     #[test]

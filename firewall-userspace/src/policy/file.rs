@@ -164,6 +164,10 @@ pub fn parse_with(
     cover::warn(&policy, &rules.drafts, &mut findings);
     egress::warn(&policy, &written, &mut findings);
     groups::sort(&mut findings.warnings, &findings.text.path);
+    if findings.more_warnings > 0 {
+        let message = format!("{} more warnings are not shown", findings.more_warnings);
+        findings.warnings.push(Diagnostic::whole_file(path, message));
+    }
     let header = written.header.as_ref().map(|header| Header {
         name: header.name.text.clone(),
         nodes: header.nodes.clone(),
@@ -184,10 +188,15 @@ pub fn parse_with(
 }
 
 fn refused(findings: Findings<'_>) -> PolicyError {
-    let Findings { text, mut errors, .. } = findings;
+    let Findings {
+        text,
+        mut errors,
+        more_errors,
+        ..
+    } = findings;
     groups::sort(&mut errors, &text.path);
     if errors.len() > MAX_ERRORS {
-        let more = errors.len() - MAX_ERRORS;
+        let more = errors.len() - MAX_ERRORS + more_errors;
         errors.truncate(MAX_ERRORS);
         errors.push(Diagnostic::whole_file(
             Path::new(&text.path),

@@ -17,6 +17,10 @@ use std::sync::Arc;
 /// Deepest nesting: the walk is recursive.
 const MAX_DEPTH: usize = 64;
 
+/// Lists that all groups together may stand on: each group counts those of the groups in it, so a short text could
+/// make them many.
+const MAX_LISTS: usize = 1 << 20;
+
 /// All groups of a policy, resolved, and the lists they stand on.
 pub struct Groups<'a> {
     written: &'a [written::Group],
@@ -29,6 +33,8 @@ pub struct Groups<'a> {
     /// List files in the order they were read.
     pub files: Vec<PathBuf>,
     by_file: HashMap<PathBuf, Option<u32>>,
+    /// What all groups so far stand on, counted with repetition.
+    stands_on: usize,
     /// In the order in which they were resolved.
     pub node_groups: Vec<NodeGroup>,
     /// Lists of nodes, and whether anybody here knows who they are.
@@ -95,6 +101,7 @@ impl<'a> Groups<'a> {
             literals: HashMap::new(),
             files: Vec::new(),
             by_file: HashMap::new(),
+            stands_on: 0,
             node_groups: Vec::new(),
             of_nodes: HashSet::new(),
             nodes_known: true,
@@ -224,6 +231,11 @@ impl<'a> Groups<'a> {
         let mut own = PrefixList::default();
         let mut nested: Vec<u32> = Vec::new();
         for word in words {
+            if self.stands_on + nested.len() > MAX_LISTS {
+                let message = format!("the groups hold each other more than {MAX_LISTS} times");
+                findings.error(&word.span, message, None);
+                break;
+            }
             let Some(entry) = literal(word, findings) else {
                 continue;
             };
@@ -263,6 +275,7 @@ impl<'a> Groups<'a> {
         }
         let mut known = HashSet::new();
         lists.extend(nested.into_iter().filter(|&list| known.insert(list)));
+        self.stands_on += lists.len();
         lists
     }
 

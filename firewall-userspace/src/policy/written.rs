@@ -147,6 +147,10 @@ fn known_keys(table: &DeTable<'_>, of: &str, known: &[&'static str], findings: &
     for key in table.keys() {
         let name = key.get_ref().as_ref();
         if !known.contains(&name) {
+            if findings.is_full() {
+                findings.more_errors += 1;
+                continue;
+            }
             let message = format!("unknown key \"{name}\" in {of} ({})", known.join(", "));
             let hint = match name {
                 "allow" if known.contains(&"to") => Some("destinations stand in \"to\"".into()),

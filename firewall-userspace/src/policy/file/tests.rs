@@ -477,6 +477,77 @@ fn an_empty_group_matches_nobody() {
     assert_eq!(policy.lists, Vec::<Arc<PrefixList>>::new());
 }
 
+/// Texts as long as a document may be, made to cost much: each comes to an end, most of them to an error.
+#[test]
+fn hostile_texts_cost_no_more_than_long_ones() {
+    const LONG: usize = 1 << 20;
+    let filled = |start: &str, part: &str, end: &str| {
+        let times = (LONG - start.len() - end.len()) / part.len();
+        format!("{start}{}{end}", part.repeat(times))
+    };
+    let numbered = |part: fn(usize) -> String| {
+        let mut text = String::from("version = 1\n");
+        let mut number = 0;
+        while text.len() < LONG {
+            text += &part(number);
+            number += 1;
+        }
+        text
+    };
+    let head = "version = 1\n[[service]]\nname = \"a\"\nports = [\"tcp/1\"]\nallow = [";
+    for text in [
+        filled("", "[", ""),
+        filled("", "a.", "a = 1"),
+        filled("a = ", "[", ""),
+        filled("a = ", "{a=", ""),
+        filled("", "[[service]]\n", ""),
+        filled("version = 1\n", "\u{feff}", ""),
+        filled(head, "null,", "]"),
+        filled(head, "\"10.0.0.1/33\",", "]"),
+        numbered(|number| format!("k{number} = 1\n")),
+        numbered(|number| format!("[[service]]\nname = \"s{number}\"\nports = [\"tcp/1\"]\n")),
+        numbered(|_| "[[service]]\nname = \"s\"\nports = [\"tcp/1\"]\n".to_owned()),
+        numbered(|number| match number {
+            0 => "[groups]\n".to_owned(),
+            _ => format!("g{number} = [\"@g{}\"]\n", number + 1),
+        }),
+        numbered(|number| match number {
+            0 => "[groups]\ng0 = []\n".to_owned(),
+            _ => format!("g{number} = [\"10.0.0.0/8\", \"@g{}\"]\n", number - 1),
+        }),
+    ] {
+        let start = &text[..60];
+        let error = parse(&text, Path::new("p"), 0).expect_err(start);
+        assert!(error.errors.len() <= 51, "{} errors: {start}", error.errors.len());
+        assert!(error.to_string().len() < 100_000, "{start}");
+    }
+    // Legal, but with a finding for each entry of one long line.
+    let loaded = parse(&filled(head, "\"10.0.0.1\",", "]"), Path::new("p"), 0).unwrap();
+    assert_eq!(loaded.policy.rules.len(), 1);
+    let last = loaded.warnings.last().unwrap().to_string();
+    assert!(last.ends_with(" more warnings are not shown"), "{last}");
+    assert_eq!(loaded.warnings.len(), 1001);
+}
+
+/// Groups of one prefix, all of them named: each is a list of its own, and they all cover the same addresses.
+#[test]
+fn sets_of_lists_are_bounded() {
+    let groups = 6_000;
+    let mut text = String::from("version = 1\n[groups]\n");
+    for number in 0..groups {
+        text += &format!("g{number} = [\"10.0.0.0/8\"]\n");
+    }
+    text += "[[service]]\nname = \"a\"\nports = [\"tcp/1\"]\nallow = [";
+    for number in 0..groups {
+        text += &format!("\"@g{number}\",");
+    }
+    text += "]\n";
+    assert!(text.len() < 1 << 20);
+    let loaded = parse(&text, Path::new("p"), 0).unwrap();
+    let error = crate::policy::compile::compile(&loaded.policy).unwrap_err();
+    assert!(error.to_string().contains("places in sets of lists"), "{error}");
+}
+
 proptest::proptest! {
     #[test]
     fn no_text_panics(text in "(version = 1|deny = |allow|\\[service\\.limits\\]|\\[\\[service\\.limit\\]\\]|\\[defaults\\.limits\\]|for = |packets = |bytes\\.|connections = |per_source = |burst = |\"1/s\"|on_excess = |\\[\\[service\\]\\]|\\[groups\\]|name = \"a\"|ports = |\\{|\\}|\\[|\\]|\"@a\"|\"any\"|a = |,|\n| |.){0,30}") {
