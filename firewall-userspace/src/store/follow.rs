@@ -164,7 +164,7 @@ impl Following {
                     return;
                 }
             }
-            let wait = self.waits.next();
+            let wait = self.waits.longer();
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = self.updates.closed() => return,
@@ -183,16 +183,9 @@ impl Following {
 
     /// Lists if that is due, watches, and returns when a list is due again.
     async fn list_and_watch(&mut self) -> Result<(), Interrupted> {
-        if let Some(point) = &self.known
-            && let Holds::No(how) = self.store.holds(point).await?
-        {
-            self.known = None;
-            self.listed = None;
-            self.back().await?;
-            self.tell(Update::Replaced(how)).await?;
-        }
         let under = self.under.clone();
         if self.listed.is_none_or(|due| due <= Instant::now()) {
+            self.check().await?;
             let under: Vec<&str> = under.iter().map(String::as_str).collect();
             let snapshot = self.store.snapshot(&under).await?;
             self.known = Some(Point::of(&snapshot));
@@ -207,8 +200,28 @@ impl Following {
             .zip(self.positions.iter().copied())
             .collect();
         let watch = self.store.watch(&from).await?;
+        // Once more now that the watch stands, which ends with the process that tells it: a revision that another history has not
+        // reached yet can be watched in silence.
+        if !self.check().await? {
+            return Ok(());
+        }
         self.back().await?;
         self.watch(watch).await
+    }
+
+    /// Whether the store is still the one that is known. If not, that is told, and a list is due.
+    async fn check(&mut self) -> Result<bool, Interrupted> {
+        let Some(point) = &self.known else {
+            return Ok(true);
+        };
+        let Holds::No(how) = self.store.holds(point).await? else {
+            return Ok(true);
+        };
+        self.known = None;
+        self.listed = None;
+        self.back().await?;
+        self.tell(Update::Replaced(how)).await?;
+        Ok(false)
     }
 
     async fn watch(&mut self, mut watch: Watch) -> Result<(), Interrupted> {
@@ -288,7 +301,7 @@ impl Waits {
         }
     }
 
-    pub fn next(&mut self) -> Duration {
+    pub fn longer(&mut self) -> Duration {
         let longest = self
             .timing
             .shortest_wait

@@ -65,6 +65,12 @@ impl Mirror {
         }
     }
 
+    async fn until_told(&mut self, follower: &mut Follower, what: &str) {
+        while self.told.last() != Some(&what) {
+            self.take(follower.next().await);
+        }
+    }
+
     async fn next(&mut self, follower: &mut Follower) {
         self.take(follower.next().await);
     }
@@ -147,6 +153,23 @@ async fn a_wiped_store_is_told_as_another_one() {
 }
 
 #[tokio::test]
+async fn a_store_that_is_wiped_between_list_and_watch_is_told() {
+    let inner = Memory::new();
+    put(&inner, "policies/a", "1").await;
+    let store = Fickle {
+        inner: inner.clone(),
+        watches: AtomicUsize::new(0),
+        first: First::Wiped,
+    };
+    let mut follower = Follower::start(Arc::new(store), &["policies/"], None, QUICK);
+    let mut mirror = Mirror::default();
+    mirror.until_told(&mut follower, "replaced").await;
+    mirror.until_told(&mut follower, "all").await;
+    assert_eq!(mirror.told(), ["all", "replaced", "all"]);
+    assert!(mirror.keys.is_empty());
+}
+
+#[tokio::test]
 async fn an_older_store_is_told_as_such_even_when_its_revisions_went_on() {
     let store = Memory::new();
     let (mut follower, mut mirror) = following(&store).await;
@@ -202,10 +225,18 @@ async fn everything_is_listed_now_and_then() {
     assert_eq!(mirror.told(), ["all", "all", "all"]);
 }
 
-/// A store whose first watch never says anything.
-struct Deaf {
+/// A store whose first watch goes wrong.
+struct Fickle {
     inner: Memory,
     watches: AtomicUsize,
+    first: First,
+}
+
+enum First {
+    /// It never says anything.
+    Deaf,
+    /// The store is another one when it is opened.
+    Wiped,
 }
 
 struct Nothing;
@@ -216,9 +247,9 @@ impl Watching for Nothing {
     }
 }
 
-impl Store for Deaf {
+impl Store for Fickle {
     fn name(&self) -> String {
-        "deaf".to_owned()
+        "fickle".to_owned()
     }
 
     fn snapshot<'a>(&'a self, under: &'a [&'a str]) -> BoxFuture<'a, Result<Snapshot, StoreError>> {
@@ -237,10 +268,13 @@ impl Store for Deaf {
     }
 
     fn watch<'a>(&'a self, from: &'a [(&'a str, Revision)]) -> BoxFuture<'a, Result<Watch, StoreError>> {
-        match self.watches.fetch_add(1, Ordering::Relaxed) {
-            0 => async { Ok(Watch::new(Nothing)) }.boxed(),
-            _ => self.inner.watch(from),
+        let first = self.watches.fetch_add(1, Ordering::Relaxed) == 0;
+        match self.first {
+            First::Deaf if first => return async { Ok(Watch::new(Nothing)) }.boxed(),
+            First::Wiped if first => self.inner.wipe(),
+            _ => {}
         }
+        self.inner.watch(from)
     }
 
     fn put<'a>(
@@ -269,9 +303,10 @@ impl Store for Deaf {
 async fn a_stream_that_says_nothing_is_given_up() {
     let inner = Memory::new();
     put(&inner, "policies/a", "1").await;
-    let store = Deaf {
+    let store = Fickle {
         inner: inner.clone(),
         watches: AtomicUsize::new(0),
+        first: First::Deaf,
     };
     let timing = Timing {
         silence: Duration::from_millis(50),
@@ -290,20 +325,20 @@ async fn a_stream_that_says_nothing_is_given_up() {
 fn waits_grow_to_their_bound_and_differ() {
     let timing = Timing::default();
     let mut waits = Waits::new(timing);
-    let first = waits.next();
+    let first = waits.longer();
     assert!(
         first <= timing.shortest_wait && first >= timing.shortest_wait / 5,
         "{first:?}"
     );
     for _ in 0..20 {
-        assert!(waits.next() <= timing.longest_wait);
+        assert!(waits.longer() <= timing.longest_wait);
     }
-    let late: Vec<Duration> = (0..20).map(|_| waits.next()).collect();
+    let late: Vec<Duration> = (0..20).map(|_| waits.longer()).collect();
     assert!(
         late.iter().all(|wait| *wait >= timing.longest_wait / 5),
         "{late:?}"
     );
     assert!(late.iter().any(|wait| *wait != late[0]));
     waits.reset();
-    assert!(waits.next() <= timing.shortest_wait);
+    assert!(waits.longer() <= timing.shortest_wait);
 }
