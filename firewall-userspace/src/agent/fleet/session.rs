@@ -50,7 +50,7 @@ impl Own {
                 log::warn!("this node is not registered: {error}");
                 told = error;
             }
-            tokio::time::sleep(waits.next()).await;
+            tokio::time::sleep(waits.longer()).await;
         }
     }
 
@@ -142,7 +142,7 @@ impl Own {
                     Ok(()) => break,
                     Err(error) => log::debug!("telling how this node does: {}", error.full()),
                 }
-                tokio::time::sleep(waits.next()).await;
+                tokio::time::sleep(waits.longer()).await;
             }
             waits.reset();
             tokio::time::sleep(PAUSE).await;
