@@ -3,8 +3,10 @@
 //! Each step says what it does, does it with the real commands and real sockets, and shows what came of it. A result
 //! other than the one announced makes the demo fail: it is a test that people watch.
 
+mod fleet;
 mod probe;
 mod stage;
+mod telling;
 
 use crate::build;
 use crate::output::{self, Style, paint};
@@ -14,6 +16,7 @@ use probe::Outcome;
 use stage::Stage;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
+use telling::Telling;
 
 /// Show ravelin at work: real agent, real traffic, in network namespaces.
 ///
@@ -30,6 +33,9 @@ pub struct Args {
     /// Remove a playground that was left up
     #[arg(long, conflicts_with = "keep")]
     clean: bool,
+    /// A fleet instead: five nodes, three members of an etcd, signed policies
+    #[arg(long, conflicts_with = "keep")]
+    fleet: bool,
     /// The services of the node: what the demo starts there
     #[arg(long, hide = true)]
     serve: bool,
@@ -88,19 +94,21 @@ pub fn run(args: &Args) -> Result<()> {
         output::note("removed the playground of an earlier demo");
     }
     stage::clean_on_signals()?;
+    if args.fleet {
+        fleet::run(binary)?;
+        drop(lock);
+        return Ok(());
+    }
     let start = Instant::now();
     let mut stage = Stage::set(binary)?;
     let mut script = Script {
         stage: &stage,
-        step: 0,
-        surprises: Vec::new(),
+        telling: Telling::default(),
     };
     let outcome = script.play();
-    let surprises = std::mem::take(&mut script.surprises);
+    let told = script.telling;
     outcome?;
-    if !surprises.is_empty() {
-        bail!("not what was announced: {}", surprises.join("; "));
-    }
+    told.as_announced()?;
     let seconds = start.elapsed().as_secs_f32();
     if args.keep {
         stage.keep();
@@ -132,8 +140,7 @@ fn check_kernel() -> Result<()> {
 
 struct Script<'a> {
     stage: &'a Stage,
-    step: u32,
-    surprises: Vec<String>,
+    telling: Telling,
 }
 
 impl Script<'_> {
@@ -257,8 +264,7 @@ impl Script<'_> {
         };
         let lines: Vec<&str> = page.lines().filter(wanted).collect();
         if lines.is_empty() {
-            self.surprises
-                .push("/metrics holds no ravelin_packets_total".to_owned());
+            self.telling.surprise("/metrics holds no ravelin_packets_total");
         }
         for line in lines {
             let (name, value) = line.rsplit_once(' ').unwrap_or((line, ""));
@@ -363,62 +369,26 @@ impl Script<'_> {
     }
 
     fn chapter(&mut self, title: &str) {
-        self.step += 1;
-        println!();
-        output::heading(&format!("{}. {title}", self.step));
+        self.telling.chapter(title);
     }
 
     fn say(&self, text: &str) {
-        println!();
-        if !text.is_empty() {
-            output::note(text);
-        }
+        self.telling.say(text);
+    }
+
+    fn expect(&mut self, who: &str, why: &str, answered: bool, outcome: Outcome) {
+        self.telling.expect(who, why, answered, outcome);
     }
 
     /// Runs a command of ravelin on this terminal; fails unless it exits with this code.
     fn ravelin(&mut self, arguments: &[&str], code: i32) -> Result<()> {
-        println!(
-            "{}",
-            paint(Style::Command, format!("# ravelin {}", arguments.join(" ")))
-        );
-        let status = self
-            .stage
-            .ravelin(arguments)
-            .status()
-            .context("starting ravelin")?;
-        if status.code() != Some(code) {
-            self.surprises
-                .push(format!("`ravelin {}` ended with {status}", arguments.join(" ")));
-        }
-        Ok(())
+        self.telling
+            .run("ravelin", arguments, self.stage.ravelin(arguments), code)
     }
 
     /// Runs a command of ravelin that has to succeed and prints nothing.
     fn ravelin_quietly(&self, arguments: &[&str]) -> Result<()> {
         output::read(&mut self.stage.ravelin(arguments)).map(drop)
-    }
-
-    /// Shows the outcome of a probe beside the one that the policy means.
-    fn expect(&mut self, who: &str, why: &str, answered: bool, outcome: Outcome) {
-        let (right, word) = match outcome {
-            Outcome::Answered(took) => (
-                answered,
-                format!("answered in {:.1} ms", took.as_secs_f64() * 1000.0),
-            ),
-            Outcome::Silence => (!answered, "no answer".to_owned()),
-        };
-        let word = match (right, answered) {
-            (true, true) => paint(Style::Good, format!("{word:<22}")),
-            (true, false) => paint(Style::Bad, format!("{word:<22}")),
-            (false, _) => paint(Style::Strong, format!("{:<22}", format!("{word} (!)"))),
-        };
-        output::note(format!("{who:<50} {word} {}", paint(Style::Faint, why)));
-        if !right {
-            self.surprises.push(format!(
-                "{} ({why})",
-                who.split_whitespace().collect::<Vec<_>>().join(" ")
-            ));
-        }
     }
 }
 

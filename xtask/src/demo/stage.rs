@@ -5,7 +5,7 @@
 
 #[path = "../../../tests/src/netns.rs"]
 #[allow(dead_code, reason = "shared with the tests, which use all of it")]
-mod netns;
+pub mod netns;
 
 use super::probe;
 use anyhow::{Context, Result, bail};
@@ -35,13 +35,26 @@ pub const PICTURE: &[&str] = &[
     "                                ravelin agent: XDP on eth0 and eth1",
 ];
 
-const DIR: &str = "/run/ravelin-demo";
+pub const DIR: &str = "/run/ravelin-demo";
 const LOCK: &str = "/run/ravelin-demo.lock";
 pub const POLICY_FILE: &str = "/run/ravelin-demo/policy.toml";
 pub const SOCKET: &str = "/run/ravelin-demo/agent/ravelin.sock";
 const STATE: &str = "/run/ravelin-demo/state";
 const LOG: &str = "/run/ravelin-demo/agent.log";
 const PINS: &str = "/sys/fs/bpf/ravelin/demo";
+/// Nodes of the fleet's demo: name, last part of the address, role.
+pub const FLEET: [(&str, u8, &str); 6] = [
+    ("db-1", 21, "payments"),
+    ("db-2", 22, "payments"),
+    ("web-1", 31, "frontend"),
+    ("web-2", 32, "frontend"),
+    ("batch-1", 41, "batch"),
+    ("web-3", 33, "frontend"),
+];
+/// What joins them.
+pub const FABRIC: &str = "ravelin-demo-fabric";
+/// Holds the directory of the fleet's etcd.
+const ETCD_DIR: &str = "/run/ravelin-demo/etcd.dir";
 const NAMESPACES: [&str; 3] = ["ravelin-demo-node", "ravelin-demo-peer", "ravelin-demo-stranger"];
 
 /// The agent's command line.
@@ -167,21 +180,8 @@ impl Stage {
         self.start("services", command)
     }
 
-    /// Starts a process on the node that Ctrl-C does not reach, and notes its id.
-    fn start(&self, name: &str, mut command: Command) -> Result<()> {
-        command.stdin(Stdio::null()).process_group(0);
-        let child = self
-            .node
-            .run(move || command.spawn())
-            .with_context(|| format!("starting the {name}"))?;
-        let file = format!("{DIR}/{name}.pid");
-        std::fs::write(&file, child.id().to_string()).with_context(|| format!("writing {file}"))?;
-        // Reaps it: a dead child would keep its process id.
-        std::thread::spawn(move || {
-            let mut child = child;
-            let _ = child.wait();
-        });
-        Ok(())
+    fn start(&self, name: &str, command: Command) -> Result<()> {
+        start(&self.node, name, command)
     }
 
     /// `ravelin` with these arguments, against the demo's agent.
@@ -194,6 +194,32 @@ impl Stage {
             .stdin(Stdio::null());
         command
     }
+}
+
+/// Starts a process that Ctrl-C does not reach, and notes its id.
+pub fn start(namespace: &Namespace, name: &str, mut command: Command) -> Result<()> {
+    command.stdin(Stdio::null()).process_group(0);
+    let child = namespace
+        .run(move || command.spawn())
+        .with_context(|| format!("starting the {name}"))?;
+    note(name, child.id())?;
+    // Reaps it: a dead child would keep its process id.
+    std::thread::spawn(move || {
+        let mut child = child;
+        let _ = child.wait();
+    });
+    Ok(())
+}
+
+/// Notes the id of a process for whoever cleans up.
+pub fn note(name: &str, pid: u32) -> Result<()> {
+    let file = format!("{DIR}/{name}.pid");
+    std::fs::write(&file, pid.to_string()).with_context(|| format!("writing {file}"))
+}
+
+/// Notes where etcd has its data, for whoever cleans up.
+pub fn note_etcd(dir: &Path) -> Result<()> {
+    std::fs::write(ETCD_DIR, dir.display().to_string()).with_context(|| format!("writing {ETCD_DIR}"))
 }
 
 impl Drop for Stage {
@@ -220,12 +246,24 @@ pub fn lock() -> Result<Flock<File>> {
 /// Removes all that a demo makes, whoever made it; gives whether there was anything.
 pub fn clean() -> bool {
     let mut found = false;
-    for name in ["agent", "services"] {
-        found |= end(name, Signal::SIGKILL);
+    for entry in std::fs::read_dir(DIR).into_iter().flatten().flatten() {
+        let file = entry.file_name();
+        if let Some(name) = file.to_str().and_then(|file| file.strip_suffix(".pid")) {
+            found |= end(name, Signal::SIGKILL);
+        }
     }
     found |= std::fs::remove_dir_all(PINS).is_ok();
-    for name in NAMESPACES {
+    for name in NAMESPACES.into_iter().chain([FABRIC]) {
         found |= netns::ip(&format!("netns delete {name}")).is_ok();
+    }
+    for (name, _, _) in FLEET {
+        found |= std::fs::remove_dir_all(format!("{PINS}-{name}")).is_ok();
+        found |= netns::ip(&format!("netns delete ravelin-demo-{name}")).is_ok();
+    }
+    if let Ok(dir) = std::fs::read_to_string(ETCD_DIR)
+        && dir.contains("/ravelin-demo-")
+    {
+        found |= std::fs::remove_dir_all(dir).is_ok();
     }
     found |= std::fs::remove_dir_all(DIR).is_ok();
     found
@@ -233,7 +271,7 @@ pub fn clean() -> bool {
 
 /// Ends the process of this name and waits until it is gone. Its id may have become another one's since: only a process
 /// whose command line is the demo's is meant.
-fn end(name: &str, signal: Signal) -> bool {
+pub fn end(name: &str, signal: Signal) -> bool {
     let file = format!("{DIR}/{name}.pid");
     let Some(pid) = std::fs::read_to_string(&file)
         .ok()
@@ -244,7 +282,7 @@ fn end(name: &str, signal: Signal) -> bool {
     let is_ours = || {
         std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
             let line = String::from_utf8_lossy(&line);
-            line.contains(DIR) || line.contains("demo\0--serve")
+            line.contains("ravelin-demo") || line.contains("demo\0--serve")
         })
     };
     let ours = is_ours();
