@@ -130,7 +130,7 @@ pub struct Report {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Version {
     pub version: u64,
-    /// Hex BLAKE3 of its envelope.
+    /// Hex BLAKE3 of what was signed.
     pub digest: String,
 }
 

@@ -122,6 +122,14 @@ impl Stored {
         self.believed.as_ref().ok().map(|verified| &verified.statement)
     }
 
+    /// Of what was signed, in hex, as nodes report it; empty if it is not believed.
+    fn digest(&self) -> String {
+        self.believed
+            .as_ref()
+            .map(|verified| verified.digest.to_string())
+            .unwrap_or_default()
+    }
+
     /// The document that it is, if it is believed and was not deleted.
     fn policy(&self) -> Option<&Verified> {
         let verified = self.believed.as_ref().ok()?;

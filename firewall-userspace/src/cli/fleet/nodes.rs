@@ -4,7 +4,6 @@ use super::super::{Answer, Context, message, print};
 use super::{ALL, Fleet, Stored, View};
 use crate::fleet::report::{node_key, status_key};
 use crate::fleet::selector::is_node_name;
-use crate::fleet::statement::Digest;
 use crate::output::{self, NodeRow};
 use crate::store::follow::{Follower, Update};
 use crate::store::shared::{Change, Entry, Expect};
@@ -210,10 +209,10 @@ fn wanted(
         matches!(nodes, Some(Ok::<crate::fleet::selector::Selector, _>(nodes)) if nodes.matches(&registration.labels))
     });
     let lacks = |stored: &&Stored| {
-        let envelope = Digest::of(&stored.entry.value).to_string();
+        let signed = stored.digest();
         stored.statement().is_some_and(|statement| {
             let has = report.documents.get(&statement.name);
-            has.is_none_or(|has| has.version != statement.version || has.digest != envelope)
+            has.is_none_or(|has| has.version != statement.version || has.digest != signed)
         })
     };
     let wanted = meant.filter(lacks).filter_map(Stored::statement);

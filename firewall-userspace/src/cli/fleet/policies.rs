@@ -1,8 +1,8 @@
 //! `ravelin policies`
 
 use super::super::{Answer, Context};
-use super::{Fleet, View};
-use crate::fleet::statement::{Digest, Kind, Subject};
+use super::{Fleet, Stored, View};
+use crate::fleet::statement::{Kind, Subject};
 use crate::output::{self, PolicyRow};
 
 /// The policies of the fleet: for which nodes, signed by whom, and how many nodes have them in force
@@ -29,7 +29,7 @@ pub(in super::super) fn run(args: &Args, context: &Context) -> anyhow::Result<An
 }
 
 fn rows(fleet: &Fleet, view: &View) -> Vec<PolicyRow> {
-    let row = |stored| {
+    let row = |stored: &Stored| {
         let mut row = PolicyRow {
             signed: fleet.signed(Subject::Policy, stored),
             ..PolicyRow::default()
@@ -47,11 +47,11 @@ fn rows(fleet: &Fleet, view: &View) -> Vec<PolicyRow> {
             return row;
         };
         let meant = view.meant(&nodes);
-        let envelope = Digest::of(&stored.entry.value).to_string();
+        let signed = stored.digest();
         let has = |name: &&String| {
             let report = view.reports.get(*name);
             let version = report.and_then(|report| report.documents.get(&statement.name));
-            version.is_some_and(|version| version.version == statement.version && version.digest == envelope)
+            version.is_some_and(|version| version.version == statement.version && version.digest == signed)
         };
         row.meant = meant.len();
         row.applied = meant.iter().filter(has).count();
