@@ -5,6 +5,7 @@ use crate::store::shared::{ErrorKind, StoreError};
 use etcd_client::{Channel, Client, ConnectOptions};
 use std::error::Error;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
@@ -24,6 +25,8 @@ pub struct Connection {
     endpoints: Vec<String>,
     tls: Tls,
     current: Mutex<Current>,
+    /// The number of the last connection that something was heard on.
+    heard: AtomicU64,
 }
 
 struct Current {
@@ -66,6 +69,7 @@ impl Connection {
                 client: None,
                 number: 0,
             }),
+            heard: AtomicU64::new(0),
         };
         // So that what is named and not there is known at once.
         if let Err(cause) = tls_config(&connection.tls) {
@@ -103,10 +107,17 @@ impl Connection {
             let (client, endpoint, number) = self.client(doing).await?;
             tries += 1;
             let (cause, kind, words) = match timeout(ANSWER, request(client, tries > 1)).await {
-                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Ok(answer)) => {
+                    self.heard.store(number, Ordering::Relaxed);
+                    return Ok(answer);
+                }
                 Ok(Err(error)) => {
                     let (cause, kind) = meaning(&error);
-                    (cause, kind, words(&error))
+                    let mut words = words(&error);
+                    if is_hang_up(&words) && self.heard.load(Ordering::Relaxed) != number {
+                        words.push_str(&self.why_it_hangs_up());
+                    }
+                    (cause, kind, words)
                 }
                 Err(_) => (
                     Cause::Timeout,
@@ -200,6 +211,22 @@ impl Connection {
             .map_err(|error| words(&error))
     }
 
+    /// A server looks at certificates after the client has taken the handshake as done, and tells by hanging up.
+    fn why_it_hangs_up(&self) -> String {
+        match &self.tls {
+            Tls {
+                identity: Some((cert, _)),
+                ..
+            } => {
+                format!(": etcd may not take the certificate {}", cert.display())
+            }
+            Tls { ca: Some(_), .. } => {
+                ": etcd may want a client certificate, and no `cert` is configured".to_owned()
+            }
+            Tls { .. } => ": etcd may speak https://".to_owned(),
+        }
+    }
+
     /// The connection of this number does not do: the next request goes to the next member.
     pub async fn give_up(&self, number: u64) {
         let mut current = self.current.lock().await;
@@ -233,6 +260,12 @@ fn is_about_certificates(words: &str) -> bool {
     ]
     .iter()
     .any(|sign| words.contains(sign))
+}
+
+fn is_hang_up(words: &str) -> bool {
+    ["broken pipe", "connection reset", "closed", "eof", "fatal alert"]
+        .iter()
+        .any(|sign| words.to_ascii_lowercase().contains(sign))
 }
 
 /// What an error of the client means, by the codes of gRPC and the words of etcd.
@@ -278,7 +311,9 @@ pub fn words(error: &etcd_client::Error) -> String {
             };
             if let Some(cause) = status.source() {
                 let below = chain(cause);
-                if !text.contains(&below) {
+                if message == "transport error" {
+                    text = below;
+                } else if !text.contains(&below) {
                     text = format!("{text}: {below}");
                 }
             }
