@@ -15,15 +15,15 @@ use crate::counter::{self, Tally};
 use crate::flow::{self, Key, Left, Sends, State};
 use crate::fragment::{self, Remembered};
 use crate::gate::{self, Bank};
-use crate::image::{Image, NO_SERVICE, Pages, PortKey};
-use crate::meter::{self, Steps};
+use crate::image::{Image, LimitedBy, NO_SERVICE, Pages, PortKey};
+use crate::meter::{self, Steps, Weighed};
 use crate::packet::{Address, Fragment, Frame, Kind, Link, Packet, Parsed, parse, protocol};
 use crate::quote::{ECHO_REPLY, quoted};
 use crate::verdict::{Reason, Verdict};
 
 /// What a decision asks of its surroundings. One value serves one packet. Methods with a body are parts of the decision
 /// that the kernel may run as functions of their own, which the BPF verifier then walks once.
-pub trait Kernel: Steps {
+pub trait Kernel: Steps<Page = <Self::Pages as Pages>::Page> {
     type Pages: Pages;
 
     /// The node configuration in force.
@@ -411,19 +411,24 @@ fn limited<K: Kernel>(
     outcome: Outcome,
     later: bool,
 ) -> Option<Outcome> {
-    let number = image.profile_of(outcome.ending)?;
-    if number == 0 {
+    let by = image.limited_by(outcome.ending)?;
+    if by == LimitedBy::NOTHING {
         return Some(outcome);
     }
-    let flags = image.profile(number)?.flags();
+    let weighed = Weighed {
+        first: image.first(),
+        packet,
+        by,
+        length,
+    };
     let metered = if later {
-        meter::weigh(kernel, packet, flags, number, length)
+        meter::weigh(kernel, weighed)
     } else {
-        meter::run(kernel, packet, flags, number, length)
+        meter::run(kernel, weighed)
     };
     let excess = metered.reason();
     kernel.step(Step::Limit {
-        profile: number,
+        profile: by.number(),
         excess,
     });
     Some(match excess {

@@ -86,8 +86,8 @@ pub mod field {
     pub const EGRESS_ROW: u32 = 80;
     /// `u32`, records of limits.
     pub const PROFILES: u32 = 84;
-    /// `u64`, offset of the record (from 1) that limits each ending: `u16`, 0 for none. None is read where there are no records.
-    pub const PROFILE_OF: u32 = 88;
+    /// `u64`, offset of what limits each ending: a [`super::LimitedBy`] (`u32`). None is read where there are no records.
+    pub const LIMITED_BY: u32 = 88;
     /// `u64`, offset of the records, see [`crate::limit::profile`].
     pub const PROFILE_TABLE: u32 = 96;
     /// [`super::DIRECTORY_LEN`] `u16`: the port directory.
@@ -271,6 +271,27 @@ impl Cell {
     }
 }
 
+/// What limits an ending: the number of a record (from 1, low half; 0 for none), and its [`crate::limit::flag`]s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitedBy(pub u32);
+
+impl LimitedBy {
+    pub const NOTHING: LimitedBy = LimitedBy(0);
+
+    /// `flags` are below 2^16.
+    pub const fn new(number: u16, flags: u32) -> LimitedBy {
+        LimitedBy(number as u32 | flags << 16)
+    }
+    #[inline(always)]
+    pub const fn number(self) -> u32 {
+        self.0 & 0xffff
+    }
+    #[inline(always)]
+    pub const fn flags(self) -> u32 {
+        self.0 >> 16
+    }
+}
+
 /// The header fields that a decision needs, and the pages behind them.
 pub struct Image<'a, P: Pages> {
     pages: &'a P,
@@ -444,17 +465,17 @@ impl<'a, P: Pages> Image<'a, P> {
 }
 
 impl<P: Pages> Image<'_, P> {
-    /// The number of the limits of an ending, 0 for none.
+    /// What limits an ending.
     #[inline(always)]
-    pub fn profile_of(&self, ending: u32) -> Option<u32> {
+    pub fn limited_by(&self, ending: u32) -> Option<LimitedBy> {
         if self.first.u32(field::PROFILES) == 0 {
-            return Some(0);
+            return Some(LimitedBy::NOTHING);
         }
         if ending >= self.first.u32(field::ENDINGS) {
             return None;
         }
-        let offset = self.first.u64(field::PROFILE_OF) + ending as u64 * 2;
-        Some(self.page_of(offset)?.u16(offset as u32) as u32)
+        let offset = self.first.u64(field::LIMITED_BY) + ending as u64 * 4;
+        Some(LimitedBy(self.page_of(offset)?.u32(offset as u32)))
     }
 
     /// Limits by their number, from 1.

@@ -239,11 +239,7 @@ impl Charge {
     pub fn source<S: Set>(&self, line: S) -> bool {
         let tag = self.hash >> TIME_BITS;
         for _ in 0..TRIES {
-            let way = match find(line, tag) {
-                WAYS => self.least(line),
-                way => way,
-            };
-            let cell = line.word(way);
+            let (way, cell) = self.place(line, tag);
             let Some(next) = self.pay(cell & SOURCE_TIME, SOURCE_TIME) else {
                 return false;
             };
@@ -254,20 +250,26 @@ impl Charge {
         false
     }
 
-    /// The way that is least ahead; the first free one ends the search.
+    /// The way of a source and its cell: its own, else the first of those that are least ahead.
+    ///
+    /// Each word is read once, so what another CPU does meanwhile cannot give a source two cells. Without a branch: under a
+    /// flood none could be predicted, and the BPF verifier would walk all of them.
     #[inline(always)]
-    fn least<S: Set>(&self, line: S) -> u32 {
-        let (mut least, mut at) = (u64::MAX, 0);
+    fn place<S: Set>(&self, line: S, tag: u64) -> (u32, u64) {
+        let limit = self.capacity.wrapping_mul(2);
+        let (mut best, mut found) = (u64::MAX >> 1, 0);
         for way in 0..WAYS {
-            let ahead = ahead(line.word(way) & SOURCE_TIME, self.now, self.capacity, SOURCE_TIME);
-            if ahead == 0 {
-                return way;
-            }
-            if ahead < least {
-                (least, at) = (ahead, way);
-            }
+            let cell = line.word(way);
+            let ahead = cell.wrapping_sub(self.now) & SOURCE_TIME;
+            // A time long past is worth nothing, see `ahead`; and its own cell comes before all.
+            let ahead = ahead & !S::negative(limit.wrapping_sub(ahead));
+            let own = S::negative((cell >> TIME_BITS ^ tag).wrapping_sub(1));
+            let rank = (ahead + 1) << 3 & !own | way as u64;
+            let better = S::negative(rank.wrapping_sub(best));
+            best ^= (best ^ rank) & better;
+            found ^= (found ^ cell) & better;
         }
-        at
+        (best as u32 & (WAYS - 1), found)
     }
 }
 
@@ -403,6 +405,11 @@ pub mod flag {
     /// A rate of this [`super::Kind`] limits: bit 0 for a source, bit 1 for a total, shifted by twice the kind.
     pub const SOURCE: u32 = 1;
     pub const TOTAL: u32 = 2;
+    /// Any of a [`super::Kind`].
+    #[inline(always)]
+    pub const fn of(kind: super::Kind) -> u32 {
+        (SOURCE | TOTAL) << (2 * kind as u32)
+    }
     /// Any of packets or bytes.
     pub const TRAFFIC: u32 = 0b11_1100;
     /// Any of new connections.
@@ -507,37 +514,18 @@ pub struct Record {
 }
 
 impl Record {
-    /// The bytes of the record.
-    pub fn write(&self) -> [u8; profile::SIZE as usize] {
-        let mut out = [0; profile::SIZE as usize];
-        let mut put = |at: u32, bytes: &[u8]| {
-            let at = at as usize;
-            if let Some(place) = out.get_mut(at..at + bytes.len()) {
-                place.copy_from_slice(bytes);
-            }
-        };
+    /// [`profile::FLAGS`].
+    pub fn flags(&self) -> u32 {
         let mut flags = self.flags;
         let mut exact = false;
         for kind in Kind::ALL {
             let at = kind as usize;
-            let offset = kind as u32 * profile::RATE_SIZE;
             let source = self.source[at];
-            put(profile::SOURCE_RATES + offset, &source.cost.to_le_bytes());
-            put(
-                profile::SOURCE_RATES + offset + 8,
-                &(source.capacity as u32).to_le_bytes(),
-            );
-            put(profile::SOURCE_RATES + offset + 12, &source.shift.to_le_bytes());
             if !source.is_unlimited() {
                 flags |= flag::SOURCE << (2 * kind as u32);
                 exact |= (source.capacity << source.shift >> NS_SHIFT) < EXACT_BELOW_NS;
             }
-            for (rates, rate) in [
-                (profile::RATES, self.total[at]),
-                (profile::PARENT_RATES, self.parent_total[at]),
-            ] {
-                put(rates + offset, &rate.cost.to_le_bytes());
-                put(rates + offset + 8, &rate.capacity.to_le_bytes());
+            for rate in [self.total[at], self.parent_total[at]] {
                 if !rate.is_unlimited() {
                     flags |= flag::TOTAL << (2 * kind as u32);
                     exact |= rate.capacity >> NS_SHIFT < EXACT_BELOW_NS;
@@ -550,7 +538,37 @@ impl Record {
         if exact {
             flags |= flag::EXACT;
         }
-        put(profile::FLAGS, &flags.to_le_bytes());
+        flags
+    }
+
+    /// The bytes of the record.
+    pub fn write(&self) -> [u8; profile::SIZE as usize] {
+        let mut out = [0; profile::SIZE as usize];
+        let mut put = |at: u32, bytes: &[u8]| {
+            let at = at as usize;
+            if let Some(place) = out.get_mut(at..at + bytes.len()) {
+                place.copy_from_slice(bytes);
+            }
+        };
+        for kind in Kind::ALL {
+            let at = kind as usize;
+            let offset = kind as u32 * profile::RATE_SIZE;
+            let source = self.source[at];
+            put(profile::SOURCE_RATES + offset, &source.cost.to_le_bytes());
+            put(
+                profile::SOURCE_RATES + offset + 8,
+                &(source.capacity as u32).to_le_bytes(),
+            );
+            put(profile::SOURCE_RATES + offset + 12, &source.shift.to_le_bytes());
+            for (rates, rate) in [
+                (profile::RATES, self.total[at]),
+                (profile::PARENT_RATES, self.parent_total[at]),
+            ] {
+                put(rates + offset, &rate.cost.to_le_bytes());
+                put(rates + offset + 8, &rate.capacity.to_le_bytes());
+            }
+        }
+        put(profile::FLAGS, &self.flags().to_le_bytes());
         put(profile::SCOPE, &self.scope.to_le_bytes());
         put(profile::PARENT, &self.parent.to_le_bytes());
         put(profile::EXCESS, &self.excess.to_le_bytes());

@@ -14,7 +14,7 @@
 
 use crate::control::Config;
 use crate::flow::Set;
-use crate::image::{Image, Page, Pages};
+use crate::image::{Image, LimitedBy, Page, Pages};
 use crate::limit::{self, Charge, Kind, Profile, Rate, count, flag, profile, scope, source_hash};
 use crate::packet::{Packet, protocol, tcp};
 use crate::verdict::Reason;
@@ -147,6 +147,11 @@ pub trait Limiter {
     fn scope(&self, scope: u32) -> Option<Self::Scope>;
     /// A line of a sketch.
     fn line(&self, sketch: Sketch, line: u32) -> Option<Self::Line>;
+    /// [`Charge::source`] in a line.
+    #[inline(always)]
+    fn charge(&self, sketch: Sketch, line: u32, charge: &Charge) -> bool {
+        self.line(sketch, line).is_some_and(|line| charge.source(line))
+    }
     /// [`count::of`] in a line.
     #[inline(always)]
     fn count(&self, sketch: Sketch, line: u32, hash: u64) -> u64 {
@@ -181,20 +186,30 @@ impl BanAsked {
     }
 }
 
-/// One charge of a packet: of its source, then of the totals.
+/// A packet on its way through limits, which stand in the image that `first` is the first page of.
+#[derive(Clone, Copy)]
+pub struct Weighed<'a, P: Page> {
+    pub first: P,
+    pub packet: &'a Packet,
+    pub by: LimitedBy,
+    /// Bytes of the packet.
+    pub length: u32,
+}
+
+/// The charges of a packet: of each kind its source, then the totals.
 #[derive(Clone, Copy)]
 pub struct Spend<'a> {
     pub packet: &'a Packet,
     /// Of the limits.
     pub number: u32,
-    pub kind: Kind,
     /// Bytes of the packet.
     pub length: u32,
-    /// Only what is not reserved for those who proved their address.
-    pub reserves: bool,
+    /// What was said before: whether it opens a connection, and spends only what is not reserved for those who proved
+    /// their address.
+    pub said: Metered,
 }
 
-/// Charges a packet by the limits of an image: [`Metered::PASS`], or the excess.
+/// Charges a packet by the limits of an image: [`Metered::PASS`], or the first excess. What comes before it stays charged.
 #[inline(always)]
 pub fn spend<L: Limiter, P: Pages>(limiter: &L, image: &Image<P>, what: Spend) -> Metered {
     match try_spend(limiter, image, what) {
@@ -205,75 +220,96 @@ pub fn spend<L: Limiter, P: Pages>(limiter: &L, image: &Image<P>, what: Spend) -
 
 #[inline(always)]
 fn try_spend<L: Limiter, P: Pages>(limiter: &L, image: &Image<P>, what: Spend) -> Option<u64> {
-    let Spend {
-        packet,
-        kind,
-        length,
-        reserves,
-        ..
-    } = what;
+    let packet = what.packet;
     let profile = image.profile(what.number)?;
-    let all = profile.flags();
-    let flags = all >> (2 * kind as u32);
+    let flags = profile.flags();
     let scope = limiter.bound(profile.u16(profile::SCOPE))?;
-    let words = limiter.scope(scope)?;
-    let now_ns = limiter.now_ns(all & flag::EXACT != 0);
-    // Reasons of a kind stand in a row: of the source, of all.
-    let of_source = Reason::FIRST_EXCESS + 2 * kind as u8;
-    if flags & flag::SOURCE != 0 {
-        let (high, low) = profile.mask(packet.version, packet.src.high, packet.src.low);
-        let hash = source_hash(high, low, limiter.seed());
-        let rate = profile.source(kind);
-        let charge = Charge::new(&rate, kind, length, now_ns, hash, reserves);
-        let sketch = Sketch {
-            scope,
-            table: kind as u32,
-        };
-        let line = limiter.line(sketch, hash as u32 & words.word(scope::SKETCH_MASK) as u32);
-        if !line.is_some_and(|line| charge.source(line)) {
-            return Some(Metered::excess(of_source, profile.u32(profile::EXCESS)).0);
-        }
+    let (high, low) = profile.mask(packet.version, packet.src.high, packet.src.low);
+    let spender = Spender {
+        limiter,
+        words: limiter.scope(scope)?,
+        scope,
+        now_ns: limiter.now_ns(flags & flag::EXACT != 0),
+        hash: source_hash(high, low, limiter.seed()),
+        what,
+    };
+    // Each by its name: of a loop the kernel's verifier is not told where it ends.
+    let mut excess = 0;
+    if flags & flag::of(Kind::Packets) != 0 {
+        excess = spender.spend(&profile, flags, Kind::Packets)?;
     }
-    if flags & flag::TOTAL != 0 {
-        let excess = total(words, &profile, profile::RATES, profile::EXCESS, what, now_ns);
-        if excess != 0 {
-            return Some(excess);
-        }
-        if profile.u16(profile::PARENT) != profile::NO_PARENT {
-            let words = parent(limiter, &profile)?;
-            let (rates, first) = (profile::PARENT_RATES, profile::PARENT_EXCESS);
-            return Some(total(words, &profile, rates, first, what, now_ns));
-        }
+    if excess == 0 && flags & flag::of(Kind::Bytes) != 0 {
+        excess = spender.spend(&profile, flags, Kind::Bytes)?;
     }
-    Some(0)
+    if excess == 0 && flags & flag::of(Kind::New) != 0 && what.said.opens() {
+        excess = spender.spend(&profile, flags, Kind::New)?;
+    }
+    Some(excess)
+}
+
+/// A packet that is charged.
+struct Spender<'a, L: Limiter> {
+    limiter: &'a L,
+    /// Scope of the kernel and its words.
+    scope: u32,
+    words: L::Scope,
+    now_ns: u64,
+    /// Of its source.
+    hash: u64,
+    what: Spend<'a>,
+}
+
+impl<L: Limiter> Spender<'_, L> {
+    /// Charges one kind: 0, or the word of an excess. `None`: the state cannot be read.
+    #[inline(always)]
+    fn spend<P: Page>(&self, profile: &Profile<P>, flags: u32, kind: Kind) -> Option<u64> {
+        if flags & flag::SOURCE << (2 * kind as u32) != 0 {
+            let rate = profile.source(kind);
+            let sketch = Sketch {
+                scope: self.scope,
+                table: kind as u32,
+            };
+            let line = self.hash as u32 & self.words.word(scope::SKETCH_MASK) as u32;
+            if !self.limiter.charge(sketch, line, &self.charge(&rate, kind)) {
+                // Reasons of a kind stand in a row: of the source, of all.
+                let of_source = Reason::FIRST_EXCESS + 2 * kind as u8;
+                return Some(Metered::excess(of_source, profile.u32(profile::EXCESS)).0);
+            }
+        }
+        if flags & flag::TOTAL << (2 * kind as u32) == 0 {
+            return Some(0);
+        }
+        let of_all = Reason::FIRST_EXCESS + 2 * kind as u8 + 1;
+        if !self.total(self.words, &profile.total(profile::RATES, kind), kind) {
+            return Some(Metered::excess(of_all, profile.u32(profile::EXCESS)).0);
+        }
+        if profile.u16(profile::PARENT) == profile::NO_PARENT {
+            return Some(0);
+        }
+        let words = parent(self.limiter, profile)?;
+        if !self.total(words, &profile.total(profile::PARENT_RATES, kind), kind) {
+            return Some(Metered::excess(of_all, profile.u32(profile::PARENT_EXCESS)).0);
+        }
+        Some(0)
+    }
+
+    /// Charges a total of a scope. Whether it is paid.
+    #[inline(always)]
+    fn total(&self, words: L::Scope, rate: &Rate, kind: Kind) -> bool {
+        rate.is_unlimited() || self.charge(rate, kind).total(words, scope::TOTALS + kind as u32)
+    }
+
+    #[inline(always)]
+    fn charge(&self, rate: &Rate, kind: Kind) -> Charge {
+        let reserves = self.what.said.reserves();
+        Charge::new(rate, kind, self.what.length, self.now_ns, self.hash, reserves)
+    }
 }
 
 /// The words of the scope whose totals hold as well. `None`: they cannot be read.
 #[inline(always)]
 fn parent<L: Limiter, P: Page>(limiter: &L, profile: &Profile<P>) -> Option<L::Scope> {
     limiter.scope(limiter.bound(profile.u16(profile::PARENT))?)
-}
-
-/// Charges a total of a scope: 0, or the word of an excess.
-#[inline(always)]
-fn total<S: Set, P: Page>(
-    words: S,
-    profile: &Profile<P>,
-    rates: u32,
-    first: u32,
-    what: Spend,
-    now_ns: u64,
-) -> u64 {
-    let rate = profile.total(rates, what.kind);
-    if rate.is_unlimited() {
-        return 0;
-    }
-    let charge = Charge::new(&rate, what.kind, what.length, now_ns, 0, what.reserves);
-    if charge.total(words, scope::TOTALS + what.kind as u32) {
-        return 0;
-    }
-    let of_all = Reason::FIRST_EXCESS + 2 * what.kind as u8 + 1;
-    Metered::excess(of_all, profile.u32(first)).0
 }
 
 /// Which table of a scope, of which scope of the kernel.
@@ -288,12 +324,15 @@ pub struct Sketch {
 
 /// What the steps of [`run`] ask of each other; in the kernel each is a function of its own.
 pub trait Steps {
+    /// A page of the image.
+    type Page: Page;
+
     /// [`before`].
-    fn before(&self, packet: &Packet, number: u32, told: Told) -> Metered;
-    /// [`spend`].
-    fn spend(&self, what: Spend) -> Metered;
+    fn before(&self, what: Weighed<Self::Page>, told: Told) -> Metered;
+    /// [`spend`], after [`Steps::before`] said this.
+    fn spend(&self, what: Weighed<Self::Page>, said: Metered) -> Metered;
     /// [`after`].
-    fn after(&self, packet: &Packet, number: u32, told: Told, excess: Metered) -> Metered;
+    fn after(&self, what: Weighed<Self::Page>, told: Told, excess: Metered) -> Metered;
     /// What the socket table knows of a TCP segment that opens nothing: [`Told::UNKNOWN`] to [`Told::STRAY`].
     fn handshake(&self, packet: &Packet) -> Told;
     /// Answers a SYN with a cookie, in its own frame, of which nothing is read after that: [`Told::FAILED`] to
@@ -307,53 +346,47 @@ pub trait Steps {
     fn settle<T>(&self, _value: &mut T) {}
 }
 
-/// What limits of these flags say of a packet of `length` bytes.
+/// What limits say of a packet.
 #[inline(always)]
-pub fn run<S: Steps>(steps: &S, packet: &Packet, flags: u32, number: u32, length: u32) -> Metered {
-    let opens = packet.opens_tcp();
-    if !opens && flags & !(flag::NEW | flag::EXACT) == 0 {
+pub fn run<S: Steps>(steps: &S, what: Weighed<S::Page>) -> Metered {
+    let flags = what.by.flags();
+    if !what.packet.opens_tcp() && flags & !(flag::NEW | flag::EXACT) == 0 {
         return Metered::PASS;
     }
-    let mut metered = attempt(steps, packet, flags, number, length, Told::NOTHING);
+    let mut metered = attempt(steps, what, Told::NOTHING);
     if metered.asks() {
-        let told = steps.handshake(packet);
-        metered = attempt(steps, packet, flags, number, length, told);
+        let told = steps.handshake(what.packet);
+        metered = attempt(steps, what, told);
     }
     steps.settle(&mut metered);
     if metered.challenges() {
-        let told = steps.challenge(packet);
+        let told = steps.challenge(what.packet);
         if !told.is(Told::GIVEN) {
-            metered = attempt(steps, packet, flags, number, length, told);
+            metered = attempt(steps, what, told);
             steps.settle(&mut metered);
         }
     }
     if metered.bans() {
-        steps.ban(packet, number);
+        steps.ban(what.packet, what.by.number());
     }
     metered
 }
 
 /// The same for a later fragment, of which there is nothing to ask.
 #[inline(always)]
-pub fn weigh<S: Steps>(steps: &S, packet: &Packet, flags: u32, number: u32, length: u32) -> Metered {
-    if flags & flag::TRAFFIC == 0 {
+pub fn weigh<S: Steps>(steps: &S, what: Weighed<S::Page>) -> Metered {
+    if what.by.flags() & flag::TRAFFIC == 0 {
         return Metered::PASS;
     }
-    attempt(steps, packet, flags, number, length, Told::UNKNOWN)
+    attempt(steps, what, Told::UNKNOWN)
 }
 
 #[inline(always)]
-fn attempt<S: Steps>(
-    steps: &S,
-    packet: &Packet,
-    flags: u32,
-    number: u32,
-    length: u32,
-    told: Told,
-) -> Metered {
+fn attempt<S: Steps>(steps: &S, what: Weighed<S::Page>, told: Told) -> Metered {
+    let flags = what.by.flags();
     let mut first = if flags & (flag::CHALLENGE | flag::CONNECTIONS) != 0 {
-        steps.before(packet, number, told)
-    } else if packet.opens_tcp() {
+        steps.before(what, told)
+    } else if what.packet.opens_tcp() {
         Metered::OPENS
     } else {
         Metered::PASS
@@ -362,22 +395,14 @@ fn attempt<S: Steps>(
     if !first.is_charged() {
         return first;
     }
-    let mut excess = Metered::PASS;
-    for kind in [Kind::Packets, Kind::Bytes, Kind::New] {
-        let limited = flags >> (2 * kind as u32) & flag::NEW != 0;
-        if limited && (kind != Kind::New || first.opens()) {
-            excess = steps.spend(Spend {
-                packet,
-                number,
-                kind,
-                length,
-                reserves: first.reserves(),
-            });
-            if excess != Metered::PASS {
-                break;
-            }
-        }
+    let charged = match first.opens() {
+        true => flag::TRAFFIC | flag::NEW,
+        false => flag::TRAFFIC,
+    };
+    if flags & charged == 0 {
+        return first;
     }
+    let mut excess = steps.spend(what, first);
     steps.settle(&mut excess);
     if excess == Metered::PASS {
         return first;
@@ -385,7 +410,7 @@ fn attempt<S: Steps>(
     if flags & flag::CHALLENGE == 0 {
         return excess;
     }
-    steps.after(packet, number, told, excess)
+    steps.after(what, told, excess)
 }
 
 /// What comes before charges: connections, and what is known of the packet's own.

@@ -112,7 +112,7 @@ fn account(
     if !cell.is_limited() || cell.reason() != Reason::Allowed.number() {
         return None;
     }
-    let limits = image.profile(image.profile_of(cell.ending())?)?;
+    let limits = image.profile(image.limited_by(cell.ending())?.number())?;
     if limits.flags() & flag::CONNECTIONS == 0 {
         return None;
     }

@@ -6,7 +6,7 @@ use crate::frame::settle;
 use crate::limits::{self, Given};
 use crate::maps::{GATE, LOCAL, TALLIES};
 use crate::sockets;
-use crate::state::{self, PolicyPages, config, control, policy_pages, room};
+use crate::state::{self, PolicyPage, PolicyPages, config, control, policy_pages, room};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use firewall_common::control::{AddressKey, Config, Control, Selector};
 use firewall_common::counter::Tally;
@@ -15,7 +15,7 @@ use firewall_common::flow::{Key, Left, Sends, State};
 use firewall_common::fragment::Remembered;
 use firewall_common::gate::{Bank, Cell};
 use firewall_common::image::Image;
-use firewall_common::meter::{Metered, Spend, Steps, Told};
+use firewall_common::meter::{Metered, Steps, Told, Weighed};
 use firewall_common::packet::{Address, Fragment, Frame, Packet};
 use firewall_common::verdict::Reason;
 
@@ -307,21 +307,39 @@ impl<C: Context> Node<'_, C> {
 }
 
 impl<C: Context> Steps for Node<'_, C> {
+    type Page = PolicyPage;
+
     #[inline(always)]
-    fn before(&self, packet: &Packet, number: u32, told: Told) -> Metered {
-        Metered(limits::limits_before(packet, self.given(told), number))
+    fn before(&self, what: Weighed<PolicyPage>, told: Told) -> Metered {
+        Metered(limits::limits_before(
+            what.packet,
+            self.given(told),
+            what.by.number(),
+        ))
     }
 
     #[inline(always)]
-    fn spend(&self, what: Spend) -> Metered {
-        let word = what.number & 0xffff | (what.kind as u32) << 16 | (what.reserves as u32) << 24;
-        let given = self.given(Told::NOTHING);
-        Metered(limits::limits_spend(what.packet, given, word, what.length))
+    fn spend(&self, what: Weighed<PolicyPage>, said: Metered) -> Metered {
+        let given = limits::of_image(self.slot, what.by.number());
+        let first = what.first.0.cast();
+        Metered(limits::limits_spend(
+            first,
+            what.packet,
+            given,
+            said.0,
+            what.length,
+        ))
     }
 
     #[inline(always)]
-    fn after(&self, packet: &Packet, number: u32, told: Told, excess: Metered) -> Metered {
-        Metered(limits::limits_after(packet, self.given(told), number, excess.0))
+    fn after(&self, what: Weighed<PolicyPage>, told: Told, excess: Metered) -> Metered {
+        let given = self.given(told);
+        Metered(limits::limits_after(
+            what.packet,
+            given,
+            what.by.number(),
+            excess.0,
+        ))
     }
 
     #[inline(always)]

@@ -2,12 +2,12 @@
 //! of a chain of calls is 512 bytes: what they ask of sockets is asked by the program.
 
 use crate::apart;
-use crate::maps::BINDINGS;
-use crate::state::{self, config, control, policy_pages};
+use crate::maps::{BINDINGS, PageBytes};
+use crate::state::{self, PolicyPage, config, control, policy_pages};
 use crate::tables::{self, MapWords};
 use firewall_common::control::{Config, SLOTS};
 use firewall_common::image::Image;
-use firewall_common::limit::{Kind, MAX_LOCAL, WAYS, count, scope};
+use firewall_common::limit::{Charge, MAX_LOCAL, WAYS, count, scope};
 use firewall_common::meter::{self, BanAsked, Limiter, Metered, Sketch, Spend, Told};
 use firewall_common::packet::Packet;
 
@@ -56,18 +56,39 @@ pub extern "C" fn limits_before(packet: *const Packet, given: u32, number: u32) 
     meter::before(&Limits(given), &image, packet, number, given.told()).0
 }
 
-/// [`meter::spend`] in the image of a slot. `what`: the number of the limits (16 bits), the kind (8 bits), whether it reserves.
+/// A slot of images, and the number of limits in its image.
+#[inline(always)]
+pub const fn of_image(slot: u32, number: u32) -> u32 {
+    slot << 16 | number & 0xffff
+}
+
+/// [`meter::spend`] in an image whose first page is at hand, for limits that [`of_image`] names; after this was `said`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn limits_spend(packet: *const Packet, given: u32, what: u32, length: u32) -> u64 {
-    let given = Given(given);
-    opened!(packet, image, given, Metered::UNREADABLE.0);
+pub extern "C" fn limits_spend(
+    first: *const PageBytes,
+    packet: *const Packet,
+    limits: u32,
+    said: u64,
+    length: u32,
+) -> u64 {
+    let given = Given::new(limits >> 16, 0, Told::NOTHING);
+    let Some(pages) = policy_pages(given.image(), control()) else {
+        return Metered::UNREADABLE.0;
+    };
+    // SAFETY: the verifier lets callers pass a whole packet or null only.
+    let Some(packet) = (unsafe { packet.as_ref() }) else {
+        return Metered::UNREADABLE.0;
+    };
+    if first.is_null() {
+        return Metered::UNREADABLE.0;
+    }
+    let image = Image::opened(&pages, PolicyPage(first.cast()));
     let what = Spend {
         packet,
-        number: what & 0xffff,
-        kind: Kind::from_number(what >> 16 & 0xff),
+        number: limits & 0xffff,
         length,
-        reserves: what >> 24 != 0,
+        said: Metered(said),
     };
     meter::spend(&Limits(given), &image, what).0
 }
@@ -95,6 +116,18 @@ pub extern "C" fn limits_ban(packet: *const Packet, given: u32, number: u32) -> 
     let version_len = (packet.version as u32) << 8 | asked.len as u32;
     let seconds_service = (asked.seconds as u64) << 16 | asked.service as u64;
     apart::ban_source(high, low, version_len, seconds_service, given.config())
+}
+
+/// [`Limiter::charge`]: 1 if it is paid, or 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn charge_of(charge: *const Charge, scope: u32, table: u32, line: u32) -> u64 {
+    // SAFETY: the verifier lets callers pass a whole charge or null only.
+    let Some(charge) = (unsafe { charge.as_ref() }) else {
+        return 0;
+    };
+    let line = tables::line(Sketch { scope, table }, line);
+    line.is_some_and(|line| charge.source(line)) as u64
 }
 
 /// [`Limiter::count`].
@@ -150,6 +183,11 @@ impl Limiter for Limits {
     #[inline(always)]
     fn line(&self, sketch: Sketch, line: u32) -> Option<Self::Line> {
         tables::line(sketch, line)
+    }
+
+    #[inline(always)]
+    fn charge(&self, sketch: Sketch, line: u32, charge: &Charge) -> bool {
+        charge_of(charge, sketch.scope, sketch.table, line) != 0
     }
 
     #[inline(always)]

@@ -8,9 +8,9 @@ use firewall_common::decide::{self, Kernel, Outcome, Socket, Step};
 use firewall_common::flow::{self, Key, Left, SET_WORDS, Sends, Set, State, Table};
 use firewall_common::fragment::{Fragments, Remembered};
 use firewall_common::gate::{self, Bank};
-use firewall_common::image::{Image, SlicePages};
+use firewall_common::image::{Image, SlicePage, SlicePages};
 use firewall_common::limit::{self, scope};
-use firewall_common::meter::{self, BanAsked, Limiter, Metered, Sketch, Spend, Steps, Told};
+use firewall_common::meter::{self, BanAsked, Limiter, Metered, Sketch, Spend, Steps, Told, Weighed};
 use firewall_common::packet::{Address, Fragment, Packet, SliceFrame, ethertype, protocol, tcp};
 use firewall_common::verdict::Reason;
 use std::cell::RefCell;
@@ -325,25 +325,37 @@ impl<'a> Limiter for Run<'a> {
     }
 }
 
-impl Steps for Run<'_> {
-    fn before(&self, packet: &Packet, number: u32, told: Told) -> Metered {
+impl<'a> Steps for Run<'a> {
+    type Page = SlicePage<'a>;
+
+    fn before(&self, what: Weighed<SlicePage<'a>>, told: Told) -> Metered {
         if self.node.flows.limits.ample {
-            return if packet.opens_tcp() {
+            return if what.packet.opens_tcp() {
                 Metered::OPENS
             } else {
                 Metered::PASS
             };
         }
-        self.in_image(|image| meter::before(self, image, packet, number, told))
+        self.in_image(|image| meter::before(self, image, what.packet, what.by.number(), told))
     }
-    fn spend(&self, what: Spend) -> Metered {
+    fn spend(&self, what: Weighed<SlicePage<'a>>, said: Metered) -> Metered {
         if self.node.flows.limits.ample {
             return Metered::PASS;
         }
-        self.in_image(|image| meter::spend(self, image, what))
+        let Weighed {
+            packet, by, length, ..
+        } = what;
+        let number = by.number();
+        let spend = Spend {
+            packet,
+            number,
+            length,
+            said,
+        };
+        self.in_image(|image| meter::spend(self, image, spend))
     }
-    fn after(&self, packet: &Packet, number: u32, told: Told, excess: Metered) -> Metered {
-        self.in_image(|image| meter::after(self, image, packet, number, told, excess))
+    fn after(&self, what: Weighed<SlicePage<'a>>, told: Told, excess: Metered) -> Metered {
+        self.in_image(|image| meter::after(self, image, what.packet, what.by.number(), told, excess))
     }
     fn handshake(&self, packet: &Packet) -> Told {
         let handshakes = &self.node.flows.limits.handshakes;

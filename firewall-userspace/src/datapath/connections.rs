@@ -413,7 +413,7 @@ impl Limits {
         if !cell.is_limited() || Reason::from_number(cell.reason()) != Some(Reason::Allowed) {
             return None;
         }
-        let number = image.profile_of(cell.ending())?;
+        let number = image.limited_by(cell.ending())?.number();
         self.profiles.get(&number).copied()
     }
 

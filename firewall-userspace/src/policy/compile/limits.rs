@@ -6,7 +6,7 @@
 use super::super::limits::{Limits, OnExcess};
 use super::super::model::{Policy, ServiceId};
 use super::{Ending, Scope, align, put32, put64};
-use firewall_common::image::field;
+use firewall_common::image::{LimitedBy, field};
 use firewall_common::limit::{COUNTS, Kind, Rate, Record, flag, profile};
 use firewall_common::verdict::{Direction, Reason};
 
@@ -91,12 +91,8 @@ impl<'a> Scopes<'a> {
         if self.list.is_empty() {
             return;
         }
-        let profile_of = align(image, 8);
-        for ending in endings {
-            image.extend_from_slice(&ending.profile.to_le_bytes());
-        }
-        let table = align(image, profile::SIZE as usize);
         let excess = |scope: u16| first_excess + u32::from(scope) * Reason::EXCESS;
+        let mut records = Vec::new();
         for (number, (limits, parent)) in (0_u16..).zip(&self.limits) {
             let of_parent = parent.map(|parent| self.limits[parent as usize].0);
             let record = Record {
@@ -127,10 +123,22 @@ impl<'a> Scopes<'a> {
                 parent_total: Kind::ALL
                     .map(|kind| of_parent.map_or(Rate::default(), |parent| total_rate(parent, kind))),
             };
-            image.extend_from_slice(&record.write());
+            records.push((record.write(), record.flags()));
+        }
+        let limited_by = align(image, 8);
+        for ending in endings {
+            let record = usize::from(ending.profile).checked_sub(1).map(|at| &records[at]);
+            let by = record.map_or(LimitedBy::NOTHING, |(_, flags)| {
+                LimitedBy::new(ending.profile, *flags)
+            });
+            image.extend_from_slice(&by.0.to_le_bytes());
+        }
+        let table = align(image, profile::SIZE as usize);
+        for (record, _) in records {
+            image.extend_from_slice(&record);
         }
         put32(image, field::PROFILES, self.list.len() as u32);
-        put64(image, field::PROFILE_OF, profile_of);
+        put64(image, field::LIMITED_BY, limited_by);
         put64(image, field::PROFILE_TABLE, table);
     }
 }

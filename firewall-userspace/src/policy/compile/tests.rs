@@ -374,12 +374,14 @@ proptest! {
             let limits = group.map_or(&service.limits, |group| &group.limits);
             let nothing = Limits::default();
             let parent = group.map_or(&nothing, |_| &service.limits);
-            let at = image.profile_of(cell.ending()).unwrap();
+            let by = image.limited_by(cell.ending()).unwrap();
+            let at = by.number();
             prop_assert_eq!(cell.is_limited(), at != 0);
             for other in [counter::ANSWER, counter::OPENS] {
                 prop_assert_eq!(compiled.endings[(cell.ending() + other) as usize].profile, at as u16);
             }
-            prop_assert_eq!(image.profile_of(cell.ending() + counter::OPENS), Some(at));
+            prop_assert_eq!(image.limited_by(cell.ending() + counter::OPENS), Some(by));
+            prop_assert_eq!(by.flags(), image.profile(at).map_or(0, |profile| profile.flags()));
             if at == 0 {
                 prop_assert!(limits.is_empty() && !parent.has_totals(), "{} {:?}", peer, key);
                 continue;
