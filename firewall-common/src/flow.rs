@@ -41,12 +41,6 @@ pub trait Set: Copy {
     fn put(self, index: u32, word: u64);
     /// Stores `new` if the word is `old`, in one step and in order with all other memory; whether it was.
     fn swap(self, index: u32, old: u64, new: u64) -> bool;
-    /// All ones if the top bit of a word is set, else zero. In the kernel LLVM is not to know what it is: it would
-    /// make branches of what is computed from it.
-    #[inline(always)]
-    fn negative(word: u64) -> u64 {
-        (word as i64 >> 63) as u64
-    }
 }
 
 /// Both ends of a flow, in one shape for what leaves and what comes back.

@@ -239,7 +239,11 @@ impl Charge {
     pub fn source<S: Set>(&self, line: S) -> bool {
         let tag = self.hash >> TIME_BITS;
         for _ in 0..TRIES {
-            let (way, cell) = self.place(line, tag);
+            let way = match find(line, tag) {
+                WAYS => self.least(line, tag),
+                way => way,
+            };
+            let cell = line.word(way);
             let Some(next) = self.pay(cell & SOURCE_TIME, SOURCE_TIME) else {
                 return false;
             };
@@ -250,26 +254,22 @@ impl Charge {
         false
     }
 
-    /// The way of a source and its cell: its own, else the first of those that are least ahead.
-    ///
-    /// Each word is read once, so what another CPU does meanwhile cannot give a source two cells. Without a branch: under a
-    /// flood none could be predicted, and the BPF verifier would walk all of them.
+    /// The way that is least ahead; the first free one ends the search. So does the source's own, which another CPU may have
+    /// begun meanwhile: a source has one cell.
     #[inline(always)]
-    fn place<S: Set>(&self, line: S, tag: u64) -> (u32, u64) {
-        let limit = self.capacity.wrapping_mul(2);
-        let (mut best, mut found) = (u64::MAX >> 1, 0);
+    fn least<S: Set>(&self, line: S, tag: u64) -> u32 {
+        let (mut least, mut at) = (u64::MAX, 0);
         for way in 0..WAYS {
             let cell = line.word(way);
-            let ahead = cell.wrapping_sub(self.now) & SOURCE_TIME;
-            // A time long past is worth nothing, see `ahead`; and its own cell comes before all.
-            let ahead = ahead & !S::negative(limit.wrapping_sub(ahead));
-            let own = S::negative((cell >> TIME_BITS ^ tag).wrapping_sub(1));
-            let rank = (ahead + 1) << 3 & !own | way as u64;
-            let better = S::negative(rank.wrapping_sub(best));
-            best ^= (best ^ rank) & better;
-            found ^= (found ^ cell) & better;
+            let ahead = ahead(cell & SOURCE_TIME, self.now, self.capacity, SOURCE_TIME);
+            if ahead == 0 || cell >> TIME_BITS == tag {
+                return way;
+            }
+            if ahead < least {
+                (least, at) = (ahead, way);
+            }
         }
-        (best as u32 & (WAYS - 1), found)
+        at
     }
 }
 

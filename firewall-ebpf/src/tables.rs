@@ -93,11 +93,4 @@ impl<const N: u32> Set for MapWords<N> {
         }
         found == old
     }
-
-    #[inline(always)]
-    fn negative(mut word: u64) -> u64 {
-        // SAFETY: arithmetic on a register.
-        unsafe { asm!("{0} s>>= 63", inout(reg) word, options(nomem, nostack)) };
-        word
-    }
 }
