@@ -27,4 +27,4 @@ pub mod verdict;
 
 /// Version of everything that a pinned map holds. Maps live under a directory named by it, so an agent never
 /// reads maps of another layout: it makes its own and then replaces the programs.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
