@@ -365,7 +365,9 @@ impl Fleet {
             )
         );
         self.cluster.ctl(ROOT, &["put", KEY, &tampered])?;
-        self.wait_state("db-1", "failed")?;
+        for name in ["db-1", "db-2"] {
+            self.wait_state(name, "failed")?;
+        }
         self.ravelin(telling, &["nodes"], 0)?;
         telling.say("");
         self.expect(telling, ("batch-1", "db-1", API), false, "nobody signed that")?;
