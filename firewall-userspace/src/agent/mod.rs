@@ -108,7 +108,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let outlets = Outlets {
         readiness: readiness_out,
         files: files_out,
-        directory: directory.clone(),
+        directory,
         hub: hub.clone(),
         board: board.clone(),
         fleet: fleet_board.clone(),
@@ -117,21 +117,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (started, start) = oneshot::channel();
     let (stopped, mut stop) = oneshot::channel();
     let owner_config = config.clone();
-    let (owner_agent, owner_hub) = (agent.clone(), hub.clone());
+    let owner_agent = agent.clone();
     // Detached on purpose: its end is told by the channel, also if it panics.
     std::thread::Builder::new()
         .name("ravelin-owner".into())
         .spawn(move || {
-            let result = own(
-                owner_config,
-                sets,
-                outlets,
-                inbox,
-                started,
-                owner_agent,
-                owner_hub,
-                directory,
-            );
+            let result = own(owner_config, sets, outlets, inbox, started, owner_agent);
             // Who waits for it is the function that this thread was made by.
             let _ = stopped.send(result);
         })?;
@@ -206,9 +197,8 @@ fn own(
     inbox: mpsc::UnboundedReceiver<Command>,
     started: oneshot::Sender<Option<Arc<Documents>>>,
     agent: Handle,
-    hub: Arc<Hub>,
-    directory: Arc<RwLock<Directory>>,
 ) -> anyhow::Result<()> {
+    let (directory, hub) = (outlets.directory.clone(), outlets.hub.clone());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

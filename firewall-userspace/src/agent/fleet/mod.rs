@@ -83,7 +83,7 @@ impl Start {
             degraded.insert("memory", text);
             Memory::default()
         });
-        let mut guard = Guard {
+        let guard = Guard {
             trust,
             labels: fleet.labels.clone(),
             memory,
@@ -94,7 +94,7 @@ impl Start {
         };
         let (kept, point) = cache.read();
         let mut node = Node::new(fleet.grace);
-        node.restore(kept, &mut guard);
+        node.restore(kept, &guard);
         let audit = Audit::new(state_dir);
         audit.refused(&node.refusals(), clock.wall().as_secs());
         Start {
