@@ -2,7 +2,7 @@
 //! would write there.
 
 use ravelin::fleet::report::{Rejected, Report, Version, node_key, status_key};
-use ravelin::fleet::statement::Digest;
+use ravelin::fleet::statement::Envelope;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -143,10 +143,11 @@ impl Fleet {
     /// A node has what the store has, and says so; `change` what is otherwise.
     fn report(&self, name: &str, policies: &[(&str, u64)], change: impl FnOnce(&mut Report)) {
         let document = |(policy, version): &(&str, u64)| {
-            let envelope = std::fs::read(self.stored(&format!("policies/{policy}"))).unwrap_or_default();
+            let stored = std::fs::read(self.stored(&format!("policies/{policy}"))).unwrap_or_default();
+            let digest = Envelope::parse(&stored).map(|envelope| envelope.digest().to_string());
             let version = Version {
                 version: *version,
-                digest: Digest::of(&envelope).to_string(),
+                digest: digest.unwrap_or_default(),
             };
             ((*policy).to_owned(), version)
         };
