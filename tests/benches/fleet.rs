@@ -35,6 +35,7 @@ use ravelin_tests::netns::Namespace;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -47,6 +48,7 @@ fn main() -> Result<()> {
         return Ok(());
     }
     lab::prepare()?;
+    many_files()?;
     let (agents, prefixes) = if quick() { (100, 50_000) } else { (1000, 1_000_000) };
     let place = Namespace::unique(PREFIX, "etcd")?;
     place.ip("link set lo up")?;
@@ -61,6 +63,17 @@ fn main() -> Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(bench(&fleet, &cluster, agents, prefixes))
     })
+}
+
+/// A connection is a file, and most systems give a process 1,024 of them unless it asks.
+fn many_files() -> Result<()> {
+    let process = std::process::id().to_string();
+    let status = Command::new("prlimit")
+        .args(["--pid", &process, "--nofile=8192:"])
+        .status()
+        .context("running prlimit")?;
+    ensure!(status.success(), "prlimit: {status}: this takes 8,192 open files");
+    Ok(())
 }
 
 /// What all agents of the bench have in common.
@@ -167,13 +180,11 @@ async fn agent(number: usize, shared: Arc<Shared>) -> Result<()> {
     session
         .put(&node_key(&name), serde_json::to_vec(&stored)?.into())
         .await?;
-    let own = node_key(&name);
     let mut with_nodes = node.asks_for_nodes();
     let under = |with_nodes: bool| match with_nodes {
         true => vec!["policies/", "bans/", "nodes/"],
         false => vec!["policies/", "bans/"],
     };
-    let _ = own;
     let mut follower = Follower::new(store.clone(), &under(with_nodes));
     loop {
         match follower.next().await {

@@ -152,7 +152,7 @@ fn another_selector_is_put_back() -> Result<()> {
     // Or somebody's own policy stands there.
     stage.finds("selector", |stage| {
         let now = stage.selector()?;
-        stage.put("IMAGES", now.image() + 1 & 1, &image_of(OPEN)?)?;
+        stage.put("IMAGES", (now.image() + 1) & 1, &image_of(OPEN)?)?;
         let other = Selector::new(now.image() + 1, now.config());
         stage.set_word(offset_of!(Control, selector), other.0)
     })?;
