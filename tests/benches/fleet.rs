@@ -25,7 +25,7 @@ use ravelin::policy::groups::NodeGroup;
 use ravelin::policy::merge::{Part, PartName, merge};
 use ravelin::store::follow::{Follower, Update};
 use ravelin::store::settings::{self, Settings};
-use ravelin::store::shared::{Change, Store};
+use ravelin::store::shared::{Change, Session, Store};
 use ravelin_tests::agent::PREFIX;
 use ravelin_tests::bench::{Record, quick, wanted};
 use ravelin_tests::etcd::{Cluster, Place};
@@ -40,6 +40,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
+
+/// Before what failed is tried again.
+const PAUSE: Duration = Duration::from_millis(500);
 
 const TABLE: &str = "a fleet on one etcd";
 
@@ -165,7 +168,6 @@ async fn agent(number: usize, shared: Arc<Shared>) -> Result<()> {
     node.restore(kept, &judge);
     node.begin(node.kept().into_iter().next_back());
     let store = settings::open(&shared.settings)?;
-    let session = store.session(Duration::from_secs(60)).await?;
     let address = 0x0a00_0000 + number as u32 + 1;
     let registration = Registration {
         labels,
@@ -177,9 +179,8 @@ async fn agent(number: usize, shared: Arc<Shared>) -> Result<()> {
         registration: serde_json::to_string(&registration)?,
         signature: None,
     };
-    session
-        .put(&node_key(&name), serde_json::to_vec(&stored)?.into())
-        .await?;
+    // It is held as long as the agent is.
+    let _session = register(&store, &node_key(&name), serde_json::to_vec(&stored)?.into()).await;
     let mut with_nodes = node.asks_for_nodes();
     let under = |with_nodes: bool| match with_nodes {
         true => vec!["policies/", "bans/", "nodes/"],
@@ -213,7 +214,9 @@ async fn agent(number: usize, shared: Arc<Shared>) -> Result<()> {
             if wanted.is_empty() {
                 break;
             }
-            fetch(&*store, &wanted, &mut node).await?;
+            for (digest, object) in fetch(&store, &wanted).await {
+                node.object(digest, &object);
+            }
             node.look(&mut judge, now());
         }
         while let Some(set) = node.plan(now()) {
@@ -230,14 +233,33 @@ async fn agent(number: usize, shared: Arc<Shared>) -> Result<()> {
     }
 }
 
-async fn fetch(store: &dyn Store, wanted: &[Digest], node: &mut Node) -> Result<()> {
+/// Until it is done, as agents do: a thousand at once are more than etcd answers in its time.
+async fn register(store: &Arc<dyn Store>, key: &str, value: Bytes) -> Session {
+    loop {
+        if let Ok(session) = store.session(Duration::from_secs(60)).await
+            && session.put(key, value.clone()).await.is_ok()
+        {
+            return session;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// The same for objects.
+async fn fetch(store: &Arc<dyn Store>, wanted: &[Digest]) -> Vec<(Digest, Bytes)> {
+    let mut objects = Vec::new();
     for some in wanted.chunks(32) {
         let keys: Vec<String> = some.iter().map(|digest| format!("lists/{digest}")).collect();
-        for (digest, entry) in some.iter().zip(store.get(&keys).await?) {
-            node.object(*digest, &entry.context("a list is missing")?.value);
-        }
+        let entries = loop {
+            match store.get(&keys).await {
+                Ok(entries) => break entries,
+                Err(_) => tokio::time::sleep(PAUSE).await,
+            }
+        };
+        let found = some.iter().zip(entries);
+        objects.extend(found.filter_map(|(digest, entry)| Some((*digest, entry?.value))));
     }
-    Ok(())
+    objects
 }
 
 /// What the owner does before the kernel; the million prefixes once for all agents.

@@ -113,7 +113,10 @@ fn a_fleet_is_changed_through_etcd() {
     assert!(operator.good("delete payments").contains("payments is deleted"));
     operator.cluster.kill_all().expect("killed");
     let error = operator.refused("policies");
-    assert!(error.contains("etcd: reading policies/: https://127.0.0.1:"), "{error}");
+    assert!(
+        error.contains("etcd: reading policies/: https://127.0.0.1:"),
+        "{error}"
+    );
 }
 
 #[test]
