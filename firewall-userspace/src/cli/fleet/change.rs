@@ -181,7 +181,10 @@ impl Fleet {
         let meant = view.meant(&header.nodes);
         let lines = diff(&old, &new.loaded.policy);
         // A document that expires is signed anew: that is how it lives on.
-        let same = before.is_some_and(|before| draft.says(before)) && draft.expires.is_none();
+        // So is one that nodes know a later version of.
+        let latest = |before: &Verified| before.statement.version.saturating_add(1) == version;
+        let same =
+            before.is_some_and(|before| draft.says(before) && latest(before)) && draft.expires.is_none();
         if !wishes.dry_run && !same {
             // Before anything is stored.
             self.file.key()?;
