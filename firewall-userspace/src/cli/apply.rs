@@ -13,7 +13,7 @@ use std::time::Duration;
 /// a mistake changes nothing. Prints who gained and who lost which port. Files of prefixes that the policy names
 /// are looked for beside the agent's policy file.
 ///
-/// With --fleet the file is a document of the fleet ([policy] says its name and its nodes), and no agent is asked: it is checked
+/// With --fleet the file is a document of the fleet (`[policy]` says its name and its nodes), and no agent is asked: it is checked
 /// here, compared with the other documents, signed with your key and stored, with the files of prefixes that it names. Who
 /// changed it meanwhile is told, and nothing is overwritten.
 #[derive(Debug, clap::Args)]
